@@ -1,0 +1,82 @@
+"""What the stages share: the command line, where things are, and one message for a person when something is wrong.
+
+    python -m stages.distill suite=digits method=triplet [key=value ...] [--max-minutes M]
+
+Where things are is said once, in dvc.yaml under `vars: paths`; the stages read it there, so that they run without DVC.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tripletkd import Problem
+
+
+@dataclass
+class Stage:
+    """A stage's parameters, places and clock."""
+
+    config: Any
+    paths: dict[str, Path]
+    max_minutes: float | None
+    started: float = field(default_factory=time.time)
+
+    @property
+    def suite(self) -> Any:
+        return self.config.suites[self.config.suite]
+
+    def place(self, kind: str, *inner: str) -> Path:
+        """For example place("runs", "triplet"): runs/<suite>/triplet."""
+        return self.paths[kind].joinpath(self.config.suite, *inner)
+
+    def log(self, **figures: Any) -> dict[str, Any]:
+        """What differs from run to run, for log.json and MLflow."""
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        return {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 2),
+            "commit": commit or None,
+            "experiment": os.environ.get("DVC_EXP_NAME"),
+            "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+            "stage": os.environ.get("DVC_STAGE"),
+            **figures,
+        }
+
+
+def tracking_root() -> Path:
+    """Where the default MLflow store is: the main workspace, also for DVC's queued and temporary experiments."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> None:
+    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1."""
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="suite=NAME, method=NAME, and any key of params.yaml")
+    parser.add_argument("--max-minutes", type=float, help="stop at a checkpoint after that time; the same command goes on from it")
+    arguments = parser.parse_args()
+    try:
+        from tripletkd import config
+
+        settings = config.load(Path.cwd(), arguments.overrides)
+        for need in needs:
+            if getattr(settings, need) is None:
+                raise Problem(f"{need}: not given; expected {need}=NAME with one of {', '.join(getattr(settings, need + 's'))}")
+        main(Stage(settings, _paths(Path.cwd()), arguments.max_minutes))
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
+        sys.exit(130)
+
+
+def _paths(root: Path) -> dict[str, Path]:
+    from omegaconf import OmegaConf
+
+    return {kind: Path(path) for kind, path in OmegaConf.load(root / "dvc.yaml").vars[0].paths.items()}

@@ -1,0 +1,50 @@
+"""Turn the measurements of a suite's methods into its table, verdicts, curves and summary."""
+
+import csv
+import json
+from dataclasses import asdict
+from typing import Any
+
+from stages import Stage, run, tracking_root
+from tripletkd import Problem, record, report, tracking
+from tripletkd.provenance import whole, write_json
+
+
+def main(stage: Stage) -> None:
+    suite, methods = stage.config.suite, stage.config.run.methods
+    measured = {name: _measured(stage, name) for name in ["teacher", *methods]}  # the configured ones, whatever else lies there
+    table = report.rows(measured, stage.suite.published)
+    answers = report.verdicts(measured, stage.config.claims)
+    histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}
+    lines = report.curves(histories)
+    place = stage.place("results")
+    texts = {"table.md": report.markdown(suite, table, answers), "table.csv": report.table_csv(table)}
+    for name, text in texts.items():
+        with whole(place / name) as beside:
+            beside.write_text(text, encoding="utf-8")
+    write_json(place / "table.json", {"suite": suite, "rows": [asdict(row) for row in table], "verdicts": answers})
+    summary = {row.method: round(row.test.mean, 4) for row in table}
+    write_json(place / "summary.json", summary)
+    with whole(place / "curves.csv") as beside, beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    with whole(place / "curves.png") as beside:
+        report.plot_curves(beside, suite, lines)
+    print(texts["table.md"])
+    files = [place / name for name in (*texts, "table.json", "curves.png")]
+    tracking.never_fails(tracking.log_files, tracking_root(), suite, "tabulate", summary, {}, files)
+
+
+def _measured(stage: Stage, method: str) -> Any:
+    path = stage.place("results", "measured", f"{method}.json")
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
+    except json.JSONDecodeError as error:
+        raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
+
+
+if __name__ == "__main__":
+    run(main)

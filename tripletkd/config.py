@@ -1,0 +1,248 @@
+"""The schema of params.yaml: types, ranges and names, checked before a stage does anything.
+
+A constraint stands in the annotation: Annotated[int, ">= 1"], Annotated[str, "in cpu cuda"].
+"""
+
+import dataclasses
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Optional, get_type_hints
+
+from . import Problem, methods
+from .data import Inputs
+from .models import NETWORKS
+from .train import Recipe
+
+
+@dataclass
+class Run:
+    """What is regenerated, and how it is computed."""
+
+    suites: list[str]
+    methods: list[str]
+    seeds: list[Annotated[int, ">= 0"]]
+    holdout: Annotated[int, ">= 0"]  # training images a class that replace the test split; 0: the test split
+    device: Annotated[str, "in auto cpu cuda"]
+    precision: Annotated[str, "in float32 float64"]
+    folding: Annotated[str, "in auto always never"]  # all seeds in each kernel?
+    checkpoint_minutes: Annotated[float, "> 0"]
+
+
+@dataclass
+class Data:
+    """Where a suite's images come from."""
+
+    source: Annotated[str, "in torchvision folder archive digits"]
+    name: Optional[str] = None  # torchvision: the class's name
+    path: Optional[str] = None  # folder, archive: where it is
+    sha256: Optional[str] = None  # archive: what it must be
+    per_class: Optional[Annotated[int, ">= 1"]] = None  # only the first N images of each class, of either split
+
+
+@dataclass
+class InputSettings:
+    """See data.Inputs."""
+
+    mean: list[float]
+    std: list[Annotated[float, "> 0"]]
+    crop_padding: Annotated[int, ">= 0"]
+    flip: bool
+
+    def build(self, channels: int) -> Inputs:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, channels):
+                raise Problem(f"inputs.{name}: {len(getattr(self, name))} values for images of {channels} channel(s); give 1 or {channels}")
+        return Inputs(tuple(self.mean), tuple(self.std), self.crop_padding, self.flip)
+
+
+@dataclass
+class TeacherSettings:
+    network: Annotated[str, "in " + " ".join(NETWORKS)]
+    seed: Annotated[int, ">= 0"]
+    floor: Annotated[float, ">= 0", "<= 100"]  # test accuracy in percent below which no student is trained
+    recipe: Recipe
+
+
+@dataclass
+class StudentSettings:
+    network: Annotated[str, "in " + " ".join(NETWORKS)]
+    recipe: Recipe
+
+
+@dataclass
+class Published:
+    """A figure from the literature: test accuracy in percent."""
+
+    accuracy: Annotated[float, ">= 0", "<= 100"]
+    source: str
+
+
+@dataclass
+class Suite:
+    """A data set, a teacher, a student, and how both are trained."""
+
+    data: Data
+    inputs: InputSettings
+    teacher: TeacherSettings
+    student: StudentSettings
+    evaluate_every: Annotated[int, ">= 1"]
+    published: dict[str, Published] = field(default_factory=dict)
+
+
+@dataclass
+class Claim:
+    """What the paper says: one method's test accuracy is above another's."""
+
+    method: str
+    over: str
+
+
+@dataclass
+class Config:
+    """params.yaml, and which of its cells a stage is asked for on the command line (suite=..., method=...)."""
+
+    run: Run
+    suites: dict[str, Suite]
+    methods: dict[str, Any]  # each a Params of its module
+    claims: list[Claim]
+    suite: Optional[str] = None
+    method: Optional[str] = None
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", "params"])  # Hydra: params.yaml over this schema
+
+
+def load(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """params.yaml in `folder` with Hydra overrides, checked; Problem names the key, what was found, what is expected."""
+    config = _compose(folder, list(overrides))
+    for path, value, constraint in _violations(config, ""):
+        raise Problem(f"{path}: found {value!r}, expected a value {constraint}; correct it in params.yaml or on the command line")
+    config.methods = {name: _method(name, block) for name, block in config.methods.items()}
+    _check_names(config)
+    return config
+
+
+def _compose(folder: Path, overrides: list[str]) -> Config:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not (folder / "params.yaml").is_file():
+        raise Problem(f"{folder / 'params.yaml'}: not there; run stages from the project's root")
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            composed = compose("schema", overrides=overrides)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise Problem(_explain(error)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def _explain(error: BaseException) -> str:
+    """One message with the key; Hydra keeps the useful text in the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    key = getattr(error, "full_key", None)
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key:" not in line and "object_type" not in line)
+    parent = getattr(error, "object_type", None)
+    if key and "not in" in text and dataclasses.is_dataclass(parent):
+        known = ", ".join(f.name for f in dataclasses.fields(parent) if f.name != "defaults")
+        text = f"unknown key; expected one of {known}"
+    elif key and "Missing mandatory value" in text:
+        text = "missing; every key of the block must be given"
+    return f"{key}: {text}" if key else f"params.yaml: {text}"
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def _satisfies(value: Any, constraint: str) -> bool:
+    relation, _, bound = constraint.partition(" ")
+    if relation == "in":
+        return value in bound.split()
+    return _COMPARE[relation](value, float(bound))
+
+
+def _violations(block: Any, path: str) -> Iterable[tuple[str, Any, str]]:
+    """(key, value, constraint) for each value in a dataclass instance that breaks its annotation."""
+    hints = get_type_hints(type(block), include_extras=True)
+    for unknown in set(vars(block)) - set(hints):  # Hydra's +key=value passes its schema
+        yield f"{path}.{unknown}".lstrip("."), vars(block)[unknown], f"of a known key: {', '.join(hints)}"
+    for name, hint in hints.items():
+        yield from _check(getattr(block, name), hint, f"{path}.{name}".lstrip("."))
+
+
+def _check(value: Any, hint: Any, path: str) -> Iterable[tuple[str, Any, str]]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+        yield path, value, "that is a finite number"
+    elif origin is Annotated:
+        for constraint in arguments[1:]:
+            if not _satisfies(value, constraint):
+                yield path, value, constraint
+    elif origin in (typing.Union, types.UnionType):
+        if value is not None:
+            yield from _check(value, next(a for a in arguments if a is not type(None)), path)
+    elif origin is list:
+        for i, item in enumerate(value):
+            yield from _check(item, arguments[0], f"{path}[{i}]")
+    elif origin is dict:
+        for key, item in value.items():
+            yield from _check(item, arguments[1], f"{path}.{key}")
+    elif dataclasses.is_dataclass(value):
+        yield from _violations(value, path)
+
+
+def _method(name: str, block: Any) -> Any:
+    """The Params of a method from its block."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        module = methods.load(name)
+    except KeyError:
+        raise Problem(f"methods.{name}: unknown method; expected one of {', '.join(methods.names())}") from None
+    if not isinstance(block, dict):
+        raise Problem(f"methods.{name}: found {block!r}, expected a block of parameters")
+    try:
+        params = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Params), block))
+    except OmegaConfBaseException as error:
+        raise Problem(f"methods.{name}.{_explain(error)}") from None
+    for path, value, constraint in _violations(params, f"methods.{name}"):
+        raise Problem(f"{path}: found {value!r}, expected a value {constraint}; correct it in params.yaml or on the command line")
+    return params
+
+
+def _check_names(config: Config) -> None:
+    """Suites, methods and seeds that are asked for exist, and none is named twice."""
+    for key, names, known in (
+        ("run.suites", config.run.suites, list(config.suites)),
+        ("run.methods", config.run.methods, list(config.methods)),
+        ("run.seeds", config.run.seeds, None),
+        ("suite", [config.suite] if config.suite else None, list(config.suites)),
+        ("method", [config.method] if config.method else None, list(config.methods)),
+    ):
+        if names is None:
+            continue
+        if not names:
+            raise Problem(f"{key}: found an empty list, expected at least one")
+        for name in names:
+            if known is not None and name not in known:
+                raise Problem(f"{key}: {name!r} has no block in params.yaml; expected one of {', '.join(known)}")
+            if names.count(name) > 1:
+                raise Problem(f"{key}: {name!r} stands there {names.count(name)} times, expected once")
+    for i, claim in enumerate(config.claims):
+        for key, name in vars(claim).items():
+            if name not in config.methods:
+                raise Problem(f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}")
+    for suite, block in config.suites.items():
+        for name in block.published:
+            if name != "teacher" and name not in config.methods:
+                raise Problem(f"suites.{suite}.published.{name}: no such method; expected teacher or one of {', '.join(config.methods)}")

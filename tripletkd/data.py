@@ -1,0 +1,261 @@
+"""The canonical data set, and batches of it on the device: order, different-class negatives, augmentation."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import Problem
+from .provenance import write_json
+
+IMAGES, DESCRIPTION = "images.safetensors", "dataset.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 [N, H, W, C]; labels: int64 [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def select(self, index: NDArray[np.intp]) -> "Split":
+        return Split(np.ascontiguousarray(self.images[index]), self.labels[index])
+
+    def per_class(self, count: int) -> NDArray[np.intp]:
+        """The indices of the first `count` images of each class, in the order of the split."""
+        firsts = [np.flatnonzero(self.labels == label)[:count] for label in np.unique(self.labels)]
+        return np.sort(np.concatenate(firsts))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split over the same classes."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    def sha256(self) -> str:
+        """Of pixels, labels and class names; the order of the images counts."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for split in (self.train, self.test):
+            digest.update(json.dumps(split.images.shape).encode())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+    def limited(self, per_class: int) -> "Dataset":
+        """The first `per_class` images of each class, of either split."""
+        train, test = (s.select(s.per_class(per_class)) for s in (self.train, self.test))
+        return Dataset(train, test, self.classes)
+
+    def with_holdout(self, per_class: int) -> "Dataset":
+        """The first `per_class` training images of each class in the place of the test split.
+
+        For choosing hyper-parameters: the test images are not even in memory. Problem if nothing is left to train on.
+        """
+        held = np.zeros(len(self.train.labels), dtype=bool)
+        held[self.train.per_class(per_class)] = True
+        train, holdout = self.train.select(np.flatnonzero(~held)), self.train.select(np.flatnonzero(held))
+        if len(np.unique(train.labels)) < len(self.classes):
+            raise Problem(f"run.holdout: {per_class} images a class leave a class of the training split empty; take fewer")
+        return Dataset(train, holdout, self.classes)
+
+
+def save(dataset: Dataset, folder: Path, source: str) -> None:
+    """Write the canonical files: images.safetensors, and dataset.json with counts, sha256, mean and deviation."""
+    from safetensors.numpy import save_file
+
+    arrays = {}
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
+    save_file(arrays, folder / IMAGES)
+    mean, std = _channel_statistics(dataset.train.images)
+    write_json(
+        folder / DESCRIPTION,
+        {
+            "source": source,
+            "sha256": dataset.sha256(),
+            "image_shape": dataset.image_shape,
+            "classes": dataset.classes,
+            "images": {"train": len(dataset.train.labels), "test": len(dataset.test.labels)},
+            "images_per_class": {
+                "train": np.bincount(dataset.train.labels, minlength=len(dataset.classes)).tolist(),
+                "test": np.bincount(dataset.test.labels, minlength=len(dataset.classes)).tolist(),
+            },
+            "train_mean": mean,
+            "train_std": std,
+        },
+    )
+
+
+def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation a channel of pixels / 255, exact: from a histogram of the 256 values."""
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in np.moveaxis(images, -1, 0):
+        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+        mean = float(share @ values)
+        means.append(round(mean, 6))
+        stds.append(round(float(np.sqrt(share @ (values - mean) ** 2)), 6))
+    return means, stds
+
+
+def load(folder: Path) -> Dataset:
+    """Read what `save` wrote and check its sha256; Problem if the files are not there or not what they were."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        arrays = load_file(folder / IMAGES)
+        splits = [Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test")]
+        dataset = Dataset(*splits, classes=tuple(description["classes"]))
+    except FileNotFoundError as error:
+        raise Problem(f"{error.filename}: not there; run the fetch stage (dvc repro fetch) first") from None
+    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+        raise Problem(f"{folder}: cannot be read ({error}); delete it and run the fetch stage again") from None
+    if dataset.sha256() != description["sha256"]:
+        raise Problem(
+            f"{folder / IMAGES}: sha256 of the pixels is {dataset.sha256()}, {DESCRIPTION} says {description['sha256']}; "
+            "the file was changed: delete the folder and run the fetch stage again"
+        )
+    return dataset
+
+
+# --- batches on the device --------------------------------------------------------------------------------------------
+
+ORDER, NEGATIVES, AUGMENTATION = range(3)  # independent streams of random numbers, see `draw`
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How pixels become a network's input: (pixels / 255 - mean) / std a channel, after a random crop and flip."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    crop_padding: int = 0
+    flip: bool = False
+
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.crop_padding > 0
+
+    def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 [..., H, W, C] -> dtype [..., C, H, W], channels last in memory."""
+        mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
+        std = torch.tensor(self.std, dtype=dtype, device=images.device)
+        return ((images.to(dtype) / 255 - mean) / std).movedim(-1, -3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is random in one epoch of one seed or, stacked, of several: `index` [..., views, N] and what augments it.
+
+    View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
+    shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
+    """
+
+    index: Tensor
+    shift: Tensor | None = None
+    flip: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Plan":
+        return Plan(*(None if t is None else t.to(device) for t in (self.index, self.shift, self.flip)))
+
+    @staticmethod
+    def stack(plans: list["Plan"]) -> "Plan":
+        columns = zip(*((p.index, p.shift, p.flip) for p in plans), strict=True)
+        return Plan(*(None if column[0] is None else torch.stack(column) for column in columns))
+
+    def batches(self, size: int) -> Iterator["Plan"]:
+        """Consecutive batches; the last one may be smaller."""
+        for start in range(0, self.index.shape[-1], size):
+            at = slice(start, start + size)
+            yield Plan(
+                self.index[..., at],
+                None if self.shift is None else self.shift[..., at, :],
+                None if self.flip is None else self.flip[..., at],
+            )
+
+
+class Sampler:
+    """Draws the Plan of an epoch. Each number is a function of (seed, epoch, stream): no state to save or to share.
+
+    All methods thus see the same images in the same order for the same seed, whether or not they use negatives.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], inputs: Inputs, negatives: bool) -> None:
+        self.labels, self.inputs, self.negatives = labels, inputs, negatives
+        self.by_class = np.argsort(labels, kind="stable")
+        self.count = np.bincount(labels)
+        self.first = np.cumsum(self.count) - self.count
+
+    def draw(self, seed: int, epoch: int) -> Plan:
+        order = np.random.default_rng([seed, epoch, ORDER]).permutation(len(self.labels))
+        views = [order]
+        if self.negatives:
+            views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
+        index = torch.from_numpy(np.stack(views))
+        if not self.inputs.augments:
+            return Plan(index)
+        shape, rng = tuple(index.shape), np.random.default_rng([seed, epoch, AUGMENTATION])
+        shift = rng.integers(0, 2 * self.inputs.crop_padding, (*shape, 2), endpoint=True)
+        flip = rng.random(shape) < 0.5 if self.inputs.flip else np.zeros(shape, dtype=bool)
+        return Plan(index, torch.from_numpy(shift), torch.from_numpy(flip))
+
+    def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+        """For each image one drawn uniformly from all images of other classes: its own class is skipped over."""
+        label = self.labels[index]
+        draw = rng.integers(0, len(self.labels) - self.count[label])
+        return self.by_class[draw + np.where(draw >= self.first[label], self.count[label], 0)]
+
+
+class DeviceSplit:
+    """A split resident on the device, and its images as network inputs."""
+
+    def __init__(self, split: Split, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> None:
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.inputs, self.dtype = inputs, dtype
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, plan: Plan) -> Tensor:
+        """The planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
+        images = self.images[plan.index]
+        if plan.shift is not None and plan.flip is not None:
+            images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
+        return self.inputs.normalise(images, self.dtype)
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield self.inputs.normalise(images, self.dtype), labels
+
+
+def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Each image padded with black, cropped to its old size from `shift` (row, column) on, then mirrored where `flip`.
+
+    images: [..., H, W, C]; shift: [..., 2], 0 to 2 * padding; flip: [...].
+    """
+    height, width = images.shape[-3:-1]
+    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    rows = shift[..., 0, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = shift[..., 1, None] + torch.where(flip[..., None], columns.flip(0), columns)
+    flat = padded.flatten(0, -4)
+    image = torch.arange(len(flat), device=images.device)[:, None, None]
+    return flat[image, rows.flatten(0, -2)[:, :, None], columns.flatten(0, -2)[:, None, :]].view(images.shape)

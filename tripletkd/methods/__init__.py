@@ -1,0 +1,26 @@
+"""Distillation methods, one file each: the published formula as a pure function, and `loss` for the training loop.
+
+A method module has
+
+    NEEDS    what it uses beside the student's outputs for x: any of "teacher", "negative", "features"
+    Params   a dataclass: its block of params.yaml, ranges in the annotations
+    loss     (Batch, Params) -> {name of the term: Term(weight, value)}
+    layers   optional: (student, teacher, Params) -> nn.Module of layers trained with the student, dropped afterwards;
+             its arguments are the networks' Outputs for a batch of two images, to take shapes from
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def names() -> list[str]:
+    """Every method there is, in alphabetical order."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    """The module of one method; KeyError if there is none of that name."""
+    if name not in names():
+        raise KeyError(name)
+    return importlib.import_module(f"{__name__}.{name}")

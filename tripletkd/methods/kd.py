@@ -1,0 +1,25 @@
+"""Knowledge distillation. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from ._terms import Batch, NonNegative, Positive, Term, kl_divergence
+
+NEEDS = frozenset({"teacher"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    kl: NonNegative  # weight of the divergence from the teacher
+    temperature: Positive
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + kl * T^2 KL(softmax(t(x) / T) || softmax(s(x) / T))."""
+    assert batch.teacher is not None
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "kl": Term(params.kl, kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature)),
+    }

@@ -1,0 +1,29 @@
+"""Triplet loss with distillation: the later version of the authors' public code for Oki et al., IJCNN 2020."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from ._terms import Batch, NonNegative, Positive, Term, kl_divergence, triplet_margin
+
+NEEDS = frozenset({"teacher", "negative"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    kl: NonNegative  # weight of the divergence from the teacher
+    temperature: Positive  # the authors' code has none, that is 1
+    triplet: NonNegative  # the paper's lambda
+    margin: NonNegative  # in units of the logits
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + kl * T^2 KL(t(x) / T || s(x) / T) + triplet * the triplet loss of triplet.py."""
+    assert batch.teacher is not None and batch.negative is not None
+    student, teacher, negative = batch.student.logits, batch.teacher.logits, batch.negative.logits
+    return {
+        "ce": Term(params.ce, F.cross_entropy(student, batch.labels)),
+        "kl": Term(params.kl, kl_divergence(student, teacher, params.temperature)),
+        "triplet": Term(params.triplet, triplet_margin(teacher, student, negative, params.margin)),
+    }

@@ -1,0 +1,43 @@
+"""The paper's pairs of training samples: the siamese form, a contrastive loss between teacher and student outputs.
+
+Oki et al., IJCNN 2020, name pairs and triplets; their public code has the triplets only. The loss is that of Hadsell,
+Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006, without its factor 1/2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, NonNegative, Term
+
+NEEDS = frozenset({"teacher", "negative"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    pair: NonNegative  # weight of the contrastive loss
+    margin: NonNegative  # in units of the logits
+
+
+def contrastive(first: Tensor, second: Tensor, similar: Tensor, margin: float) -> Tensor:
+    """mean_i [ y_i d_i^2 + (1 - y_i) max(0, margin - d_i)^2 ], d_i = ||first_i - second_i||_2, y_i = similar_i in {0, 1}.
+
+    first, second: [B, classes]; similar: [B]. Where d_i = 0 the second summand's gradient is taken as 0.
+    """
+    distance = torch.linalg.vector_norm(first - second, dim=1)
+    return torch.mean(similar * distance**2 + (1 - similar) * F.relu(margin - distance) ** 2)
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + pair * contrastive, over t(x), s(x) as similar and t(x), s(x') as dissimilar pairs."""
+    assert batch.teacher is not None and batch.negative is not None
+    teacher = batch.teacher.logits
+    similar = torch.cat([torch.ones_like(teacher[:, 0]), torch.zeros_like(teacher[:, 0])])
+    pairs = torch.cat([teacher, teacher]), torch.cat([batch.student.logits, batch.negative.logits])
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "pair": Term(params.pair, contrastive(*pairs, similar, params.margin)),
+    }

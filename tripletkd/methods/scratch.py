@@ -1,0 +1,19 @@
+"""No teacher: the student alone, trained on the labels. What every method must beat."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from ._terms import Batch, NonNegative, Term
+
+NEEDS: frozenset[str] = frozenset()
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y)."""
+    return {"ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels))}

@@ -1,0 +1,103 @@
+"""The run record: one folder that holds all there is to know of a (suite, method), from which MLflow can be refilled.
+
+weights/seed-N.safetensors   the last epoch's weights of each seed
+history.csv                  a row for each seed and epoch: terms, learning rate, accuracies
+record.json                  parameters, seeds, hashes of data, teacher and weights, environment; no time, no path
+log.json                     times, machine, commit: what differs from run to run, and so is no output of a stage
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import Problem, models
+from .provenance import sha256, whole, write_json
+from .train import Fitted
+
+
+@dataclass(frozen=True)
+class Record:
+    """record.json as an object."""
+
+    suite: str
+    method: str  # or "teacher"
+    network: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    seeds: list[int]
+    failed: dict[str, str]  # seed -> why it has no weights
+    params: dict[str, Any]  # the blocks of params.yaml that made it
+    data_sha256: str
+    teacher_sha256: str | None
+    environment: dict[str, Any]
+    weights_sha256: dict[str, str] = field(default_factory=dict)  # seed -> of its file
+
+    def load_networks(self, folder: Path) -> dict[int, nn.Module]:
+        """Seed -> network with its weights; Problem if a file is missing or not the one that was recorded."""
+        from safetensors.torch import load_file
+
+        networks = {}
+        for seed, expected in self.weights_sha256.items():
+            path = weights_path(folder, seed)
+            if not path.is_file():
+                raise Problem(f"{path}: not there, record.json names it; run the stage again, or `dvc pull`")
+            if (found := sha256(path)) != expected:
+                raise Problem(f"{path}: sha256 is {found}, record.json says {expected}; run the stage again")
+            network = models.build(self.network, self.image_shape, self.classes, seed=0)
+            network.load_state_dict(load_file(path))
+            networks[int(seed)] = network
+        return networks
+
+
+def weights_path(folder: Path, seed: int | str) -> Path:
+    return folder / "weights" / f"seed-{seed}.safetensors"
+
+
+def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) -> Record:
+    """Write a finished run, in the place of any earlier one; returns the record with the hashes of the weights."""
+    from safetensors.torch import save_file
+
+    with whole(folder) as beside:
+        (beside / "weights").mkdir(parents=True)
+        for seed, network in fitted.networks.items():
+            path = weights_path(beside, seed)
+            save_file(models.weights(network), path)
+            record.weights_sha256[str(seed)] = sha256(path)
+        write_history(beside / "history.csv", fitted.history)
+        write_json(beside / "record.json", asdict(record))
+        write_json(beside / "log.json", dict(log))
+    return record
+
+
+def read(folder: Path) -> Record:
+    """Problem if there is no whole record."""
+    path = folder / "record.json"
+    try:
+        return Record(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Problem(f"{path}: not there; run the stage that makes it (dvc repro) first") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise Problem(f"{path}: not a run record of this version ({error}); run the stage again") from None
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """CSV with every digit that matters; epochs without evaluation leave accuracies empty."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows as they were written: seed and epoch are integers, empty cells are left out."""
+    with path.open(newline="") as file:
+        return [
+            {name: int(value) if name in ("seed", "epoch") else float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,142 @@
+"""Run records -> MLflow. The record is the truth: a store that is lost, or was out of reach, is refilled from records.
+
+A parent run a stage, tagged with the suite and the method; in it a child run a seed with every term by epoch. Logging a
+record twice leaves one run: the parent carries the record's fingerprint.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import record as records
+from .provenance import fingerprint
+
+RECORD_TAG = "tripletkd.record"
+METRICS_A_CALL = 1000  # the store's limit
+
+
+@contextmanager
+def store(root: Path) -> Iterator[Any]:
+    """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`, created by one process at a time."""
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        yield MlflowClient(tracking_uri=uri)
+        return
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    with FileLock(root / ".mlflow.lock"):
+        client.search_experiments(max_results=1)  # the first call creates the tables
+    yield client
+
+
+def never_fails(log: Any, *arguments: Any) -> None:
+    """Call a function that logs; if it fails, say so in one line and go on: results do not depend on tracking."""
+    try:
+        log(*arguments)
+    except Exception as error:  # whatever a store can raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later", file=sys.stderr)
+
+
+def log_record(root: Path, folder: Path) -> bool:
+    """A run record as a parent run and a child run a seed; False if the store has it already."""
+    record, log = records.read(folder), _log(folder)
+    identity = fingerprint(record.weights_sha256, record.params, log)
+    with store(root) as client:
+        experiment = _experiment(client, root, record.suite)
+        if client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'", max_results=1):
+            return False
+        tags = {
+            "suite": record.suite,
+            "method": record.method,
+            "stage": "train_teacher" if record.method == "teacher" else "distill",
+            "data.sha256": record.data_sha256,
+            **({"teacher.sha256": record.teacher_sha256} if record.teacher_sha256 else {}),
+            **{f"environment.{key}": str(value) for key, value in record.environment.items() if value is not None},
+            **{f"log.{key}": str(value) for key, value in log.items() if value is not None},
+            **{f"failed.seed-{seed}": why for seed, why in record.failed.items()},
+        }
+        name = f"{record.suite}/{record.method}"
+        parent = client.create_run(experiment, run_name=name, tags=tags | {RECORD_TAG: identity}).info.run_id
+        history = records.read_history(folder / "history.csv")
+        finals = [_log_seed(client, experiment, parent, folder, record, seed, history, tags) for seed in record.seeds]
+        means = {k: sum(f[k] for f in finals if f) / len([f for f in finals if f]) for k in next((f for f in finals if f), {})}
+        client.log_batch(parent, metrics=_metrics(means, 0), params=_params(record.params | {"seeds": record.seeds}))
+        for file in ("history.csv", "record.json"):
+            client.log_artifact(parent, str(folder / file))
+        client.set_terminated(parent)
+    return True
+
+
+def _log(folder: Path) -> dict[str, Any]:
+    """log.json; a record restored from a cache has none."""
+    path = folder / "log.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _experiment(client: Any, root: Path, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    try:
+        local = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlartifacts" / name).as_uri()
+        return client.create_experiment(name, artifact_location=local)
+    except MlflowException:  # another process was faster
+        return client.get_experiment_by_name(name).experiment_id
+
+
+def _log_seed(
+    client: Any, experiment: str, parent: str, folder: Path, record: records.Record, seed: int, history: list[dict[str, float]], tags: dict[str, str]
+) -> dict[str, float]:
+    """A child run; returns the last epoch's metrics."""
+    name = f"{record.suite}/{record.method}/seed-{seed}"
+    child = client.create_run(experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}).info.run_id
+    client.log_batch(child, params=_params(record.params | {"seed": seed}))
+    rows = [{k: v for k, v in row.items() if k not in ("seed", "epoch")} | {"epoch": row["epoch"]} for row in history if row["seed"] == seed]
+    metrics = [metric for row in rows for metric in _metrics(row, int(row.pop("epoch")))]
+    for start in range(0, len(metrics), METRICS_A_CALL):
+        client.log_batch(child, metrics=metrics[start : start + METRICS_A_CALL])
+    if str(seed) in record.weights_sha256:
+        client.log_artifact(child, str(records.weights_path(folder, seed)))
+    client.set_terminated(child, "FAILED" if str(seed) in record.failed else "FINISHED")
+    return rows[-1] if rows and str(seed) not in record.failed else {}
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Any]:
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, step) for name, value in values.items() if name != "epoch"]
+
+
+def _params(params: Mapping[str, Any]) -> list[Any]:
+    """Nested blocks as dotted names, one parameter a number: comparable in the store's tables."""
+    from mlflow.entities import Param
+
+    def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, str(value)
+
+    return [Param(name, text) for name, text in flat("", params)]
+
+
+def log_files(root: Path, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]) -> None:
+    """A run for a stage that trains nothing: its figures and the files it wrote."""
+    with store(root) as client:
+        run = client.create_run(_experiment(client, root, suite), run_name=f"{suite}/{stage}", tags={"suite": suite, "stage": stage}).info.run_id
+        client.log_batch(run, metrics=_metrics(metrics, 0), params=_params(params))
+        for file in files:
+            client.log_artifact(run, str(file))
+        client.set_terminated(run)
