@@ -37,7 +37,9 @@ class Stage:
 
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         return {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 2),
@@ -56,9 +58,15 @@ def tracking_root() -> Path:
 
 def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> None:
     """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1."""
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0])
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="suite=NAME, method=NAME, and any key of params.yaml")
-    parser.add_argument("--max-minutes", type=float, help="stop at a checkpoint after that time; the same command goes on from it")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="suite=NAME, method=NAME, and any key of params.yaml"
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop at a checkpoint after that time; the same command goes on from it"
+    )
     arguments = parser.parse_args()
     try:
         from tripletkd import config
@@ -66,7 +74,9 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
         settings = config.load(Path.cwd(), arguments.overrides)
         for need in needs:
             if getattr(settings, need) is None:
-                raise Problem(f"{need}: not given; expected {need}=NAME with one of {', '.join(getattr(settings, need + 's'))}")
+                raise Problem(
+                    f"{need}: not given; expected {need}=NAME with one of {', '.join(getattr(settings, need + 's'))}"
+                )
         main(Stage(settings, _paths(Path.cwd()), arguments.max_minutes))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -13,11 +13,12 @@ from torch import nn
 
 from stages import Stage, tracking_root
 from tripletkd import Problem, data, record, tracking
+from tripletkd.checkpoint import Checkpoint
 from tripletkd.data import DeviceSplit, Sampler
 from tripletkd.ensemble import Ensemble
 from tripletkd.provenance import environment, fingerprint, sha256
 from tripletkd.record import Record
-from tripletkd.train import Checkpoint, Fitted, Loss, Recipe, Teacher, Trainer, accuracy, fit
+from tripletkd.train import Fitted, Loss, Recipe, Teacher, Trainer, accuracy, fit
 
 SMALL_IMAGE = 16  # up to this height one seed's kernels leave a processor idle, and all seeds go into each
 
@@ -38,7 +39,9 @@ class Setting:
         """Deterministic algorithms, the data set checked by its hash; Problem if run.device is not there."""
         settings = stage.config.run
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode(
+            "error"
+        )  # as use_deterministic_algorithms(True), which imports a compiler (3 s)
         has_cuda = torch.cuda.is_available()
         if settings.device == "cuda" and not has_cuda:
             raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
@@ -50,7 +53,9 @@ class Setting:
         inputs = stage.suite.inputs.build(dataset.image_shape[2])
         train, test = (DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test))
         small = device.type == "cuda" or dataset.image_shape[0] <= SMALL_IMAGE
-        return cls(dataset, train, test, device, dtype, {"auto": small, "always": True, "never": False}[settings.folding])
+        return cls(
+            dataset, train, test, device, dtype, {"auto": small, "always": True, "never": False}[settings.folding]
+        )
 
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
@@ -65,8 +70,8 @@ def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
     reached = 100 * accuracy(Ensemble([network], setting.device, setting.dtype, folded=False), setting.test)[0]
     if reached < floor:
         raise Problem(
-            f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the test split, {floor} % is "
-            "demanded before a student is trained on it; train it better (teacher.recipe) or lower the floor"
+            f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the test split, "
+            f"{floor} % is demanded before a student is trained; train it better (teacher.recipe) or lower the floor"
         )
     return network, made.weights_sha256[str(seed)]
 
@@ -83,6 +88,7 @@ def train_and_record(
     recipe: Recipe,
     needs: Collection[str],
     params: dict[str, Any],
+    layers: Sequence[nn.Module] | None = None,
     teacher: Teacher | None = None,
     teacher_sha256: str | None = None,
 ) -> tuple[Record, Fitted]:
@@ -99,11 +105,17 @@ def train_and_record(
         params=params,
         data_sha256=dataset.sha256(),
         teacher_sha256=teacher_sha256,
-        environment=environment(setting.device.type) | {"precision": stage.config.run.precision, "folded": setting.folded},
+        environment=environment(setting.device.type)
+        | {"precision": stage.config.run.precision, "folded": setting.folded},
     )
-    trainer = Trainer(students, loss, recipe, setting.device, setting.dtype, setting.folded)
+    trainer = Trainer(
+        students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in needs, layers
+    )
     checkpoint = Checkpoint(
-        stage.place("checkpoints", f"{method}.safetensors"), fingerprint(asdict(made), _code(method)), stage.config.run.checkpoint_minutes
+        stage.place("checkpoints", f"{method}.safetensors"),
+        fingerprint(asdict(made), asdict(recipe), _code(method)),
+        minutes=stage.config.run.checkpoint_minutes,
+        max_minutes=stage.max_minutes,
     )
     started = time.monotonic()
     fitted = fit(
@@ -116,7 +128,6 @@ def train_and_record(
         teacher=teacher,
         evaluate_every=stage.suite.evaluate_every,
         checkpoint=checkpoint,
-        max_minutes=stage.max_minutes,
         description=f"{stage.config.suite}/{method}",
     )
     made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
@@ -124,12 +135,21 @@ def train_and_record(
     checkpoint.remove()
     tracking.never_fails(tracking.log_record, tracking_root(), folder)
     if not fitted.networks:
-        raise Problem(f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items()))
+        raise Problem(
+            f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items())
+        )
     return made, fitted
 
 
 def _code(method: str) -> list[str]:
     """Hashes of the code a run depends on: a checkpoint does not outlive a change of it."""
     library = Path(sys.modules["tripletkd"].__file__ or "").parent
-    names = ["train.py", "ensemble.py", "models.py", "data.py", "methods/_terms.py", f"methods/{'scratch' if method == 'teacher' else method}.py"]
+    names = [
+        "train.py",
+        "ensemble.py",
+        "models.py",
+        "data.py",
+        "methods/_terms.py",
+        f"methods/{'scratch' if method == 'teacher' else method}.py",
+    ]
     return [sha256(library / name) for name in names]

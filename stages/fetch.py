@@ -21,7 +21,11 @@ def main(stage: Stage) -> None:
         beside.mkdir()
         data.save(dataset, beside, origin)
     print(f"{target}: {sources.description(dataset)}")
-    counts = {"train_images": len(dataset.train.labels), "test_images": len(dataset.test.labels), "classes": len(dataset.classes)}
+    counts = {
+        "train_images": len(dataset.train.labels),
+        "test_images": len(dataset.test.labels),
+        "classes": len(dataset.classes),
+    }
     params = {"source": origin, "data_sha256": dataset.sha256()}
     tracking.never_fails(
         tracking.log_files, tracking_root(), stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION]

@@ -12,7 +12,9 @@ from tripletkd.provenance import whole, write_json
 
 def main(stage: Stage) -> None:
     suite, methods = stage.config.suite, stage.config.run.methods
-    measured = {name: _measured(stage, name) for name in ["teacher", *methods]}  # the configured ones, whatever else lies there
+    measured = {
+        name: _measured(stage, name) for name in ["teacher", *methods]
+    }  # the configured ones, whatever else lies there
     table = report.rows(measured, stage.suite.published)
     answers = report.verdicts(measured, stage.config.claims)
     histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}

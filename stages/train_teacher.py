@@ -22,7 +22,11 @@ def main(stage: Stage) -> None:
         seeds=[settings.seed],
         recipe=settings.recipe,
         needs=scratch.NEEDS,
-        params={"recipe": asdict(settings.recipe), "inputs": asdict(stage.suite.inputs), "holdout": stage.config.run.holdout},
+        params={
+            "recipe": asdict(settings.recipe),
+            "inputs": asdict(stage.suite.inputs),
+            "holdout": stage.config.run.holdout,
+        },
     )
     write_json(
         stage.place("results", "measured", "teacher.json"),

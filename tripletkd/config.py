@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_type_hints
 
-from . import Problem, methods
+from . import Problem, methods, models
 from .data import Inputs
-from .models import NETWORKS
 from .train import Recipe
+
+NETWORK = f"in {' '.join(models.NETWORKS)} {models.TORCHVISION}NAME"  # decided by models.known
 
 
 @dataclass
@@ -55,13 +56,16 @@ class InputSettings:
     def build(self, channels: int) -> Inputs:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, channels):
-                raise Problem(f"inputs.{name}: {len(getattr(self, name))} values for images of {channels} channel(s); give 1 or {channels}")
+                count = len(getattr(self, name))
+                raise Problem(
+                    f"inputs.{name}: {count} values for images of {channels} channel(s); give 1 or {channels}"
+                )
         return Inputs(tuple(self.mean), tuple(self.std), self.crop_padding, self.flip)
 
 
 @dataclass
 class TeacherSettings:
-    network: Annotated[str, "in " + " ".join(NETWORKS)]
+    network: Annotated[str, NETWORK]
     seed: Annotated[int, ">= 0"]
     floor: Annotated[float, ">= 0", "<= 100"]  # test accuracy in percent below which no student is trained
     recipe: Recipe
@@ -69,7 +73,7 @@ class TeacherSettings:
 
 @dataclass
 class StudentSettings:
-    network: Annotated[str, "in " + " ".join(NETWORKS)]
+    network: Annotated[str, NETWORK]
     recipe: Recipe
 
 
@@ -90,6 +94,7 @@ class Suite:
     teacher: TeacherSettings
     student: StudentSettings
     evaluate_every: Annotated[int, ">= 1"]
+    # teacher, methods, and as references any others: the table has a line for them too
     published: dict[str, Published] = field(default_factory=dict)
 
 
@@ -115,10 +120,9 @@ class Config:
 
 
 def load(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """params.yaml in `folder` with Hydra overrides, checked; Problem names the key, what was found, what is expected."""
+    """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected."""
     config = _compose(folder, list(overrides))
-    for path, value, constraint in _violations(config, ""):
-        raise Problem(f"{path}: found {value!r}, expected a value {constraint}; correct it in params.yaml or on the command line")
+    _refuse_violations(config, "")
     config.methods = {name: _method(name, block) for name, block in config.methods.items()}
     _check_names(config)
     return config
@@ -146,11 +150,13 @@ def _compose(folder: Path, overrides: list[str]) -> Config:
 
 
 def _explain(error: BaseException) -> str:
-    """One message with the key; Hydra keeps the useful text in the innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """One message with the key; Hydra keeps the useful text in the error that it was handling."""
+    while (inner := error.__cause__ or error.__context__) and not hasattr(error, "full_key"):
+        error = inner
     key = getattr(error, "full_key", None)
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key:" not in line and "object_type" not in line)
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type")))
+    text = text.replace("AnyNode is not a ListConfig, list or tuple", "expected a list")
     parent = getattr(error, "object_type", None)
     if key and "not in" in text and dataclasses.is_dataclass(parent):
         known = ", ".join(f.name for f in dataclasses.fields(parent) if f.name != "defaults")
@@ -160,14 +166,26 @@ def _explain(error: BaseException) -> str:
     return f"{key}: {text}" if key else f"params.yaml: {text}"
 
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 def _satisfies(value: Any, constraint: str) -> bool:
+    if constraint == NETWORK:
+        return models.known(value)
     relation, _, bound = constraint.partition(" ")
     if relation == "in":
         return value in bound.split()
     return _COMPARE[relation](value, float(bound))
+
+
+def _refuse_violations(block: Any, path: str) -> None:
+    for key, value, constraint in _violations(block, path):
+        raise Problem(f"{key}: found {value!r}, expected a value {constraint}; correct params.yaml or the command line")
 
 
 def _violations(block: Any, path: str) -> Iterable[tuple[str, Any, str]]:
@@ -181,7 +199,7 @@ def _violations(block: Any, path: str) -> Iterable[tuple[str, Any, str]]:
 
 def _check(value: Any, hint: Any, path: str) -> Iterable[tuple[str, Any, str]]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         yield path, value, "that is a finite number"
     elif origin is Annotated:
         for constraint in arguments[1:]:
@@ -215,20 +233,20 @@ def _method(name: str, block: Any) -> Any:
         params = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Params), block))
     except OmegaConfBaseException as error:
         raise Problem(f"methods.{name}.{_explain(error)}") from None
-    for path, value, constraint in _violations(params, f"methods.{name}"):
-        raise Problem(f"{path}: found {value!r}, expected a value {constraint}; correct it in params.yaml or on the command line")
+    _refuse_violations(params, f"methods.{name}")
     return params
 
 
 def _check_names(config: Config) -> None:
     """Suites, methods and seeds that are asked for exist, and none is named twice."""
-    for key, names, known in (
+    checks: list[tuple[str, list[Any] | None, list[str] | None]] = [
         ("run.suites", config.run.suites, list(config.suites)),
         ("run.methods", config.run.methods, list(config.methods)),
         ("run.seeds", config.run.seeds, None),
         ("suite", [config.suite] if config.suite else None, list(config.suites)),
         ("method", [config.method] if config.method else None, list(config.methods)),
-    ):
+    ]
+    for key, names, known in checks:
         if names is None:
             continue
         if not names:
@@ -242,7 +260,3 @@ def _check_names(config: Config) -> None:
         for key, name in vars(claim).items():
             if name not in config.methods:
                 raise Problem(f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}")
-    for suite, block in config.suites.items():
-        for name in block.published:
-            if name != "teacher" and name not in config.methods:
-                raise Problem(f"suites.{suite}.published.{name}: no such method; expected teacher or one of {', '.join(config.methods)}")

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,9 @@ class Dataset:
         held[self.train.per_class(per_class)] = True
         train, holdout = self.train.select(np.flatnonzero(~held)), self.train.select(np.flatnonzero(held))
         if len(np.unique(train.labels)) < len(self.classes):
-            raise Problem(f"run.holdout: {per_class} images a class leave a class of the training split empty; take fewer")
+            raise Problem(
+                f"run.holdout: {per_class} images a class leave a class of the training split empty; take fewer"
+            )
         return Dataset(train, holdout, self.classes)
 
 
@@ -77,7 +80,7 @@ def save(dataset: Dataset, folder: Path, source: str) -> None:
     """Write the canonical files: images.safetensors, and dataset.json with counts, sha256, mean and deviation."""
     from safetensors.numpy import save_file
 
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
     save_file(arrays, folder / IMAGES)
@@ -120,16 +123,16 @@ def load(folder: Path) -> Dataset:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         arrays = load_file(folder / IMAGES)
-        splits = [Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test")]
-        dataset = Dataset(*splits, classes=tuple(description["classes"]))
+        train, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test"))
+        dataset = Dataset(train, test, tuple(description["classes"]))
     except FileNotFoundError as error:
         raise Problem(f"{error.filename}: not there; run the fetch stage (dvc repro fetch) first") from None
     except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
         raise Problem(f"{folder}: cannot be read ({error}); delete it and run the fetch stage again") from None
     if dataset.sha256() != description["sha256"]:
         raise Problem(
-            f"{folder / IMAGES}: sha256 of the pixels is {dataset.sha256()}, {DESCRIPTION} says {description['sha256']}; "
-            "the file was changed: delete the folder and run the fetch stage again"
+            f"{folder / IMAGES}: sha256 of the pixels is {dataset.sha256()}, {DESCRIPTION} says "
+            f"{description['sha256']}; the file was changed: delete the folder and run the fetch stage again"
         )
     return dataset
 
@@ -161,7 +164,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is random in one epoch of one seed or, stacked, of several: `index` [..., views, N] and what augments it.
+    """All that is random in an epoch of one seed or, stacked, of several: `index` [..., views, N], what augments it.
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
     shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
@@ -171,13 +174,16 @@ class Plan:
     shift: Tensor | None = None
     flip: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Plan":
-        return Plan(*(None if t is None else t.to(device) for t in (self.index, self.shift, self.flip)))
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
+        shift, flip = (None if t is None else function(t) for t in (self.shift, self.flip))
+        return Plan(function(self.index), shift, flip)
 
     @staticmethod
-    def stack(plans: list["Plan"]) -> "Plan":
-        columns = zip(*((p.index, p.shift, p.flip) for p in plans), strict=True)
-        return Plan(*(None if column[0] is None else torch.stack(column) for column in columns))
+    def stack(plans: Sequence["Plan"]) -> "Plan":
+        """Of several seeds: a leading dimension for the seed."""
+        shift = None if plans[0].shift is None else torch.stack([p.shift for p in plans if p.shift is not None])
+        flip = None if plans[0].flip is None else torch.stack([p.flip for p in plans if p.flip is not None])
+        return Plan(torch.stack([p.index for p in plans]), shift, flip)
 
     def batches(self, size: int) -> Iterator["Plan"]:
         """Consecutive batches; the last one may be smaller."""

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,13 +18,18 @@ def stack(modules: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     def convert(tensor: Tensor) -> Tensor:
         return tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    params = {name: torch.stack([convert(m.get_parameter(name)) for m in modules]) for name, _ in modules[0].named_parameters()}
-    buffers = {name: torch.stack([convert(m.get_buffer(name)) for m in modules]) for name, _ in modules[0].named_buffers()}
+    params = {
+        name: torch.stack([convert(m.get_parameter(name)) for m in modules])
+        for name, _ in modules[0].named_parameters()
+    }
+    buffers = {
+        name: torch.stack([convert(m.get_buffer(name)) for m in modules]) for name, _ in modules[0].named_buffers()
+    }
     return {name: param.requires_grad_() for name, param in params.items()}, buffers
 
 
 class FoldedLinear(nn.Module):
-    """Linear layers of S seeds: [B, S * inputs] -> [B, S * outputs], with weight [S, outputs, inputs], bias [S, outputs]."""
+    """Linear layers of S seeds, [B, S * inputs] -> [B, S * outputs]; weight [S, outputs, inputs], bias [S, outputs]."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -83,7 +87,12 @@ class Ensemble:
 
     def _folded_state(self) -> State:
         """What the folded template takes: channels of all seeds in one dimension, except where it keeps them apart."""
-        apart = {f"{name}.{kind}" for name, m in self.template.named_modules() if isinstance(m, FoldedLinear) for kind in ("weight", "bias")}
+        apart = {
+            f"{name}.{kind}"
+            for name, m in self.template.named_modules()
+            if isinstance(m, FoldedLinear)
+            for kind in ("weight", "bias")
+        }
         state = self.params | self.buffers
         return {name: t if name in apart or t.dim() < 2 else t.flatten(0, 1) for name, t in state.items()}
 

@@ -54,8 +54,8 @@ def _of_history(figures: Mapping[str, Any], history: Sequence[Mapping[str, float
     best = max(tested, key=lambda row: row["test_accuracy"])
     if abs(tested[-1]["test_accuracy"] - figures["test_accuracy"]) > TOLERANCE:
         raise Problem(
-            f"seed {figures['seed']}: its weights reach {figures['test_accuracy']:.4f} on the test split, its history ends with "
-            f"{tested[-1]['test_accuracy']:.4f}; they do not belong together: run the stage that trains again"
+            f"seed {figures['seed']}: its weights reach {figures['test_accuracy']:.4f} on the test split, its "
+            f"history ends with {tested[-1]['test_accuracy']:.4f}; they are not of one run: train again"
         )
     return {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
 
@@ -63,7 +63,7 @@ def _of_history(figures: Mapping[str, Any], history: Sequence[Mapping[str, float
 def _figures(
     networks: Mapping[int, nn.Module], train: DeviceSplit, test: DeviceSplit, teacher: nn.Module | None
 ) -> list[dict[str, Any]]:
-    """For each seed: accuracy on either split; on the test split also cross-entropy, calibration, accuracy by class, agreement.
+    """Of each seed: accuracy on either split; on the test split also cross-entropy, calibration, accuracy by class.
 
     agreement: the share of test images on which student and teacher predict the same class.
     """
@@ -104,7 +104,9 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     confidence, predicted = logits.double().softmax(1).max(1)
     gap = (predicted == labels).double() - confidence
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    return torch.zeros(CALIBRATION_BINS, dtype=gap.dtype, device=gap.device).index_add_(0, bins, gap).abs().sum().item() / len(gap)
+    return torch.zeros(CALIBRATION_BINS, dtype=gap.dtype, device=gap.device).index_add_(
+        0, bins, gap
+    ).abs().sum().item() / len(gap)
 
 
 def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:

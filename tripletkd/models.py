@@ -53,10 +53,10 @@ def _uniform(counter: Tensor, key: Tensor) -> Tensor:
 
 
 class PaperTeacher(nn.Module):
-    """The teacher of Oki et al.: five 3x3 convolutions, each relu THEN batch norm, pooled after 1, 2 and 5; three linear layers.
+    """The teacher of Oki et al.: five 3x3 convolutions, each relu THEN batch norm, pooled after 1, 2 and 5; three fc.
 
     With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64, 64-64, 64-128; fc 2048-512-128-classes.
-    Other widths and image sizes scale it. Features: stage1, stage2, stage3 (after pooling), embedding (before the logits).
+    Other widths and image sizes scale it. Features: stage1 to stage3 (after pooling), embedding (before the logits).
     """
 
     foldable = True  # see ensemble.fold
@@ -64,7 +64,9 @@ class PaperTeacher(nn.Module):
     def __init__(self, channels: int, size: int, classes: int, width: int = 32, dropout: float = 0.5) -> None:
         super().__init__()
         w = width
-        for i, (before, after) in enumerate([(channels, w), (w, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)], start=1):
+        for i, (before, after) in enumerate(
+            [(channels, w), (w, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)], start=1
+        ):
             self.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1))
             self.add_module(f"batchnorm{i}", nn.BatchNorm2d(after))
         self.fc1 = nn.Linear(4 * w * (size // 8) ** 2, 16 * w)
@@ -83,7 +85,9 @@ class PaperTeacher(nn.Module):
         stage3 = F.max_pool2d(self._block(5, self._block(4, self._block(3, stage2))), 2)
         hidden = self.drop1(F.relu(self.fc1(stage3.flatten(1))))
         embedding = self.drop2(F.relu(self.fc2(hidden)))
-        return Outputs(self.fc3(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding})
+        return Outputs(
+            self.fc3(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
+        )
 
 
 class PaperStudent(nn.Module):
@@ -109,7 +113,9 @@ class PaperStudent(nn.Module):
         stage2 = F.max_pool2d(F.relu(self.conv2(stage1)), 2)
         stage3 = F.max_pool2d(F.relu(self.conv3(stage2)), 2)
         embedding = F.relu(self.fc1(stage3.flatten(1)))
-        return Outputs(self.fc2(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding})
+        return Outputs(
+            self.fc2(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
+        )
 
 
 # name in params.yaml -> (channels, size, classes) -> network; the quarter ones are the paper's with width 8 for 32
@@ -129,9 +135,14 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int)
     height, width, channels = image_shape
     if height != width or height < 8:
         raise Problem(f"{name} takes square images of at least 8 x 8 pixels, the data set has {height} x {width}")
+    return seeded(seed, partial(NETWORKS[name], channels, height, classes))
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """A module whose initial weights are drawn from `seed`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[name](channels, height, classes)
+        return make()
 
 
 def weights(network: nn.Module) -> OrderedDict[str, Tensor]:

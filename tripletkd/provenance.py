@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield beside
         if beside.is_dir():
             _remove(path)
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         _remove(beside)
 

@@ -94,7 +94,16 @@ def verdicts(measured: Mapping[str, Mapping[str, Any]], claims: Sequence[Any]) -
 def markdown(suite: str, table: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> str:
     """table.md: the table, the verdicts in sentences, and how to read both."""
     bases = [base for base in BASELINES if any(base in row.over for row in table)]
-    head = ["method", "n", "test accuracy, %", "95 % interval", *(f"over {base}" for base in bases), "published", "best on test", "train, %"]
+    head = [
+        "method",
+        "n",
+        "test accuracy, %",
+        "95 % interval",
+        *(f"over {base}" for base in bases),
+        "published",
+        "best on test",
+        "train, %",
+    ]
     lines = [f"# {suite}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in table:
         differences = [_gap(row.over.get(base), row.corrected_p.get(base)) for base in bases]
@@ -104,9 +113,9 @@ def markdown(suite: str, table: Sequence[Row], answers: Sequence[Mapping[str, An
         lines.append(_line([row.method, str(row.n), _mean(row.test), interval, *differences, published, best, train]))
     lines += [
         "",
-        "Mean ± standard deviation over n seeds, last epoch, and the 95 % interval of the mean. A difference is paired by "
-        "seed, with its 95 % interval; **bold** where its p-value, Holm-corrected over the table's comparisons, is below "
-        "0.05. *Best on test* picks each run's best epoch by the test images: no result, only there to compare with "
+        "Mean ± standard deviation over n seeds, last epoch, and the 95 % interval of the mean. A difference is paired "
+        "by seed, with its 95 % interval; **bold** where its p-value, Holm-corrected over the table's comparisons, is "
+        "below 0.05. *Best on test* picks each run's best epoch by the test images: no result, there to compare with "
         "papers that report it. The teacher is one run.",
     ]
     sources = [f"- {row.method}: {_against(row)}" for row in table if row.published]
@@ -138,7 +147,8 @@ def _against(row: Row) -> str:
     if row.test.one_run is None:
         return f"{text}; ours {row.test.mean:.2f}, too few runs for a prediction interval"
     where = "inside" if row.published["inside_one_run_interval"] else "OUTSIDE"
-    return f"{text}; {where} our 95 % prediction interval of one run, {row.test.one_run[0]:.2f} to {row.test.one_run[1]:.2f}"
+    low, high = row.test.one_run
+    return f"{text}; {where} our 95 % prediction interval of one run, {low:.2f} to {high:.2f}"
 
 
 def sentence(answer: Mapping[str, Any]) -> str:
@@ -147,15 +157,26 @@ def sentence(answer: Mapping[str, Any]) -> str:
     if gap is None or gap["p"] is None:
         return f"{answer['claim']}: **undecided**, fewer than two seeds in common"
     return (
-        f"{answer['claim']}: **{answer['verdict']}**, {gap['mean']:+.2f} ± {gap['half_width']:.2f} points over {gap['n']} seeds, "
-        f"corrected p = {answer['corrected_p']:.2g}; {gap['detectable']:.2f} points would have been found with 80 % power"
+        f"{answer['claim']}: **{answer['verdict']}**, {gap['mean']:+.2f} ± {gap['half_width']:.2f} points over "
+        f"{gap['n']} seeds, corrected p = {answer['corrected_p']:.2g}; {gap['detectable']:.2f} points would have been "
+        "found with 80 % power"
     )
 
 
 def table_csv(table: Sequence[Row]) -> str:
     """A line a method, plain numbers."""
     out = io.StringIO()
-    columns = ["method", "n", "test_mean", "test_std", "test_half_width", "train_mean", "best_on_test", "published", "parameters"]
+    columns = [
+        "method",
+        "n",
+        "test_mean",
+        "test_std",
+        "test_half_width",
+        "train_mean",
+        "best_on_test",
+        "published",
+        "parameters",
+    ]
     columns += [f"over_{base}{suffix}" for base in BASELINES for suffix in ("", "_half_width", "_corrected_p")]
     writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -172,8 +193,18 @@ def table_csv(table: Sequence[Row]) -> str:
             "parameters": row.parameters,
         }
         for base, gap in row.over.items():
-            line |= {f"over_{base}": gap.mean, f"over_{base}_half_width": gap.half_width, f"over_{base}_corrected_p": row.corrected_p.get(base)}
-        writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items() if value is not None})
+            line |= {
+                f"over_{base}": gap.mean,
+                f"over_{base}_half_width": gap.half_width,
+                f"over_{base}_corrected_p": row.corrected_p.get(base),
+            }
+        writer.writerow(
+            {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in line.items()
+                if value is not None
+            }
+        )
     return out.getvalue()
 
 
@@ -213,8 +244,22 @@ def plot_curves(path: Path, suite: str, lines: Sequence[Mapping[str, Any]]) -> N
     for i, method in enumerate(methods):
         mine = [line for line in lines if line["method"] == method]
         epochs = [line["epoch"] for line in mine]
-        axes.fill_between(epochs, [line["lowest"] for line in mine], [line["highest"] for line in mine], alpha=0.12, linewidth=0, color=f"C{i % 10}")
-        axes.plot(epochs, [line["test_accuracy"] for line in mine], styles[i % 4], color=f"C{i % 10}", label=method, linewidth=1.4)
+        axes.fill_between(
+            epochs,
+            [line["lowest"] for line in mine],
+            [line["highest"] for line in mine],
+            alpha=0.12,
+            linewidth=0,
+            color=f"C{i % 10}",
+        )
+        axes.plot(
+            epochs,
+            [line["test_accuracy"] for line in mine],
+            styles[i % 4],
+            color=f"C{i % 10}",
+            label=method,
+            linewidth=1.4,
+        )
     final = [line["test_accuracy"] for line in lines if line["epoch"] == max(other["epoch"] for other in lines)]
     low, high = min(final), max(line["highest"] for line in lines)
     axes.set_ylim(low - 1.5 * max(high - low, 2), high + 0.5)  # the end of training, where methods differ

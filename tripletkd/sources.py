@@ -54,7 +54,9 @@ def torchvision(name: str, folder: Path) -> Dataset:
     by_split = {"SVHN", "STL10"}
     known = {"CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"} | by_split
     if name not in known:
-        raise Problem(f"data.name: {name!r} is not a torchvision data set known here; expected one of {', '.join(sorted(known))}")
+        raise Problem(
+            f"data.name: {name!r} is not a torchvision data set known here; expected one of {', '.join(sorted(known))}"
+        )
     parts: dict[str, Any] = {}
     for part in ("train", "test"):
         where: dict[str, Any] = {"split": part} if name in by_split else {"train": part == "train"}
@@ -66,13 +68,13 @@ def torchvision(name: str, folder: Path) -> Dataset:
                 f"{name}: {kind} ({error}); try again, take another source "
                 f"(data.source: folder or archive, for a mirror or an air-gapped machine), {OTHERWISE}"
             ) from None
-    splits = [_from_torchvision(part, name) for part in parts.values()]
-    classes = getattr(parts["train"], "classes", None) or [str(label) for label in np.unique(splits[0].labels)]
-    return Dataset(*splits, classes=tuple(str(label) for label in classes))
+    train, test = (_from_torchvision(part, f"{name}, {title}") for title, part in parts.items())
+    classes = getattr(parts["train"], "classes", None) or np.unique(train.labels)
+    return Dataset(train, test, tuple(str(label) for label in classes))
 
 
-def _from_torchvision(part: Any, name: str) -> Split:
-    pairs = tqdm(part, desc=f"{name}: {'training' if getattr(part, 'train', False) else 'images'}", disable=None, leave=False)
+def _from_torchvision(part: Any, title: str) -> Split:
+    pairs = tqdm(part, desc=title, disable=None, leave=False)
     images, labels = zip(*((np.asarray(image), label) for image, label in pairs), strict=True)
     stacked = np.stack(images)
     return Split(stacked if stacked.ndim == 4 else stacked[..., None], np.array(labels, dtype=np.int64))
@@ -88,7 +90,9 @@ def folder(path: Path) -> Dataset:
     classes = {part: _class_folders(path / part) for part in ("train", "test")}
     for part, other in (("train", "test"), ("test", "train")):
         if missing := sorted(set(classes[part]) - set(classes[other])):
-            raise Problem(f"{path / other}: class {missing[0]!r} of {part}/ has no folder here; both splits need every class")
+            raise Problem(
+                f"{path / other}: class {missing[0]!r} of {part}/ has no folder here; both splits need every class"
+            )
     names = sorted(classes["train"])
     if len(names) < 2:
         raise Problem(f"{path / 'train'}: {len(names)} class folder(s), at least two are needed")
@@ -108,7 +112,9 @@ def folder(path: Path) -> Dataset:
 
 def _class_folders(path: Path) -> dict[str, Path]:
     if not path.is_dir():
-        raise Problem(f"{path}: not there; expected {{train,test}}/<class>/<image>; give another data.path, {OTHERWISE}")
+        raise Problem(
+            f"{path}: not there; expected {{train,test}}/<class>/<image>; give another data.path, {OTHERWISE}"
+        )
     entries = [entry for entry in path.iterdir() if not _ignored(entry)]
     for entry in entries:
         if entry.is_symlink() or not entry.is_dir():
@@ -154,8 +160,8 @@ def _pixels(file: Path, mode: str, size: tuple[int, int], first: Path) -> NDArra
             )
         if image.mode.startswith(("I", "F")):
             raise Problem(f"{file}: more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first")
-        if getattr(image, "n_frames", 1) > 1:
-            raise Problem(f"{file}: {image.n_frames} frames, one is expected; keep one")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise Problem(f"{file}: {frames} frames, one is expected; keep one")
         try:
             return np.asarray(image.convert(mode))
         except (OSError, ValueError, SyntaxError) as error:
@@ -171,7 +177,9 @@ def archive(path: Path, expected_sha256: str | None, scratch: Path) -> Dataset:
     if not path.is_file():
         raise Problem(f"{path}: not there; give another data.path, {OTHERWISE}")
     if expected_sha256 and (found := sha256(path)) != expected_sha256:
-        raise Problem(f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch the archive again, {OTHERWISE}")
+        raise Problem(
+            f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch the archive again, {OTHERWISE}"
+        )
     with _unpacked(path, scratch) as root:
         tops = [entry for entry in root.iterdir() if not _ignored(entry)]
         inner = tops[0] if len(tops) == 1 and tops[0].is_dir() and tops[0].name not in ("train", "test") else root
@@ -188,7 +196,9 @@ def _unpacked(path: Path, scratch: Path) -> Iterator[Path]:
         try:
             unpack(path, Path(temporary))
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise Problem(f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}") from None
+            raise Problem(
+                f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
+            ) from None
         yield Path(temporary)
 
 
@@ -198,7 +208,9 @@ def _untar(path: Path, target: Path) -> None:
         _check_size(path, sum(member.size for member in members))
         for member in members:
             if not (member.isfile() or member.isdir()):
-                raise Problem(f"{path}: member {member.name!r} is a link or a device; an archive of plain files is expected")
+                raise Problem(
+                    f"{path}: member {member.name!r} is a link or a device; an archive of plain files is expected"
+                )
         tar.extractall(target, filter="data")
 
 
@@ -206,24 +218,24 @@ def _unzip(path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as archived:
         _check_size(path, sum(member.file_size for member in archived.infolist()))
         for member in archived.infolist():
-            if (target / member.filename).resolve() != target.resolve() and target.resolve() not in (
-                target / member.filename
-            ).resolve().parents:
+            if not (target / member.filename).resolve().is_relative_to(target.resolve()):
                 raise Problem(f"{path}: member {member.filename!r} leaves the archive's folder; it is not unpacked")
             if (member.external_attr >> 16) & 0o170000 == 0o120000:
                 raise Problem(f"{path}: member {member.filename!r} is a link; an archive of plain files is expected")
-        archived.extractall(target)
+        archived.extractall(target)  # noqa: S202 - every member was just checked
 
 
 def _check_size(path: Path, unpacked: int) -> None:
     if unpacked > MAX_ARCHIVE_BYTES:
-        raise Problem(f"{path}: would unpack to {unpacked / 2**30:.0f} GiB; more than {MAX_ARCHIVE_BYTES / 2**30:.0f} is refused")
+        raise Problem(
+            f"{path}: would unpack to {unpacked / 2**30:.0f} GiB; more than {MAX_ARCHIVE_BYTES / 2**30:.0f} is refused"
+        )
 
 
 def description(dataset: Dataset) -> str:
     """Short, for a person: counts, shape, and a hash to compare by."""
     height, width, channels = dataset.image_shape
     return (
-        f"{len(dataset.train.labels)} training and {len(dataset.test.labels)} test images of {height} x {width} x {channels}, "
-        f"{len(dataset.classes)} classes, sha256 {dataset.sha256()[:12]}"
+        f"{len(dataset.train.labels)} training and {len(dataset.test.labels)} test images of {height} x {width} x "
+        f"{channels}, {len(dataset.classes)} classes, sha256 {dataset.sha256()[:12]}"
     )

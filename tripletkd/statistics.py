@@ -9,7 +9,7 @@ import numpy as np
 from scipy import integrate, optimize, special, stats
 
 CONFIDENCE = 0.95
-ALPHA = 1 - CONFIDENCE
+ALPHA = 0.05
 POWER = 0.8
 
 
@@ -56,10 +56,8 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
         return Difference(len(gaps), float(gaps.mean()), None, None, None)
     n, std = len(gaps), float(gaps.std(ddof=1))
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    if std == 0:  # every seed differs by the same amount: no variance to test against
-        p = 1.0 if gaps[0] == 0 else 0.0
-    else:
-        p = float(stats.ttest_1samp(gaps, 0).pvalue)
+    # Where every seed differs by the same amount there is no variance to test against.
+    p = float(stats.ttest_1samp(gaps, 0).pvalue) if std > 0 else float(gaps[0] == 0)
     return Difference(n, float(gaps.mean()), t * std / sqrt(n), p, detectable(n, std))
 
 
@@ -87,7 +85,7 @@ def _noncentrality(n: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1; in the given order."""
+    """Holm's step-down correction: p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1."""
     order = np.argsort(p_values)
     scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
@@ -96,7 +94,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(found: Difference | None, corrected_p: float | None) -> str:
-    """The rule of README.md: reproduced, contradicted or undecided, from the difference and its corrected p-value."""
+    """The rule of README.md: reproduced, contradicted or undecided, from a difference and its corrected p-value."""
     if found is None or corrected_p is None or corrected_p >= ALPHA:
         return "undecided"
     return "reproduced" if found.mean > 0 else "contradicted"

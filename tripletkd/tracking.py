@@ -40,7 +40,10 @@ def never_fails(log: Any, *arguments: Any) -> None:
         log(*arguments)
     except Exception as error:  # whatever a store can raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later", file=sys.stderr)
+        print(
+            f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later",
+            file=sys.stderr,
+        )
 
 
 def log_record(root: Path, folder: Path) -> bool:
@@ -49,7 +52,9 @@ def log_record(root: Path, folder: Path) -> bool:
     identity = fingerprint(record.weights_sha256, record.params, log)
     with store(root) as client:
         experiment = _experiment(client, root, record.suite)
-        if client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'", max_results=1):
+        if client.search_runs(
+            [experiment], f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'", max_results=1
+        ):
             return False
         tags = {
             "suite": record.suite,
@@ -65,7 +70,10 @@ def log_record(root: Path, folder: Path) -> bool:
         parent = client.create_run(experiment, run_name=name, tags=tags | {RECORD_TAG: identity}).info.run_id
         history = records.read_history(folder / "history.csv")
         finals = [_log_seed(client, experiment, parent, folder, record, seed, history, tags) for seed in record.seeds]
-        means = {k: sum(f[k] for f in finals if f) / len([f for f in finals if f]) for k in next((f for f in finals if f), {})}
+        means = {
+            k: sum(f[k] for f in finals if f) / len([f for f in finals if f])
+            for k in next((f for f in finals if f), {})
+        }
         client.log_batch(parent, metrics=_metrics(means, 0), params=_params(record.params | {"seeds": record.seeds}))
         for file in ("history.csv", "record.json"):
             client.log_artifact(parent, str(folder / file))
@@ -93,13 +101,26 @@ def _experiment(client: Any, root: Path, name: str) -> str:
 
 
 def _log_seed(
-    client: Any, experiment: str, parent: str, folder: Path, record: records.Record, seed: int, history: list[dict[str, float]], tags: dict[str, str]
+    client: Any,
+    experiment: str,
+    parent: str,
+    folder: Path,
+    record: records.Record,
+    seed: int,
+    history: list[dict[str, float]],
+    tags: dict[str, str],
 ) -> dict[str, float]:
     """A child run; returns the last epoch's metrics."""
     name = f"{record.suite}/{record.method}/seed-{seed}"
-    child = client.create_run(experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}).info.run_id
+    child = client.create_run(
+        experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
+    ).info.run_id
     client.log_batch(child, params=_params(record.params | {"seed": seed}))
-    rows = [{k: v for k, v in row.items() if k not in ("seed", "epoch")} | {"epoch": row["epoch"]} for row in history if row["seed"] == seed]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seed", "epoch")} | {"epoch": row["epoch"]}
+        for row in history
+        if row["seed"] == seed
+    ]
     metrics = [metric for row in rows for metric in _metrics(row, int(row.pop("epoch")))]
     for start in range(0, len(metrics), METRICS_A_CALL):
         client.log_batch(child, metrics=metrics[start : start + METRICS_A_CALL])
@@ -132,11 +153,26 @@ def _params(params: Mapping[str, Any]) -> list[Any]:
     return [Param(name, text) for name, text in flat("", params)]
 
 
-def log_files(root: Path, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]) -> None:
+def log_files(
+    root: Path, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]
+) -> None:
     """A run for a stage that trains nothing: its figures and the files it wrote."""
     with store(root) as client:
-        run = client.create_run(_experiment(client, root, suite), run_name=f"{suite}/{stage}", tags={"suite": suite, "stage": stage}).info.run_id
+        run = client.create_run(
+            _experiment(client, root, suite), run_name=f"{suite}/{stage}", tags={"suite": suite, "stage": stage}
+        ).info.run_id
         client.log_batch(run, metrics=_metrics(metrics, 0), params=_params(params))
         for file in files:
             client.log_artifact(run, str(file))
         client.set_terminated(run)
+
+
+def relog(folders: list[str]) -> None:
+    """python -m tripletkd.tracking runs/SUITE/METHOD ...: log the records that the store does not have."""
+    for name in folders:
+        logged = log_record(Path(os.environ.get("DVC_ROOT") or ".").resolve(), Path(name))
+        print(f"{name}: {'logged' if logged else 'already there'}")
+
+
+if __name__ == "__main__":
+    relog(sys.argv[1:])

@@ -5,8 +5,8 @@ A method module has
     NEEDS    what it uses beside the student's outputs for x: any of "teacher", "negative", "features"
     Params   a dataclass: its block of params.yaml, ranges in the annotations
     loss     (Batch, Params) -> {name of the term: Term(weight, value)}
-    layers   optional: (student, teacher, Params) -> nn.Module of layers trained with the student, dropped afterwards;
-             its arguments are the networks' Outputs for a batch of two images, to take shapes from
+    layers   optional: (student, teacher, Params) -> nn.Module, trained with the student and dropped afterwards; its
+             arguments are the networks' Outputs for two images, to take shapes from; `loss` calls it as Batch.layers
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the methods share: the outputs they see, the terms they return, and the formulas that stand in several papers."""
+"""What the methods share: the outputs they see, the terms they return, the formulas that stand in several papers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ class Outputs(NamedTuple):
     @staticmethod
     def stack(rows: Sequence["Outputs"]) -> "Outputs":
         """Of several seeds: a leading dimension for the seed."""
-        return Outputs(torch.stack([r.logits for r in rows]), {name: torch.stack([r.features[name] for r in rows]) for name in rows[0].features})
+        return Outputs(
+            torch.stack([r.logits for r in rows]),
+            {name: torch.stack([r.features[name] for r in rows]) for name in rows[0].features},
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Term(NamedTuple):
 
 def total(terms: dict[str, Term]) -> Tensor:
     """The loss: sum over terms of weight * value."""
-    return sum((term.weight * term.value for term in terms.values()), start=next(iter(terms.values())).value.new_zeros(()))
+    return sum(
+        (term.weight * term.value for term in terms.values()), start=next(iter(terms.values())).value.new_zeros(())
+    )
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -23,8 +23,9 @@ class Params:
 
 
 def contrastive(first: Tensor, second: Tensor, similar: Tensor, margin: float) -> Tensor:
-    """mean_i [ y_i d_i^2 + (1 - y_i) max(0, margin - d_i)^2 ], d_i = ||first_i - second_i||_2, y_i = similar_i in {0, 1}.
+    """mean_i [ y_i d_i^2 + (1 - y_i) max(0, margin - d_i)^2 ], d_i = ||first_i - second_i||_2, y_i = similar_i.
 
+    y_i is 1 for a similar pair and 0 for a dissimilar one.
     first, second: [B, classes]; similar: [B]. Where d_i = 0 the second summand's gradient is taken as 0.
     """
     distance = torch.linalg.vector_norm(first - second, dim=1)

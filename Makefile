@@ -1,0 +1,53 @@
+# The commands of README.md. `make repro` and `make test` need Python 3.11 to 3.13, make and git, and nothing else.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export UV_PYTHON_DOWNLOADS := never
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help env repro paper test smoke lint ui relog bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1 \t/' | expand -t 16
+
+env: .venv/.synced ## the environment, from uv.lock
+repro: env ## regenerate all results of params.yaml's run.suites: dvc repro
+	dvc repro
+
+paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
+	python -m stages.plan suite=cifar10
+	dvc exp run --set-param 'run.suites=[cifar10]'
+
+test: env ## all tests that are not marked slow or network
+	pytest
+
+smoke: env ## the whole pipeline, shrunk, in a clean copy
+	pytest -m smoke
+
+lint: env ## what pre-commit checks
+	pre-commit run --all-files
+
+ui: env ## MLflow's pages on http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
+
+relog: env ## log every run record that MLflow does not have yet
+	python -m tripletkd.tracking runs/*/*
+
+bench: env ## images per second, ours against a plain loop
+	python benchmarks/step.py
+
+clean: ## what the pipeline made, except results/ and DVC's cache
+	rm -rf data runs checkpoints
+
+.venv/.synced: pyproject.toml uv.lock | $(UV)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: {sys.executable} is Python {v.major}.{v.minor}; 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
+	$(UV) sync --locked --compile-bytecode --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	@touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)

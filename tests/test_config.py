@@ -1,0 +1,112 @@
+"""params.yaml and the command line: what is wrong is named, with what was found and what is expected."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tripletkd import Problem, config, methods, models
+
+WRONG = {
+    "run.foo=1": "run.foo: unknown key; expected one of suites, methods",
+    "+run.foo=1": "run.foo: found 1, expected a value of a known key",
+    "foo=1": "foo",
+    "run.seeds=[]": "run.seeds: found an empty list",
+    "run.seeds=[1,2,1]": "run.seeds: 1 stands there 2 times",
+    "run.seeds=[a]": "run.seeds[0]: Value 'a' of type 'str' could not be converted to Integer",
+    "run.seeds=[1.5]": "run.seeds[0]",
+    "run.seeds=[-1]": "run.seeds[0]: found -1, expected a value >= 0",
+    "run.suites=[digits,nope]": "run.suites: 'nope' has no block",
+    "run.methods=[kd,nope]": "run.methods: 'nope' has no block",
+    "run.device=gpu": "run.device: found 'gpu', expected a value in auto cpu cuda",
+    "suite=nope": "suite: 'nope' has no block",
+    "method=nope": "method: 'nope' has no block",
+    "suites.digits.student.recipe.lr=0": "suites.digits.student.recipe.lr: found 0.0, expected a value > 0",
+    "suites.digits.student.recipe.lr=fast": "suites.digits.student.recipe.lr: Value 'fast'",
+    "suites.digits.student.recipe.epochs=0": "suites.digits.student.recipe.epochs: found 0, expected a value >= 1",
+    "suites.digits.student.network=nope": "suites.digits.student.network: found 'nope'",
+    "suites.digits.inputs.std=[0]": "suites.digits.inputs.std[0]: found 0.0, expected a value > 0",
+    "suites.digits=3": "suites.digits",
+    "~methods.triplet.margin": "methods.triplet.margin",
+    "methods.triplet.margin=-1": "methods.triplet.margin: found -1.0, expected a value >= 0",
+    "methods.triplet.margin=x": "methods.triplet.margin: Value 'x' of type 'str' could not be converted to Float",
+    "methods.triplet.margin=nan": "methods.triplet.margin: found nan, expected a value that is a finite number",
+    "methods.triplet.margin=inf": "methods.triplet.margin: found inf",
+    "+methods.triplet.foo=1": "methods.triplet.foo: unknown key; expected one of ce, triplet, margin",
+    "+methods.foo.ce=1": "methods.foo: unknown method; expected one of",
+    "methods.kd=4": "methods.kd: found 4, expected a block",
+    "claims=[{method: foo, over: kd}]": "claims[0].method: 'foo' is no method",
+    "=3": "",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_is_named(override: str) -> None:
+    with pytest.raises(Problem) as caught:
+        config.load(ROOT, [override])
+    assert WRONG[override] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  triplet: {ce: 1, triplet: 2, margin: 5}", "  triplet: {ce: 1, triplet: 2}", "methods.triplet.margin"),
+        ("run:", "run: [", "params.yaml"),
+        ("run:", "run: !!python/object:os.system", "params.yaml"),
+        ("precision: float32", "precission: float32", "run.precission: unknown key"),
+        ("seeds: [1, 2, 3, 4, 5]", "seeds: 5", "run.seeds"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(Problem) as caught:
+        config.load(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="run stages from the project's root"):
+        config.load(tmp_path)
+
+
+def test_overrides_reach_the_parameters() -> None:
+    settings = config.load(ROOT, ["suite=cifar10", "method=triplet", "methods.triplet.margin=10", "run.seeds=[7]"])
+    assert settings.run.seeds == [7]
+    assert dataclasses.asdict(settings.methods["triplet"]) == {"ce": 1.0, "triplet": 2.0, "margin": 10.0}
+
+
+def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> None:
+    settings = config.load(ROOT)
+    assert sorted(settings.methods) == methods.names()
+    for suite in settings.suites.values():
+        size = 8 if suite.data.source == "digits" else 32
+        for block in (suite.teacher, suite.student):
+            assert models.build(block.network, (size, size, len(suite.inputs.mean) if size == 32 else 1), 10, seed=1)
+
+
+def test_params_has_no_interpolation_and_no_anchor() -> None:
+    """DVC resolves neither the way Hydra does; the same file is read by both."""
+    lines = [line.split("#")[0] for line in (ROOT / "params.yaml").read_text().splitlines()]
+    assert not [line for line in lines if "${" in line or ": &" in line or ": *" in line]
+
+
+def test_the_paper_stands_in_params() -> None:
+    """The method's and the protocol's numbers, from the authors' published run."""
+    settings = config.load(ROOT)
+    student = settings.suites["cifar10"].student.recipe
+    assert dataclasses.asdict(settings.methods["triplet"]) == {"ce": 1.0, "triplet": 2.0, "margin": 5.0}
+    assert (student.epochs, student.batch_size, student.lr, student.momentum) == (500, 100, 0.01, 0.9)
+    assert (student.weight_decay, student.decay_epochs, student.decay_factor) == (0.007, [100, 200, 300, 400], 0.1)
+    published = settings.suites["cifar10"].published
+    assert (published["teacher"].accuracy, published["triplet"].accuracy) == (83.75, 80.91)
+
+
+def test_copy_elsewhere_reads_the_copy(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace("margin: 5}", "margin: 6}"))
+    assert config.load(tmp_path).methods["triplet"].margin == 6.0

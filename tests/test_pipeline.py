@@ -1,0 +1,183 @@
+"""The pipeline by running it: shrunk, in a clean copy of the repository, through DVC's command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+pytestmark = pytest.mark.smoke
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))},
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+}
+
+
+def command(folder: Path, *words: str, check: bool = True, **variables: str) -> str:
+    """Run it there; both of its outputs as one text."""
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=ENVIRONMENT | variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    assert check or done.returncode != 0, done.stdout
+    return done.stdout
+
+
+def change(folder: Path, *keys: str, value: Any) -> None:
+    """Edit params.yaml as a person would."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    block = params
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def lock(folder: Path) -> Any:
+    return yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This working tree, shrunk to two methods and seeds, in a clone on a path with a space and an umlaut."""
+    folder = tmp_path_factory.mktemp("ein Würfel") / "clone"
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("results/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    change(folder, "run", "methods", value=["scratch", "triplet"])
+    change(folder, "run", "seeds", value=[1, 2])
+    change(folder, "suites", "digits", "teacher", "floor", value=0)
+    for network in ("teacher", "student"):
+        change(folder, "suites", "digits", network, "recipe", "epochs", value=3)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    command(folder, "git", "init", "-q")
+    command(folder, "git", "add", "-A")
+    command(folder, *git, "commit", "-qm", "shrunk")
+    command(folder, "dvc", "repro")
+    return folder
+
+
+def test_it_ends_with_a_table_and_runs(project: Path) -> None:
+    table = json.loads((project / "results/digits/table.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["teacher", "scratch", "triplet"]
+    assert [row["n"] for row in table["rows"]] == [1, 2, 2]
+    assert [answer["claim"] for answer in table["verdicts"]] == ["triplet over scratch"]
+    summary = json.loads((project / "results/digits/summary.json").read_text())
+    assert summary.keys() == {"teacher", "scratch", "triplet"}
+    for name in ("table.md", "table.csv", "curves.csv", "curves.png"):
+        assert (project / "results/digits" / name).stat().st_size > 0
+    assert "scratch" in command(project, "dvc", "metrics", "show")
+
+
+def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    names = {"fetch", "tabulate", "teacher", "teacher/seed-1"}
+    names |= {f"{method}{seed}" for method in ("scratch", "triplet") for seed in ("", "/seed-1", "/seed-2")}
+    assert set(runs) == {f"digits/{name}" for name in names}
+    child, parent = runs["digits/triplet/seed-2"], runs["digits/triplet"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["method.margin"] == "5.0"
+    history = client.get_metric_history(child.info.run_id, "triplet")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    rows = (project / "runs/digits/triplet/history.csv").read_text().splitlines()
+    column = rows[0].split(",").index("triplet")
+    assert [metric.value for metric in history] == [
+        float(row.split(",")[column]) for row in rows if row.startswith("2,")
+    ]
+    artifacts = [file.path for file in client.list_artifacts(child.info.run_id)]
+    assert artifacts == ["seed-2.safetensors"]
+
+
+def test_logging_a_record_again_gives_no_double(project: Path) -> None:
+    printed = command(project, "python", "-m", "tripletkd.tracking", "runs/digits/triplet", "runs/digits/scratch")
+    assert printed.count("already there") == 2
+    elsewhere = f"sqlite:///{project}/other.db"
+    printed = command(
+        project, "python", "-m", "tripletkd.tracking", "runs/digits/triplet", MLFLOW_TRACKING_URI=elsewhere
+    )
+    assert "logged" in printed
+    (project / "other.db").unlink()
+
+
+def test_nothing_to_do_does_nothing(project: Path) -> None:
+    assert stages_run(command(project, "dvc", "repro")) == []
+
+
+def test_a_forced_rerun_gives_the_same_lock(project: Path) -> None:
+    before = lock(project)
+    assert len(stages_run(command(project, "dvc", "repro", "--force"))) == len(before)
+    assert lock(project) == before
+
+
+def test_only_what_a_change_touches_is_rerun(project: Path) -> None:
+    change(project, "methods", "triplet", "margin", value=1)
+    assert stages_run(command(project, "dvc", "repro")) == [
+        "distill@digits-triplet", "evaluate@digits-triplet", "tabulate@digits",
+    ]  # fmt: skip
+    change(project, "run", "methods", value=["scratch", "kd", "triplet"])
+    assert stages_run(command(project, "dvc", "repro")) == [
+        "distill@digits-kd",
+        "evaluate@digits-kd",
+        "tabulate@digits",
+    ]
+    change(project, "run", "methods", value=["scratch", "kd"])
+    assert stages_run(command(project, "dvc", "repro")) == ["tabulate@digits"]
+    rows = json.loads((project / "results/digits/table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["teacher", "scratch", "kd"]
+
+
+def test_a_wrong_parameter_stops_before_anything_is_touched(project: Path) -> None:
+    before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
+    change(project, "methods", "kd", "temperature", value=-4)
+    printed = command(project, "dvc", "repro", check=False)
+    change(project, "methods", "kd", "temperature", value=4)
+    assert "methods.kd.temperature: found -4.0, expected a value > 0" in printed
+    assert "Traceback" not in printed
+    assert {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()} == before
+    assert stages_run(command(project, "dvc", "repro")) == []  # DVC puts back what it took away for the stage
+    assert (project / "runs/digits/kd/record.json").exists()
+
+
+def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    command(project, "git", "add", "-A")
+    command(project, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "a baseline")
+    command(project, "dvc", "exp", "run", "--temp", "-n", "wide", "-S", "methods.kd.temperature=8")
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`log.experiment` = 'wide' and tags.method = 'kd'")
+    assert {run.data.params["method.temperature"] for run in runs} == {"8.0"}
+    assert len(runs) == 3
+    assert "wide" in command(project, "dvc", "exp", "show", "--csv")

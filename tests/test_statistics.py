@@ -1,0 +1,89 @@
+"""Intervals, tests and verdicts against SciPy's own routines, simulation, and numbers worked out by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tripletkd.statistics import Difference, cell, detectable, difference, holm, verdict
+
+SAMPLE = [80.1, 80.9, 81.3, 79.8, 80.6]
+
+
+def test_cell_is_the_t_interval() -> None:
+    found = cell(SAMPLE)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(SAMPLE), scale=stats.sem(SAMPLE))
+    assert found.n == 5
+    assert found.std == pytest.approx(np.std(SAMPLE, ddof=1))
+    assert found.half_width is not None
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+
+
+def test_prediction_interval_holds_one_further_run_in_95_of_100() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(4000):
+        *sample, further = rng.normal(80, 0.5, 6)
+        interval = cell(sample).one_run
+        assert interval is not None
+        inside += interval[0] <= further <= interval[1]
+    assert inside / 4000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_one_seed_has_a_mean_and_nothing_else() -> None:
+    assert cell([80.0]) == cell([80.0]).__class__(1, 80.0, None, None, None)
+    assert difference({1: 80.0}, {1: 79.0}) == Difference(1, 1.0, None, None, None)
+
+
+def test_difference_is_paired_by_seed() -> None:
+    first = dict(enumerate(SAMPLE))
+    second = {seed: value - 0.5 - 0.1 * (seed % 2) for seed, value in first.items()} | {99: 0.0}  # 99 has no partner
+    found = difference(first, second)
+    assert found is not None
+    assert found.n == 5
+    assert found.mean == pytest.approx(0.54)
+    assert found.p == pytest.approx(stats.ttest_rel(list(first.values()), [second[s] for s in first]).pvalue)
+    assert difference(first, {7: 1.0}) is None
+
+
+def test_differences_without_variance() -> None:
+    same = {1: 80.0, 2: 81.0}
+    assert (zero := difference(same, same)) is not None
+    assert zero.p == 1.0
+    assert (shifted := difference(same, {1: 79.0, 2: 80.0})) is not None
+    assert shifted.p == 0.0
+
+
+@pytest.mark.parametrize(("n", "effect"), [(2, 11.55), (5, 1.685), (10, 0.996), (20, 0.660)])
+def test_detectable_difference(n: int, effect: float) -> None:
+    """Effect sizes of a paired t-test, alpha 0.05, power 0.8: tabulated values (G*Power), and by simulation."""
+    assert detectable(n, 1.0) == pytest.approx(effect, abs=0.006)
+    samples = np.random.default_rng(n).normal(detectable(n, 2.0), 2.0, (20000, n))
+    power = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
+    assert power == pytest.approx(0.8, abs=0.012)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_is_the_closed_bonferroni_procedure() -> None:
+    """An independent definition: a hypothesis' p is the largest Bonferroni p of all the sets that hold it."""
+    p = np.random.default_rng(3).uniform(0, 0.2, 6)
+    for i, corrected in enumerate(holm(list(p))):
+        sets = [c for size in range(1, 7) for c in itertools.combinations(range(6), size) if i in c]
+        assert corrected == pytest.approx(min(1, max(len(c) * min(p[j] for j in c) for c in sets)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "p", "expected"),
+    [(1.0, 0.01, "reproduced"), (-1.0, 0.01, "contradicted"), (1.0, 0.05, "undecided"), (-1.0, 0.2, "undecided"),
+     (1.0, None, "undecided")],
+)  # fmt: skip
+def test_verdict(mean: float, p: float | None, expected: str) -> None:
+    assert verdict(Difference(5, mean, 0.1, p, 0.2), p) == expected
+    assert verdict(None, p) == "undecided"

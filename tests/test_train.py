@@ -1,0 +1,263 @@
+"""The loop: two reference trajectories, seeds that do not see each other, interruption, failure."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import fill, golden, unit_hash
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tripletkd import methods, models, sources
+from tripletkd.checkpoint import Checkpoint, Paused
+from tripletkd.data import Dataset, DeviceSplit, Inputs, Sampler
+from tripletkd.methods._terms import Batch, Outputs, Term
+from tripletkd.train import SGD, Fitted, Recipe, Teacher, Trainer, fit
+
+CPU, DOUBLE = torch.device("cpu"), torch.float64
+TRAJECTORIES = [content for content in golden("runs") if "setup" in content]
+
+
+def images(count: int, seed: int) -> Tensor:
+    """The reference's images: a pattern by class under noise, pixels / 255."""
+    i, ch, r, c = torch.meshgrid(*(torch.arange(n) for n in (count, 3, 32, 32)), indexing="ij")
+    y = i % 10
+    k = ((1 + y % 5) * r + (1 + y // 5) * c + 3 * y + 5 * ch) % 32
+    triangle = (k - 16).abs().double() / 8 - 1
+    return torch.floor(128 + 48 * triangle + 64 * torch.from_numpy(unit_hash((count, 3, 32, 32), seed))) / 255
+
+
+def load(network: nn.Module, params: list[dict[str, Any]], gain: float) -> nn.Module:
+    """Weights by the reference's formula; batch norm stays at 1 and 0, dropout is off, as there."""
+    network.double()
+    with torch.no_grad():
+        for spec in params:
+            network.get_parameter(spec["name"]).copy_(
+                fill(tuple(spec["shape"]), spec["seed"], gain * spec["scale_at_gain_1"])
+            )
+    for module in network.modules():
+        if isinstance(module, models.Dropout):
+            module.p = 0.0
+    return network
+
+
+def recipe(weight_decay: float) -> Recipe:
+    return Recipe(1, 20, lr=0.01, momentum=0.9, weight_decay=weight_decay, decay_epochs=[], decay_factor=1.0)
+
+
+def check_final(network: nn.Module, expected: dict[str, dict[str, float]]) -> None:
+    state = network.state_dict()
+    for name, sums in expected.items():
+        tensor = state[name]
+        found = {"sum": tensor.sum(), "l2": tensor.norm(), "dot": (tensor * fill(tuple(tensor.shape), 999, 1.0)).sum()}
+        for key, value in found.items():
+            assert value.item() == pytest.approx(sums[key], rel=1e-8, abs=1e-8 * sums["l2"]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("content", TRAJECTORIES)
+@pytest.mark.parametrize("folded", [False, True])
+def test_teacher_follows_the_reference_trajectory(content: dict[str, Any], folded: bool) -> None:
+    setup, run = content["setup"], content["runs"].get("T_teacher")
+    if run is None:
+        pytest.skip("no teacher trajectory in this file")
+    teacher = load(models.PaperTeacher(3, 32, 10), setup["teacher_params"], gain=1.0)
+    scratch = methods.load("scratch")
+    loss = partial(scratch.loss, params=scratch.Params(ce=1.0))
+    members = [teacher, teacher] if folded else [teacher]  # a second seed, so that there is something to fold
+    trainer = Trainer(members, loss, recipe(0.0005), CPU, DOUBLE, folded)
+    x, y = images(setup["N"], 5000), torch.arange(setup["N"]) % 10
+    for expected in run["steps"]:
+        index = (expected["step"] * setup["B"] + torch.arange(setup["B"])) % setup["N"]
+        batch = [t[index].expand(len(members), *t[index].shape) for t in (x, y)]
+        terms = trainer.step(batch[0], batch[1])
+        assert terms["ce"].tolist() == pytest.approx([expected["ce"]] * len(members), rel=1e-8)
+    check_final(trainer.students.member(0), run["final"]["params"])
+    logits = trainer.students.predict(images(setup["M"], 6000))[0]
+    assert cross_entropy(logits, torch.arange(setup["M"]) % 10).item() == pytest.approx(
+        run["final"]["eval_test_ce"], rel=1e-8
+    )
+
+
+STUDENTS = [(content, name) for content in TRAJECTORIES for name, run in content["runs"].items() if "loss" in run]
+
+
+@pytest.mark.parametrize(("content", "name"), STUDENTS, ids=[name for _, name in STUDENTS])
+@pytest.mark.parametrize("folded", [False, True])
+def test_student_follows_the_reference_trajectory(content: dict[str, Any], name: str, folded: bool) -> None:
+    setup, run = content["setup"], content["runs"][name]
+    if not run["teacher"].startswith("untrained"):
+        pytest.skip(f"{name}: its teacher, {run['teacher']!r}, is not described by a formula")
+    teacher = load(
+        models.PaperTeacher(3, 32, 10), setup["teacher_params"], float(run["teacher"].rsplit(" ", 1)[1])
+    ).eval()
+    student = load(models.PaperStudent(3, 32, 10), setup["student_params"], run["student_gain"])
+    method = methods.load({"old": "triplet", "new": "kd_triplet"}[run["loss"]])
+    weights = {"ce": 1.0, "kl": 1.0, "temperature": 1.0, "triplet": run["triplet_weight"], "margin": run["margin"]}
+    params = method.Params(**{key: weights[key] for key in method.Params.__dataclass_fields__})
+    members = [student, student] if folded else [student]
+    trainer = Trainer(members, partial(method.loss, params=params), recipe(run["weight_decay"]), CPU, DOUBLE, folded)
+    x, y = images(setup["N"], 5000), torch.arange(setup["N"]) % 10
+    with torch.no_grad():
+        target = teacher(x).logits
+    assert target[0].tolist() == pytest.approx(run["probe"]["teacher_logits_train0"], rel=1e-9)
+    for expected in run["steps"]:
+        step = expected["step"]
+        index = (step * setup["B"] + torch.arange(setup["B"])) % setup["N"]
+        other = (index + 1 + step % 9) % setup["N"]
+        trainer.begin_epoch(1, expected["lr"])
+        batch = [t.expand(len(members), *t.shape) for t in (x[index], y[index], x[other], target[index])]
+        terms = trainer.step(batch[0], batch[1], batch[2], Outputs(batch[3], {}))
+        for term in terms:
+            key = "total" if term == "loss" else term
+            if key in expected:
+                assert terms[term].tolist() == pytest.approx([expected[key]] * len(members), rel=1e-8), f"step {step}"
+    check_final(trainer.students.member(0), run["final"]["params"])
+
+
+# --- seeds, interruption, failure -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return sources.digits().limited(12)
+
+
+SHORT = Recipe(epochs=6, batch_size=25, lr=0.01, momentum=0.9, weight_decay=1e-3, decay_epochs=[4], decay_factor=0.1)
+INPUTS = Inputs((0.3,), (0.38,), crop_padding=1, flip=True)
+
+
+def run(
+    dataset: Dataset,
+    seeds: list[int],
+    folded: bool = True,
+    network: str = "paper_student_quarter",
+    method: str = "kd_triplet",
+    dtype: torch.dtype = DOUBLE,
+    checkpoint: Checkpoint | None = None,
+    inputs: Inputs = INPUTS,
+    loss: Any = None,
+) -> Fitted:
+    """Six epochs of a method on 120 digits, augmented, under an untrained teacher."""
+    module = methods.load(method)
+    weights = {"ce": 1.0, "kl": 1.0, "temperature": 2.0, "triplet": 0.5, "margin": 5.0}
+    params = module.Params(**{key: weights[key] for key in module.Params.__dataclass_fields__})
+    train, test = (DeviceSplit(split, inputs, CPU, dtype) for split in (dataset.train, dataset.test))
+    students = [models.build(network, dataset.image_shape, 10, seed) for seed in seeds]
+    teacher = Teacher(models.build("paper_teacher_quarter", dataset.image_shape, 10, 1), train, features=False)
+    return fit(
+        Trainer(students, loss or partial(module.loss, params=params), SHORT, CPU, dtype, folded),
+        seeds,
+        SHORT,
+        Sampler(dataset.train.labels, inputs, "negative" in module.NEEDS),
+        train,
+        test,
+        teacher=teacher if "teacher" in module.NEEDS else None,
+        checkpoint=checkpoint,
+    )
+
+
+def same(first: Fitted, second: Fitted, seed: int, tolerance: float) -> None:
+    """One seed's history and weights in two runs."""
+    one, two = ([row for row in fitted.history if row["seed"] == seed] for fitted in (first, second))
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+    others = second.networks[seed].state_dict()
+    for name, tensor in first.networks[seed].state_dict().items():
+        assert torch.allclose(tensor.double(), others[name].double(), rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize("network", ["paper_student_quarter", "paper_teacher_quarter"])
+def test_a_seed_gives_alone_what_it_gives_in_a_group(digits: Dataset, network: str) -> None:
+    """Also with batch norm and dropout, and whether the group is folded or not: 60 steps in float64, to 1e-9."""
+    group = run(digits, [3, 1, 2], folded=True, network=network)
+    same(group, run(digits, [1], network=network), 1, 1e-9)
+    same(group, run(digits, [2, 1], folded=False, network=network), 2, 1e-9)
+
+
+def test_two_runs_give_the_same_bits(digits: Dataset) -> None:
+    first, second = (run(digits, [1, 2], dtype=torch.float32, network="paper_teacher_quarter") for _ in range(2))
+    assert first.history == second.history
+    same(first, second, 2, 0.0)
+
+
+@pytest.mark.parametrize("network", ["paper_student_quarter", "paper_teacher_quarter"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(digits: Dataset, network: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "checkpoint.safetensors", run(digits, [1, 2], network=network, dtype=torch.float32)
+    for epoch in range(1, SHORT.epochs):  # a limit of no time at all: stops after every epoch
+        with pytest.raises(Paused, match=f"epoch {epoch} of 6.*{path.name}"):
+            run(
+                digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same", max_minutes=0)
+            )
+    resumed = run(digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same"))
+    assert resumed.history == whole.history
+    same(resumed, whole, 1, 0.0)
+
+
+@pytest.mark.parametrize("damage", ["other run", "truncated", "empty"])
+def test_a_checkpoint_that_does_not_fit_is_not_used(digits: Dataset, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Paused):
+        run(digits, [1], checkpoint=Checkpoint(path, "one", max_minutes=0))
+    if damage != "other run":
+        path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
+    fitted = run(digits, [1], checkpoint=Checkpoint(path, "two" if damage == "other run" else "one"))
+    assert [row["epoch"] for row in fitted.history] == list(range(1, 7))
+
+
+def test_a_signal_stops_at_a_checkpoint(digits: Dataset, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    pending = [signal.SIGINT]
+
+    def loss(batch: Batch) -> dict[str, Term]:
+        while pending:
+            os.kill(os.getpid(), pending.pop())
+        return {"ce": Term(1.0, cross_entropy(batch.student.logits, batch.labels))}
+
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Paused, match=r"stopped at epoch 1 of 6 \(SIGINT\)"):
+        run(digits, [1], loss=loss, checkpoint=Checkpoint(path, "same"))
+    assert path.exists()
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed = run(digits, [1], loss=loss, checkpoint=Checkpoint(path, "same"))
+    same(resumed, run(digits, [1], loss=loss), 1, 0.0)
+
+
+def test_a_seed_whose_loss_is_not_finite_fails_alone(digits: Dataset) -> None:
+    """Seed 2's weights are made infinite: it is named with epoch, step and term; the others are what they were."""
+    module = methods.load("scratch")
+    train, test = (DeviceSplit(split, INPUTS, CPU, DOUBLE) for split in (digits.train, digits.test))
+    students = [models.build("paper_student_quarter", digits.image_shape, 10, seed) for seed in (1, 2, 3)]
+    with torch.no_grad():
+        students[1].get_parameter("fc2.weight").fill_(float("inf"))
+    loss = partial(module.loss, params=module.Params(ce=1.0))
+    for folded in (True, False):
+        trainer = Trainer(students, loss, SHORT, CPU, DOUBLE, folded)
+        fitted = fit(trainer, [1, 2, 3], SHORT, Sampler(digits.train.labels, INPUTS, False), train, test)
+        assert list(fitted.networks) == [1, 3]
+        assert fitted.failed == {2: "ce is nan at epoch 1, step 1"}
+        same(fitted, run(digits, [1], method="scratch"), 1, 1e-9)
+
+
+def test_learning_rate_falls_after_the_epochs_named() -> None:
+    paper = Recipe(500, 100, 0.01, 0.9, 0.007, decay_epochs=[100, 200, 300, 400], decay_factor=0.1)
+    rates = {epoch: paper.lr_at(epoch) for epoch in (1, 100, 101, 200, 201, 500)}
+    assert rates == pytest.approx({1: 1e-2, 100: 1e-2, 101: 1e-3, 200: 1e-3, 201: 1e-4, 500: 1e-6})
+
+
+def test_sgd_equals_that_of_pytorch() -> None:
+    ours = [torch.randn(4, 3, dtype=DOUBLE), torch.randn(5, dtype=DOUBLE)]
+    theirs = [p.clone().requires_grad_() for p in ours]
+    sgd = SGD(ours, SHORT)
+    reference = torch.optim.SGD(theirs, lr=SHORT.lr, momentum=SHORT.momentum, weight_decay=SHORT.weight_decay)
+    for _ in range(5):
+        grads = [torch.randn_like(p) for p in ours]
+        sgd.step(grads)
+        for p, grad in zip(theirs, grads, strict=True):
+            p.grad = grad.clone()
+        reference.step()
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(ours, theirs, strict=True))
