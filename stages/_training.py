@@ -1,10 +1,12 @@
 """What the stages that touch networks share: data on the device, and one training run from parameters to run record."""
 
+import copy
 import os
 import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from stages import Stage, tracking_root
-from tripletkd import Problem, data, record, tracking
+from tripletkd import Problem, data, models, record, tracking
 from tripletkd.checkpoint import Checkpoint
 from tripletkd.data import DeviceSplit, Sampler
 from tripletkd.ensemble import Ensemble
@@ -35,8 +37,8 @@ class Setting:
     folded: bool
 
     @classmethod
-    def of(cls, stage: Stage) -> "Setting":
-        """Deterministic algorithms, the data set checked by its hash; Problem if run.device is not there."""
+    def of(cls, stage: Stage, dataset: data.Dataset | None = None) -> "Setting":
+        """Deterministic algorithms, the suite's data checked by its hash; Problem if run.device is not there."""
         settings = stage.config.run
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.set_deterministic_debug_mode(
@@ -47,7 +49,7 @@ class Setting:
             raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
         device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
         dtype = getattr(torch, settings.precision)
-        dataset = data.load(stage.place("data"))
+        dataset = dataset or data.load(stage.place("data"))
         if settings.holdout:
             dataset = dataset.with_holdout(settings.holdout)
         inputs = stage.suite.inputs.build(dataset.image_shape[2])
@@ -74,6 +76,19 @@ def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
             f"{floor} % is demanded before a student is trained; train it better (teacher.recipe) or lower the floor"
         )
     return network, made.weights_sha256[str(seed)]
+
+
+def own_layers(
+    method: Any, params: Any, students: list[nn.Module], teacher: nn.Module, seeds: list[int], setting: Setting
+) -> list[nn.Module] | None:
+    """What the method trains beside the student, for the shapes of these two networks; drawn from each seed."""
+    if not hasattr(method, "layers"):
+        return None
+    height, width, channels = setting.dataset.image_shape
+    images = torch.zeros(2, channels, height, width)
+    with torch.no_grad():
+        shapes = [copy.deepcopy(network).eval()(images) for network in (students[0], teacher)]
+    return [models.seeded(seed, partial(method.layers, *shapes, params)) for seed in seeds]
 
 
 def train_and_record(
@@ -148,6 +163,7 @@ def _code(method: str) -> list[str]:
         "train.py",
         "ensemble.py",
         "models.py",
+        "networks.py",
         "data.py",
         "methods/_terms.py",
         f"methods/{'scratch' if method == 'teacher' else method}.py",

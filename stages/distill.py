@@ -1,15 +1,10 @@
 """Train all seeds of one method's student under the suite's teacher and write the run record."""
 
-import copy
 from dataclasses import asdict
 from functools import partial
-from typing import Any
-
-import torch
-from torch import nn
 
 from stages import Stage, run
-from stages._training import Setting, load_teacher, train_and_record
+from stages._training import Setting, load_teacher, own_layers, train_and_record
 from tripletkd import methods, models
 from tripletkd.train import Teacher
 
@@ -41,19 +36,6 @@ def main(stage: Stage) -> None:
         teacher=Teacher(teacher, setting.train, "features" in method.NEEDS) if "teacher" in method.NEEDS else None,
         teacher_sha256=teacher_sha256,
     )
-
-
-def own_layers(
-    method: Any, params: Any, students: list[nn.Module], teacher: nn.Module, seeds: list[int], setting: Setting
-) -> list[nn.Module] | None:
-    """What the method trains beside the student, for the shapes of these two networks; drawn from each seed."""
-    if not hasattr(method, "layers"):
-        return None
-    height, width, channels = setting.dataset.image_shape
-    images = torch.zeros(2, channels, height, width)
-    with torch.no_grad():
-        shapes = [copy.deepcopy(network).eval()(images) for network in (students[0], teacher)]
-    return [models.seeded(seed, partial(method.layers, *shapes, params)) for seed in seeds]
 
 
 if __name__ == "__main__":

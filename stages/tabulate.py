@@ -20,7 +20,10 @@ def main(stage: Stage) -> None:
     histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}
     lines = report.curves(histories)
     place = stage.place("results")
-    texts = {"table.md": report.markdown(suite, table, answers), "table.csv": report.table_csv(table)}
+    texts = {
+        "table.md": report.markdown(suite, table, answers, stage.suite.published),
+        "table.csv": report.table_csv(table),
+    }
     for name, text in texts.items():
         with whole(place / name) as beside:
             beside.write_text(text, encoding="utf-8")

@@ -155,7 +155,9 @@ def _explain(error: BaseException) -> str:
         error = inner
     key = getattr(error, "full_key", None)
     lines = [line.strip() for line in str(error).splitlines()]
-    text = " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type")))
+    text = " ".join(
+        line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
+    )
     text = text.replace("AnyNode is not a ListConfig, list or tuple", "expected a list")
     parent = getattr(error, "object_type", None)
     if key and "not in" in text and dataclasses.is_dataclass(parent):

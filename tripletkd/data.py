@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,9 @@ class Split:
 
     def per_class(self, count: int) -> NDArray[np.intp]:
         """The indices of the first `count` images of each class, in the order of the split."""
-        firsts = [np.flatnonzero(self.labels == label)[:count] for label in np.unique(self.labels)]
-        return np.sort(np.concatenate(firsts))
+        by_class = np.argsort(self.labels, kind="stable")
+        begins = np.searchsorted(self.labels[by_class], self.labels[by_class])
+        return np.sort(by_class[np.arange(len(by_class)) - begins < count])
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class Dataset:
             digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
         return digest.hexdigest()
 
+    def duplicates(self) -> dict[str, int]:
+        """How many different images stand in both splits, and under several labels; equal is what has equal bytes."""
+        places: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
+        for part, split in (("train", self.train), ("test", self.test)):
+            for image, label in zip(split.images, split.labels.tolist(), strict=True):
+                places[hashlib.sha256(image.tobytes()).digest()].add((part, label))
+        return {
+            "train_and_test": sum(len({part for part, _ in where}) > 1 for where in places.values()),
+            "contradicting_labels": sum(len({label for _, label in where}) > 1 for where in places.values()),
+        }
+
     def limited(self, per_class: int) -> "Dataset":
         """The first `per_class` images of each class, of either split."""
         train, test = (s.select(s.per_class(per_class)) for s in (self.train, self.test))
@@ -76,31 +89,32 @@ class Dataset:
         return Dataset(train, holdout, self.classes)
 
 
-def save(dataset: Dataset, folder: Path, source: str) -> None:
-    """Write the canonical files: images.safetensors, and dataset.json with counts, sha256, mean and deviation."""
+def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
+    """Write the canonical files, images.safetensors and dataset.json; returns what the latter says."""
     from safetensors.numpy import save_file
 
     arrays: dict[str, NDArray[Any]] = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    save_file(arrays, folder / IMAGES)
+    # Of an array that is not contiguous, safetensors would write other values.
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / IMAGES)
     mean, std = _channel_statistics(dataset.train.images)
-    write_json(
-        folder / DESCRIPTION,
-        {
-            "source": source,
-            "sha256": dataset.sha256(),
-            "image_shape": dataset.image_shape,
-            "classes": dataset.classes,
-            "images": {"train": len(dataset.train.labels), "test": len(dataset.test.labels)},
-            "images_per_class": {
-                "train": np.bincount(dataset.train.labels, minlength=len(dataset.classes)).tolist(),
-                "test": np.bincount(dataset.test.labels, minlength=len(dataset.classes)).tolist(),
-            },
-            "train_mean": mean,
-            "train_std": std,
+    description = {
+        "source": source,
+        "sha256": dataset.sha256(),
+        "image_shape": dataset.image_shape,
+        "classes": dataset.classes,
+        "images": {"train": len(dataset.train.labels), "test": len(dataset.test.labels)},
+        "images_per_class": {
+            "train": np.bincount(dataset.train.labels, minlength=len(dataset.classes)).tolist(),
+            "test": np.bincount(dataset.test.labels, minlength=len(dataset.classes)).tolist(),
         },
-    )
+        "duplicates": dataset.duplicates(),
+        "train_mean": mean,
+        "train_std": std,
+    }
+    write_json(folder / DESCRIPTION, description)
+    return description
 
 
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
@@ -120,19 +134,25 @@ def load(folder: Path) -> Dataset:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    for path in (folder / DESCRIPTION, folder / IMAGES):
+        if not path.is_file():
+            raise Problem(f"{path}: not there; run the fetch stage (dvc repro fetch) first")
+    again = "delete the folder and run the fetch stage again"
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        expected, classes = description["sha256"], tuple(description["classes"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise Problem(f"{folder / DESCRIPTION}: cannot be read ({error!r}); {again}") from None
+    try:
         arrays = load_file(folder / IMAGES)
         train, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test"))
-        dataset = Dataset(train, test, tuple(description["classes"]))
-    except FileNotFoundError as error:
-        raise Problem(f"{error.filename}: not there; run the fetch stage (dvc repro fetch) first") from None
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
-        raise Problem(f"{folder}: cannot be read ({error}); delete it and run the fetch stage again") from None
-    if dataset.sha256() != description["sha256"]:
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise Problem(f"{folder / IMAGES}: cannot be read ({error!r}); {again}") from None
+    dataset = Dataset(train, test, classes)
+    types = {array.dtype for array in arrays.values()}  # which the sha256 does not cover
+    if (found := dataset.sha256()) != expected or types != {np.dtype(np.uint8), np.dtype(np.int64)}:
         raise Problem(
-            f"{folder / IMAGES}: sha256 of the pixels is {dataset.sha256()}, {DESCRIPTION} says "
-            f"{description['sha256']}; the file was changed: delete the folder and run the fetch stage again"
+            f"{folder}: sha256 of the images is {found}, {DESCRIPTION} says {expected}; a file was changed: {again}"
         )
     return dataset
 
@@ -216,10 +236,17 @@ class Sampler:
         index = torch.from_numpy(np.stack(views))
         if not self.inputs.augments:
             return Plan(index)
-        shape, rng = tuple(index.shape), np.random.default_rng([seed, epoch, AUGMENTATION])
-        shift = rng.integers(0, 2 * self.inputs.crop_padding, (*shape, 2), endpoint=True)
-        flip = rng.random(shape) < 0.5 if self.inputs.flip else np.zeros(shape, dtype=bool)
-        return Plan(index, torch.from_numpy(shift), torch.from_numpy(flip))
+        # A stream a view: whether there is an x' makes no difference to x.
+        drawn = [
+            self._augmentation(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in range(len(views))
+        ]
+        shift, flip = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
+        return Plan(index, shift, flip)
+
+    def _augmentation(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        count = len(self.labels)
+        shift = rng.integers(0, 2 * self.inputs.crop_padding, (count, 2), endpoint=True)
+        return shift, (rng.random(count) < 0.5) & self.inputs.flip
 
     def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
         """For each image one drawn uniformly from all images of other classes: its own class is skipped over."""

@@ -1,5 +1,6 @@
-"""The networks, by name. `forward` returns logits and the features that methods may use."""
+"""The networks, by name: the paper's, the field's, torchvision's. `forward` returns logits and features for methods."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from . import Problem
 from .methods._terms import Outputs
+from .networks import FIELD
 
 
 class Dropout(nn.Module):
@@ -118,24 +120,81 @@ class PaperStudent(nn.Module):
         )
 
 
+class TorchvisionNetwork(nn.Module):
+    """An untrained image classifier of torchvision.models, its last linear layer kept apart for the embedding's sake.
+
+    Its dropout layers become ours, a function of the seed. Problem for what does not fit: images that are not RGB or
+    too small for it, blocks dropped by PyTorch's global generator, several outputs, no linear layer at the end.
+    """
+
+    foldable = False  # it may hold layers that mix channels
+
+    def __init__(self, name: str, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        from torchvision.models import get_model
+        from torchvision.ops import StochasticDepth
+
+        if channels != 3:
+            raise Problem(f"torchvision/{name} takes RGB images, the data set has {channels} channel(s)")
+        self.body: nn.Module = get_model(name, num_classes=classes, weights=None)
+        self.head: nn.Module = nn.Identity()
+        place = ""
+        for inner, module in list(self.body.named_modules()):
+            if isinstance(module, StochasticDepth):
+                raise Problem(f"torchvision/{name} drops whole blocks by a generator that no seed of a run reaches")
+            if isinstance(module, nn.Dropout):
+                self.body.set_submodule(inner, Dropout(module.p))
+            elif isinstance(module, nn.Linear):
+                place, self.head = inner, module
+        if place:
+            self.body.set_submodule(place, nn.Identity())
+        self._try(name, size)
+
+    def _try(self, name: str, size: int) -> None:
+        """Two images through a copy in training mode: only then do some networks have further outputs."""
+        try:
+            embedding = copy.deepcopy(self.body)(torch.zeros(2, 3, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise Problem(f"torchvision/{name} does not take images of {size} x {size} pixels: {error}") from None
+        if not isinstance(embedding, Tensor) or embedding.shape != (2, getattr(self.head, "in_features", None)):
+            raise Problem(f"torchvision/{name} is not usable here: its one output must come from a linear layer")
+
+    def forward(self, x: Tensor) -> Outputs:
+        """x: images [B, 3, size, size]."""
+        embedding = self.body(x)
+        return Outputs(self.head(embedding), {"embedding": embedding})
+
+
 # name in params.yaml -> (channels, size, classes) -> network; the quarter ones are the paper's with width 8 for 32
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "paper_teacher": PaperTeacher,
     "paper_student": PaperStudent,
     "paper_teacher_quarter": partial(PaperTeacher, width=8),
     "paper_student_quarter": partial(PaperStudent, width=8),
+    **FIELD,
 }
+TORCHVISION = "torchvision/"  # before a name of torchvision.models
+
+
+def known(name: str) -> bool:
+    """Whether `build` takes that name: one of NETWORKS, or torchvision/NAME for an image classifier there."""
+    if not name.startswith(TORCHVISION):
+        return name in NETWORKS
+    import torchvision.models
+
+    return name.removeprefix(TORCHVISION) in torchvision.models.list_models(module=torchvision.models)
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """A network of NETWORKS for images [H, W, C], its weights drawn by PyTorch's default initialisation from `seed`.
+    """A network of a `known` name for images [H, W, C], its initial weights drawn from `seed`.
 
-    Problem if the images are too small or not square.
+    Problem if the images are too small, not square, or not what the network takes.
     """
     height, width, channels = image_shape
     if height != width or height < 8:
         raise Problem(f"{name} takes square images of at least 8 x 8 pixels, the data set has {height} x {width}")
-    return seeded(seed, partial(NETWORKS[name], channels, height, classes))
+    make = NETWORKS.get(name) or partial(TorchvisionNetwork, name.removeprefix(TORCHVISION))
+    return seeded(seed, partial(make, channels, height, classes))
 
 
 def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .statistics import Cell, Difference, cell, difference, holm, verdict
@@ -91,8 +92,17 @@ def verdicts(measured: Mapping[str, Mapping[str, Any]], claims: Sequence[Any]) -
 # --- what people read -------------------------------------------------------------------------------------------------
 
 
-def markdown(suite: str, table: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> str:
-    """table.md: the table, the verdicts in sentences, and how to read both."""
+def markdown(
+    suite: str,
+    table: Sequence[Row],
+    answers: Sequence[Mapping[str, Any]],
+    published: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """table.md: the table, the verdicts in sentences, and how to read both.
+
+    published: name -> figure; those of methods that were not run here stand below the others, as references.
+    """
+    references = {name: figure for name, figure in published.items() if name not in {row.method for row in table}}
     bases = [base for base in BASELINES if any(base in row.over for row in table)]
     head = [
         "method",
@@ -107,10 +117,13 @@ def markdown(suite: str, table: Sequence[Row], answers: Sequence[Mapping[str, An
     lines = [f"# {suite}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in table:
         differences = [_gap(row.over.get(base), row.corrected_p.get(base)) for base in bases]
-        published = "" if row.published is None else f"{row.published['accuracy']:.2f}"
+        figure = "" if row.published is None else f"{row.published['accuracy']:.2f}"
         interval = "" if row.test.half_width is None else f"± {row.test.half_width:.2f}"
         best, train = f"*{row.best_on_test:.2f}*", f"{row.train.mean:.2f}"
-        lines.append(_line([row.method, str(row.n), _mean(row.test), interval, *differences, published, best, train]))
+        lines.append(_line([row.method, str(row.n), _mean(row.test), interval, *differences, figure, best, train]))
+    for name, reference in references.items():
+        own = {"method": name, "published": f"{reference.accuracy:.2f}"}
+        lines.append(_line([own.get(column, "") for column in head]))
     lines += [
         "",
         "Mean ± standard deviation over n seeds, last epoch, and the 95 % interval of the mean. A difference is paired "
@@ -119,6 +132,7 @@ def markdown(suite: str, table: Sequence[Row], answers: Sequence[Mapping[str, An
         "papers that report it. The teacher is one run.",
     ]
     sources = [f"- {row.method}: {_against(row)}" for row in table if row.published]
+    sources += [f"- {name}: published {f.accuracy:.2f} ({f.source}); not run here" for name, f in references.items()]
     lines += ["", "## Against published figures", "", *sources] if sources else []
     lines += ["", "## Verdicts", "", *[f"- {sentence(answer)}" for answer in answers]] if answers else []
     failed = [f"- {row.method}, seed {seed}: {why}" for row in table for seed, why in row.failed.items()]
