@@ -1,0 +1,37 @@
+"""Attention transfer. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, Map, NonNegative, Term, over_layers, same_sizes, unit
+
+NEEDS = frozenset({"teacher", "features"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    attention: NonNegative  # weight of the maps' difference, summed over the layers
+    layers: list[Map]
+
+
+def attention(student: Tensor, teacher: Tensor, power: int = 2) -> Tensor:
+    """mean over images and places of (q_s - q_t)^2, q = a / ||a||_2 over places, a = mean over channels of f^power.
+
+    student, teacher: feature maps [B, C, H, W], each with its own C.
+    Source: the paper's section 3.1, activation-based; the mean, for the paper's norm of q_s - q_t, is its code's.
+    """
+    q_s, q_t = (unit(f.pow(power).mean(1).flatten(1), dim=1) for f in (student, teacher))
+    return F.mse_loss(q_s, q_t)
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + attention * sum over layers of the difference of attention maps."""
+    assert batch.teacher is not None
+    maps = same_sizes(batch.student, batch.teacher, params.layers)
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "attention": Term(params.attention, over_layers(params.layers, attention, *maps)),
+    }

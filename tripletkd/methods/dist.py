@@ -1,0 +1,65 @@
+"""Distillation from a stronger teacher. Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022,
+arXiv 2205.10536.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, NonNegative, Positive, Term
+
+NEEDS = frozenset({"teacher"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy; the paper's alpha
+    inter: NonNegative  # weight of the relation between classes; the paper's beta
+    intra: NonNegative  # weight of the relation within a class; the paper's gamma
+    temperature: Positive  # the paper's tau
+
+
+def inter(student: Tensor, teacher: Tensor, temperature: float, eps: float = 1e-8) -> Tensor:
+    """T^2 * (1 - mean over images of the correlation, over classes, of softmax(s / T) and softmax(t / T)).
+
+    student, teacher: logits [B, classes]. Source: the paper's section 3, inter-class relation; T^2 as in its code.
+    """
+    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * (1 - _correlation(p_s, p_t, eps).mean())
+
+
+def intra(student: Tensor, teacher: Tensor, temperature: float, eps: float = 1e-8) -> Tensor:
+    """T^2 * (1 - mean over classes of the correlation, over images, of softmax(s / T) and softmax(t / T)).
+
+    student, teacher: logits [B, classes]. Source: the paper's section 3, intra-class relation; T^2 as in its code.
+    A single image has no correlation: the value is then T^2, without a gradient.
+    """
+    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * (1 - _correlation(p_s.mT, p_t.mT, eps).mean())
+
+
+def _correlation(a: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Pearson's coefficient of each row of a with the same row of b; 0, without a gradient, for a constant row."""
+    return (_direction(a, eps) * _direction(b, eps)).sum(1)
+
+
+def _direction(rows: Tensor, eps: float) -> Tensor:
+    """Of each row less its mean, divided by its length or by eps if that is more."""
+    centred = rows - rows.mean(1, keepdim=True)
+    length, before = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (centred, rows))
+    # What rounding leaves of a constant row has a direction too, and divided by eps a gradient of the order of 1e8.
+    constant = length <= 8 * torch.finfo(rows.dtype).eps * before
+    return centred / torch.where(constant, torch.inf, length.clamp(min=eps))
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + inter * relation between classes + intra * relation within a class."""
+    assert batch.teacher is not None
+    inputs = batch.student.logits, batch.teacher.logits, params.temperature
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "inter": Term(params.inter, inter(*inputs)),
+        "intra": Term(params.intra, intra(*inputs)),
+    }

@@ -1,0 +1,53 @@
+"""Hints. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+
+The paper trains on the hint first and on the labels afterwards. As in the comparison of Tian et al., "Contrastive
+Representation Distillation", ICLR 2020, both are trained together here.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, over_layers, same_sizes
+
+NEEDS = frozenset({"teacher", "features"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    hint: NonNegative  # weight of the regression, summed over the layers
+    layers: list[Map]
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over all elements of (s - t)^2; student: regressor's output, teacher: feature map, of equal shape.
+
+    Source: the paper's section 2.2, which writes the sum over elements times 1/2: another constant factor.
+    """
+    return F.mse_loss(student, teacher)
+
+
+def regressor(student: int, teacher: int) -> nn.Module:
+    """From the student's channels to the teacher's. It is only ever trained, so its batch norm keeps no statistics."""
+    return nn.Sequential(
+        nn.Conv2d(student, teacher, kernel_size=1, bias=False), nn.BatchNorm2d(teacher, track_running_stats=False)
+    )
+
+
+def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
+    """A regressor for each layer."""
+    return PerLayer(
+        {name: regressor(student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
+    )
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + hint * sum over layers of MSE(regressor(student's map), teacher's map)."""
+    assert batch.teacher is not None and batch.layers is not None
+    student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "hint": Term(params.hint, over_layers(params.layers, hint, batch.layers(student), teacher)),
+    }

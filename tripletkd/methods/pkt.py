@@ -1,0 +1,48 @@
+"""Probabilistic knowledge transfer. Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge
+Transfer", ECCV 2018, arXiv 1803.10837.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, Layer, NonNegative, Term, over_layers
+
+NEEDS = frozenset({"teacher", "features"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    divergence: NonNegative  # weight of the divergence, summed over the layers
+    layers: list[Layer]
+
+
+def divergence(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+    """mean over pairs i, j of p_t log((p_t + eps) / (p_s + eps)), p_ij = k_ij / sum_j k_ij, k_ij = (cos_ij + 1) / 2.
+
+    cos_ij is the product of f_i and f_j, each divided by its length + eps; a row of zeros is at cosine 0 to all.
+    student, teacher: features [B, ...]. Source: the paper's section 3, cosine kernel; eps and mean as in its code.
+    """
+    p_s, p_t = _probabilities(student.flatten(1), eps), _probabilities(teacher.flatten(1), eps)
+    return torch.mean(p_t * torch.log((p_t + eps) / (p_s + eps)))
+
+
+def _probabilities(f: Tensor, eps: float) -> Tensor:
+    """[B, B], rows of sum 1: how near each image is to the others."""
+    # vector_norm and not the root of a sum of squares, whose gradient at zero is not a number.
+    directions = f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + eps)
+    kernel = (directions @ directions.mT + 1) / 2
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + divergence * sum over layers of the divergence of the images' neighbourhoods."""
+    assert batch.teacher is not None
+    features = batch.student.features, batch.teacher.features
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "divergence": Term(params.divergence, over_layers(params.layers, divergence, *features)),
+    }

@@ -1,0 +1,68 @@
+"""Relational knowledge distillation. Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019,
+arXiv 1904.05068.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, Layer, NonNegative, Term, over_layers, unit
+
+NEEDS = frozenset({"teacher", "features"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    distance: NonNegative  # weight of the distances' difference, summed over the layers
+    angle: NonNegative  # weight of the angles' difference, summed over the layers
+    layers: list[Layer]
+
+
+def distance(student: Tensor, teacher: Tensor, squared: bool = False) -> Tensor:
+    """mean over all pairs i, j of huber(psi_s - psi_t), psi_ij = d_ij / mean of the positive d, d_ij = ||f_i - f_j||_2.
+
+    huber(x) is x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond. With `squared` d is the squared distance. Two images with
+    equal features are at d^2 = 1e-12 and get no gradient. student, teacher: features [B, ...].
+    Source: the paper's section 3.2.1; that the diagonal counts, and what equal features give, is its code's.
+    """
+    return F.smooth_l1_loss(_relative_distances(student, squared), _relative_distances(teacher, squared))
+
+
+def _relative_distances(features: Tensor, squared: bool) -> Tensor:
+    """[B, B]; all 0 where there is one image only, which has no distance to divide by."""
+    distances = _differences(features).square().sum(2).clamp(min=1e-12)
+    distances = distances if squared else distances.sqrt()
+    others = len(distances) * (len(distances) - 1)
+    distances = distances * (1 - torch.eye(len(distances), device=features.device, dtype=features.dtype))
+    # Off the diagonal every distance is positive by the clamp: their number needs no look at the data.
+    return distances * others / distances.sum() if others else distances
+
+
+def angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over all i, j, k of huber(cos_s - cos_t), cos_ijk = e_ij . e_ik, e_ij = (f_i - f_j) / ||f_i - f_j||_2.
+
+    Where i = j, or two images have equal features, e_ij is 0. student, teacher: features [B, ...].
+    Source: the paper's section 3.2.2; that triples with equal indices count is its code's.
+    """
+    e_s, e_t = (unit(_differences(features), dim=2) for features in (student, teacher))
+    return F.smooth_l1_loss(e_s @ e_s.mT, e_t @ e_t.mT)
+
+
+def _differences(features: Tensor) -> Tensor:
+    """f_i - f_j: [B, B, D]. Not by products of features, which cancel where two images are near."""
+    flat = features.flatten(1)
+    return flat[:, None] - flat
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + distance * distances' difference + angle * angles' difference, summed over layers."""
+    assert batch.teacher is not None
+    features = batch.student.features, batch.teacher.features
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "distance": Term(params.distance, over_layers(params.layers, distance, *features)),
+        "angle": Term(params.angle, over_layers(params.layers, angle, *features)),
+    }

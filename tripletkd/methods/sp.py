@@ -1,0 +1,36 @@
+"""Similarity-preserving distillation. Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._terms import Batch, Layer, NonNegative, Term, over_layers, unit
+
+NEEDS = frozenset({"teacher", "features"})
+
+
+@dataclass
+class Params:
+    ce: NonNegative  # weight of the cross-entropy
+    similarity: NonNegative  # weight of the similarities' difference, summed over the layers; the paper's gamma
+    layers: list[Layer]
+
+
+def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """||G_s - G_t||_F^2 / B^2, where row i of G is g / ||g||_2 with g_j = f_i . f_j.
+
+    student, teacher: features [B, ...], f_i those of image i as one vector. Source: the paper's section 3.
+    """
+    g_s, g_t = (unit(f @ f.mT, dim=1) for f in (student.flatten(1), teacher.flatten(1)))
+    return F.mse_loss(g_s, g_t)
+
+
+def loss(batch: Batch, params: Params) -> dict[str, Term]:
+    """ce * CE(s(x), y) + similarity * sum over layers of the difference of the images' similarities."""
+    assert batch.teacher is not None
+    features = batch.student.features, batch.teacher.features
+    return {
+        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "similarity": Term(params.similarity, over_layers(params.layers, similarity, *features)),
+    }
