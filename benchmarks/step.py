@@ -129,8 +129,8 @@ def main() -> None:
         first = first or spent / seeds
         ours = arguments.images * seeds / spent
         print(
-            f"ours, {seeds:2} seeds:       {ours:8.0f} images/s over all seeds, {ours / plain:5.2f} times the plain loop; "
-            f"{spent / first:5.2f} times the time of one seed"
+            f"ours, {seeds:2} seeds:       {ours:8.0f} images/s over all seeds, {ours / plain:5.2f} times the plain "
+            f"loop; {spent / first:5.2f} times the time of one seed"
         )
 
 

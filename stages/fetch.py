@@ -1,51 +1,65 @@
 """Fetch a suite's images and write the canonical data set: one file, and a description with counts and hashes."""
 
-import tempfile
+import socket
 from pathlib import Path
+from typing import Any
 
 from stages import Stage, run, tracking_root
 from tripletkd import Problem, data, sources, tracking
 from tripletkd.config import Data
 from tripletkd.provenance import whole
 
+TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
+
 
 def main(stage: Stage) -> None:
     settings, target = stage.suite.data, stage.place("data")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    dataset = obtain(settings, target.parent)
+    dataset = obtain(settings)
     if settings.per_class:
         dataset = dataset.limited(settings.per_class)
     stage.suite.inputs.build(dataset.image_shape[2])
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
     with whole(target) as beside:
         beside.mkdir()
-        data.save(dataset, beside, origin)
-    print(f"{target}: {sources.description(dataset)}")
+        description = data.save(dataset, beside, origin)
+    print(f"{target}: {summary(description)}")
     counts = {
-        "train_images": len(dataset.train.labels),
-        "test_images": len(dataset.test.labels),
-        "classes": len(dataset.classes),
+        "train_images": description["images"]["train"],
+        "test_images": description["images"]["test"],
+        "classes": len(description["classes"]),
+        **description["duplicates"],
     }
-    params = {"source": origin, "data_sha256": dataset.sha256()}
+    params = {"source": origin, "data_sha256": description["sha256"]}
     tracking.never_fails(
         tracking.log_files, tracking_root(), stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION]
     )
 
 
-def obtain(settings: Data, scratch: Path) -> data.Dataset:
+def obtain(settings: Data) -> data.Dataset:
     """The images of any of the sources, in memory."""
     if settings.source == "digits":
         return sources.digits()
     if settings.source == "torchvision":
         if not settings.name:
             raise Problem("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            return sources.torchvision(settings.name, Path(folder))
+        socket.setdefaulttimeout(TIMEOUT_SECONDS)
+        return sources.torchvision(settings.name)
     if not settings.path:
         raise Problem(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
         return sources.folder(Path(settings.path))
-    return sources.archive(Path(settings.path), settings.sha256, scratch)
+    return sources.archive(Path(settings.path), settings.sha256)
+
+
+def summary(description: dict[str, Any]) -> str:
+    """Short, for a person: counts, shape, a hash to compare by, and images that blur what is measured."""
+    images, duplicates = description["images"], description["duplicates"]
+    return (
+        f"{images['train']} training and {images['test']} test images of "
+        f"{' x '.join(map(str, description['image_shape']))}, {len(description['classes'])} classes, "
+        f"sha256 {description['sha256'][:12]}; {duplicates['train_and_test']} images stand in both splits, "
+        f"{duplicates['contradicting_labels']} under several labels"
+    )
 
 
 if __name__ == "__main__":

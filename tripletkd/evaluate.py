@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Problem
-from .data import DeviceSplit
+from .data import DeviceSplit, Inputs, Sampler
 from .ensemble import Ensemble
-from .models import parameter_count
+from .methods._terms import kl_divergence
+from .models import parameter_count, weights
 from .record import Record
 from .train import EVALUATION_BATCH, accuracy
 
 CALIBRATION_BINS = 15
+TOP_5_FROM = 20  # classes: with fewer, five guesses say little
 TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: some images on the edge
 
 
@@ -38,6 +40,7 @@ def measure(
         "network": made.network,
         "parameters": parameter_count(example),
         "multiply_adds": multiply_adds(example, made.image_shape),
+        "weights_bytes": sum(tensor.nbytes for tensor in weights(example).values()),
         "params": made.params,
         "data_sha256": made.data_sha256,
         "teacher_sha256": made.teacher_sha256,
@@ -63,32 +66,52 @@ def _of_history(figures: Mapping[str, Any], history: Sequence[Mapping[str, float
 def _figures(
     networks: Mapping[int, nn.Module], train: DeviceSplit, test: DeviceSplit, teacher: nn.Module | None
 ) -> list[dict[str, Any]]:
-    """Of each seed: accuracy on either split; on the test split also cross-entropy, calibration, accuracy by class.
-
-    agreement: the share of test images on which student and teacher predict the same class.
-    """
+    """Of each seed; with a teacher also of the two together."""
     ensemble = Ensemble(list(networks.values()), test.images.device, test.dtype, folded=False)
-    train_accuracy = accuracy(ensemble, train)
-    logits = _logits(ensemble, test)
-    predicted = logits.argmax(2)
-    agreement = None
+    target = None
     if teacher is not None:
-        single = Ensemble([teacher], test.images.device, test.dtype, folded=False)
-        agreement = (predicted == _logits(single, test).argmax(2)).double().mean(1)
-    correct = (predicted == test.labels).double()
-    per_class = torch.stack([correct[:, test.labels == label].mean(1) for label in test.labels.unique()], dim=1)
-    return [
-        {
-            "seed": seed,
-            "train_accuracy": train_accuracy[i],
-            "test_accuracy": correct[i].mean().item(),
-            "test_cross_entropy": F.cross_entropy(logits[i], test.labels).item(),
-            "test_calibration_error": calibration_error(logits[i], test.labels),
-            "test_accuracy_by_class": per_class[i].tolist(),
-            **({} if agreement is None else {"agreement": agreement[i].item()}),
-        }
-        for i, seed in enumerate(networks)
-    ]
+        target = _logits(Ensemble([teacher], test.images.device, test.dtype, folded=False), test)[0]
+    found = []
+    for seed, of_train, logits in zip(networks, accuracy(ensemble, train), _logits(ensemble, test), strict=True):
+        figures = {"seed": seed, "train_accuracy": of_train, **of_student(logits, test.labels)}
+        found.append(figures if target is None else figures | of_both(logits, target, test.labels))
+    return found
+
+
+def of_student(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Figures of one network on the test split, from its logits [N, classes] and the labels [N]."""
+    correct = (logits.argmax(1) == labels).double()
+    classes = logits.shape[1]
+    figures = {
+        "test_accuracy": correct.mean().item(),
+        "test_cross_entropy": F.cross_entropy(logits, labels).item(),
+        "test_calibration_error": calibration_error(logits, labels),
+        "test_accuracy_by_class": [correct[labels == label].mean().item() for label in range(classes)],
+    }
+    if classes > TOP_5_FROM:
+        top = logits.topk(5, dim=1).indices
+        figures["test_top5_accuracy"] = (top == labels[:, None]).any(1).double().mean().item()
+    return figures
+
+
+def of_both(logits: Tensor, target: Tensor, labels: Tensor) -> dict[str, float]:
+    """Figures of student and teacher together, from their logits [N, classes] on the test split.
+
+    agreement: share of images for which both predict the same class; kl_to_teacher: mean KL(teacher || student);
+    anchor_positive, anchor_negative: mean ||t(x) - s(x)|| and ||t(x) - s(x')||, x' drawn from the other classes' test
+    images, the same for all; violated_triplets: share of images for which the first is not the smaller one.
+    """
+    negatives = Sampler(labels.cpu().numpy(), Inputs(), negatives=True).draw(seed=0, epoch=0)
+    index, other = negatives.index.to(labels.device)
+    positive = torch.linalg.vector_norm(target[index] - logits[index], dim=1)
+    negative = torch.linalg.vector_norm(target[index] - logits[other], dim=1)
+    return {
+        "agreement": (logits.argmax(1) == target.argmax(1)).double().mean().item(),
+        "kl_to_teacher": kl_divergence(logits, target, temperature=1.0).item(),
+        "anchor_positive": positive.mean().item(),
+        "anchor_negative": negative.mean().item(),
+        "violated_triplets": (positive >= negative).double().mean().item(),
+    }
 
 
 def _logits(ensemble: Ensemble, split: DeviceSplit) -> Tensor:
@@ -104,9 +127,8 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     confidence, predicted = logits.double().softmax(1).max(1)
     gap = (predicted == labels).double() - confidence
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    return torch.zeros(CALIBRATION_BINS, dtype=gap.dtype, device=gap.device).index_add_(
-        0, bins, gap
-    ).abs().sum().item() / len(gap)
+    sums = torch.zeros(CALIBRATION_BINS, dtype=gap.dtype, device=gap.device).index_add_(0, bins, gap)
+    return sums.abs().sum().item() / len(gap)
 
 
 def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:

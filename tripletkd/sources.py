@@ -1,14 +1,17 @@
 """Where images come from: a torchvision data set, class folders, an archive of them, or scikit-learn's digits."""
 
+import http.client
+import io
+import stat
 import tarfile
 import tempfile
-import urllib.error
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +23,14 @@ from .data import Dataset, Split
 from .provenance import sha256
 
 OTHERWISE = "or regenerate the digits suite, which needs no file: run.suites: [digits]"
-IGNORED = {"Thumbs.db", "desktop.ini"}  # what file managers leave behind, beside names that begin with a dot
-MAX_ARCHIVE_BYTES = 64 * 2**30  # unpacked; a small archive that claims more is a decompression bomb
+LAYOUT = "{train,test}/<class>/<image>"
+IGNORED = {
+    "Thumbs.db",
+    "desktop.ini",
+    "__MACOSX",
+}  # what file managers leave behind, beside names that begin with a dot
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
+MAX_FILE_BYTES = 2**28  # a file is read into memory; in an archive, more is a decompression bomb
 
 
 def digits() -> Dataset:
@@ -43,10 +52,15 @@ def digits() -> Dataset:
     )
 
 
-def torchvision(name: str, folder: Path) -> Dataset:
-    """A data set of torchvision.datasets by its class name, downloaded to `folder` and checked by torchvision's md5.
+# --- torchvision ------------------------------------------------------------------------------------------------------
 
-    Problem if there is none of that name, no network, or the bytes are not those that torchvision knows.
+
+def torchvision(name: str) -> Dataset:
+    """A data set of torchvision.datasets by its class name, downloaded and checked by torchvision's md5.
+
+    The download goes to a new folder, which is removed: torchvision trusts some files that lie there already, but
+    unpickles nothing of a download before its md5 is checked. Problem if there is no data set of that name, no network,
+    or the bytes are not those that torchvision knows.
     """
     import torchvision.datasets as library
 
@@ -57,20 +71,29 @@ def torchvision(name: str, folder: Path) -> Dataset:
         raise Problem(
             f"data.name: {name!r} is not a torchvision data set known here; expected one of {', '.join(sorted(known))}"
         )
-    parts: dict[str, Any] = {}
-    for part in ("train", "test"):
-        where: dict[str, Any] = {"split": part} if name in by_split else {"train": part == "train"}
-        try:
-            parts[part] = getattr(library, name)(root=str(folder), download=True, **where)
-        except (RuntimeError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-            kind = "no network" if isinstance(error, urllib.error.URLError) else "damaged or incomplete download"
-            raise Problem(
-                f"{name}: {kind} ({error}); try again, take another source "
-                f"(data.source: folder or archive, for a mirror or an air-gapped machine), {OTHERWISE}"
-            ) from None
+    kind, parts = getattr(library, name), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("train", "test"):
+            where: dict[str, Any] = {"split": part} if name in by_split else {"train": part == "train"}
+            try:
+                parts[part] = kind(root=folder, download=True, **where)
+            except (RuntimeError, OSError, http.client.HTTPException) as error:
+                reason = " ".join(str(error).split())  # MNIST's has a line for each mirror
+                found = "is not the file torchvision knows by its md5" if "corrupted" in reason else "is out of reach"
+                raise Problem(
+                    f"{name}: {_address(kind, part)} {found} ({reason}); try again, take another source "
+                    f"(data.source: folder or archive, for a mirror or an air-gapped machine), {OTHERWISE}"
+                ) from None
     train, test = (_from_torchvision(part, f"{name}, {title}") for title, part in parts.items())
     classes = getattr(parts["train"], "classes", None) or np.unique(train.labels)
     return Dataset(train, test, tuple(str(label) for label in classes))
+
+
+def _address(kind: Any, part: str) -> str:
+    """Where a data set of torchvision comes from; its classes say it in three ways."""
+    if hasattr(kind, "split_list"):
+        return kind.split_list[part][0]
+    return kind.url if hasattr(kind, "url") else " or ".join(kind.mirrors)
 
 
 def _from_torchvision(part: Any, title: str) -> Split:
@@ -80,162 +103,193 @@ def _from_torchvision(part: Any, title: str) -> Split:
     return Split(stacked if stacked.ndim == 4 else stacked[..., None], np.array(labels, dtype=np.int64))
 
 
+# --- class folders ----------------------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """What stands at a path below a source's top: a file that can be read, a folder, or anything else."""
+
+    path: PurePosixPath
+    mode: int  # its type, as os.stat has it
+    size: int
+    read: Callable[[], bytes]
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+
 def folder(path: Path) -> Dataset:
     """Class folders, {train,test}/<class>/<image>; classes and images in the order of their names.
 
-    Images are converted to RGB, or kept as one channel if every one of them is greyscale. Problem, with the file's
-    name, for an image that cannot be read, has another size, 16 bits a channel or several frames; for a class without
-    images, or in one split only; for links.
+    A file's content counts, not its extension: PNG, JPEG, WebP, BMP or GIF. Images become RGB: palettes are looked up,
+    CMYK is converted, transparency and orientation tags are dropped. If every image is greyscale, or black and white,
+    one channel is kept.
+
+    Names are compared exactly: Cat and cat are two classes. Ignored: names that begin with a dot, Thumbs.db,
+    desktop.ini, __MACOSX, and whatever stands beside train/ and test/.
+
+    Problem, with the file's name, for an image that cannot be decoded, has several frames, 16 bits a channel, or
+    another size than the first one; for a class without images, or in one split only; for a file where a folder is
+    expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
     """
-    classes = {part: _class_folders(path / part) for part in ("train", "test")}
-    for part, other in (("train", "test"), ("test", "train")):
-        if missing := sorted(set(classes[part]) - set(classes[other])):
-            raise Problem(
-                f"{path / other}: class {missing[0]!r} of {part}/ has no folder here; both splits need every class"
-            )
-    names = sorted(classes["train"])
-    if len(names) < 2:
-        raise Problem(f"{path / 'train'}: {len(names)} class folder(s), at least two are needed")
-    files = {part: [_image_files(classes[part][name]) for name in names] for part in classes}
-    every = [file for part in files.values() for group in part for file in group]
-    grey = all(_mode(file) in ("L", "1") for file in every)
-    size = _open(every[0]).size
-    splits = {}
-    for part, groups in files.items():
-        paths = [file for group in groups for file in group]
-        bar = tqdm(paths, desc=f"reading {part} images", disable=None, leave=False)
-        images = np.stack([_pixels(file, "L" if grey else "RGB", size, every[0]) for file in bar])
-        labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(group) for group in groups])
-        splits[part] = Split(images[..., None] if grey else images, labels)
-    return Dataset(splits["train"], splits["test"], tuple(names))
+    return _class_folders(path, _below(path))
 
 
-def _class_folders(path: Path) -> dict[str, Path]:
-    if not path.is_dir():
-        raise Problem(
-            f"{path}: not there; expected {{train,test}}/<class>/<image>; give another data.path, {OTHERWISE}"
-        )
-    entries = [entry for entry in path.iterdir() if not _ignored(entry)]
-    for entry in entries:
-        if entry.is_symlink() or not entry.is_dir():
-            raise Problem(f"{entry}: expected a folder with the images of one class; move it away")
-    return {entry.name: entry for entry in entries}
+def archive(path: Path, expected_sha256: str | None) -> Dataset:
+    """A .tar, .tar.gz or .zip of class folders, as in `folder`; {train,test} stand at the top or in one folder.
 
-
-def _image_files(path: Path) -> list[Path]:
-    files = sorted(entry for entry in path.iterdir() if not _ignored(entry))
-    if not files:
-        raise Problem(f"{path}: a class without images; add some, or remove the class from train/ and test/")
-    return files
-
-
-def _ignored(entry: Path) -> bool:
-    return entry.name.startswith(".") or entry.name in IGNORED
-
-
-def _open(file: Path) -> Image.Image:
-    if file.is_symlink() or not file.is_file():
-        raise Problem(f"{file}: not a plain file; expected an image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Problem(f"{file}: claims to unpack to a very large image; remove or replace it") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise Problem(f"{file}: not an image that can be read ({error}); remove or replace it") from None
-
-
-def _mode(file: Path) -> str:
-    with _open(file) as image:
-        return image.mode
-
-
-def _pixels(file: Path, mode: str, size: tuple[int, int], first: Path) -> NDArray[np.uint8]:
-    with _open(file) as image:
-        if image.size != size:
-            raise Problem(
-                f"{file}: {image.size[0]} x {image.size[1]} pixels, {first.name} has {size[0]} x {size[1]}; "
-                "all images must have one size: resize them first"
-            )
-        if image.mode.startswith(("I", "F")):
-            raise Problem(f"{file}: more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first")
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise Problem(f"{file}: {frames} frames, one is expected; keep one")
-        try:
-            return np.asarray(image.convert(mode))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise Problem(f"{file}: damaged image ({error}); remove or replace it") from None
-
-
-def archive(path: Path, expected_sha256: str | None, scratch: Path) -> Dataset:
-    """A .tar, .tar.gz or .zip of class folders, unpacked under `scratch`, where nothing of it remains.
-
-    Neither links nor members that would leave the folder are followed. {train,test} stand at the top or in one folder.
-    Problem if it cannot be read, or its sha256 is not the expected one.
+    Nothing is unpacked to the disk. Problem also for names that lead out of the archive or stand there twice, and if
+    it is damaged, or its sha256 is not the expected one.
     """
     if not path.is_file():
         raise Problem(f"{path}: not there; give another data.path, {OTHERWISE}")
-    if expected_sha256 and (found := sha256(path)) != expected_sha256:
+    if expected_sha256 and (found := sha256(path)) != expected_sha256.lower():
         raise Problem(
             f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch the archive again, {OTHERWISE}"
         )
-    with _unpacked(path, scratch) as root:
-        tops = [entry for entry in root.iterdir() if not _ignored(entry)]
-        inner = tops[0] if len(tops) == 1 and tops[0].is_dir() and tops[0].name not in ("train", "test") else root
-        try:
-            return folder(inner)
-        except Problem as problem:  # in the archive's terms: the folder is gone when the message is read
-            raise Problem(f"{path}: {str(problem).replace(f'{root}/', '')}") from None
-
-
-@contextmanager
-def _unpacked(path: Path, scratch: Path) -> Iterator[Path]:
-    unpack: Callable[[Path, Path], None] = _unzip if zipfile.is_zipfile(path) else _untar
-    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-        try:
-            unpack(path, Path(temporary))
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise Problem(
-                f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
-            ) from None
-        yield Path(temporary)
-
-
-def _untar(path: Path, target: Path) -> None:
-    with tarfile.open(path) as tar:
-        members = tar.getmembers()
-        _check_size(path, sum(member.size for member in members))
-        for member in members:
-            if not (member.isfile() or member.isdir()):
-                raise Problem(
-                    f"{path}: member {member.name!r} is a link or a device; an archive of plain files is expected"
-                )
-        tar.extractall(target, filter="data")
-
-
-def _unzip(path: Path, target: Path) -> None:
-    with zipfile.ZipFile(path) as archived:
-        _check_size(path, sum(member.file_size for member in archived.infolist()))
-        for member in archived.infolist():
-            if not (target / member.filename).resolve().is_relative_to(target.resolve()):
-                raise Problem(f"{path}: member {member.filename!r} leaves the archive's folder; it is not unpacked")
-            if (member.external_attr >> 16) & 0o170000 == 0o120000:
-                raise Problem(f"{path}: member {member.filename!r} is a link; an archive of plain files is expected")
-        archived.extractall(target)  # noqa: S202 - every member was just checked
-
-
-def _check_size(path: Path, unpacked: int) -> None:
-    if unpacked > MAX_ARCHIVE_BYTES:
+    try:
+        if tarfile.is_tarfile(path):  # asked first: a plain tar that ends with a zip would pass for a zip
+            with tarfile.open(path) as tar:
+                return _class_folders(path, _in_tar(tar))
+        with zipfile.ZipFile(path) as zipped:
+            return _class_folders(path, _in_zip(zipped))
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise Problem(
-            f"{path}: would unpack to {unpacked / 2**30:.0f} GiB; more than {MAX_ARCHIVE_BYTES / 2**30:.0f} is refused"
-        )
+            f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
+        ) from None
 
 
-def description(dataset: Dataset) -> str:
-    """Short, for a person: counts, shape, and a hash to compare by."""
-    height, width, channels = dataset.image_shape
-    return (
-        f"{len(dataset.train.labels)} training and {len(dataset.test.labels)} test images of {height} x {width} x "
-        f"{channels}, {len(dataset.classes)} classes, sha256 {dataset.sha256()[:12]}"
-    )
+def _below(top: Path) -> Iterator[Entry]:
+    for part in ("train", "test"):
+        for path in sorted((top / part).rglob("*")):  # which follows no links
+            status = path.lstat()
+            yield Entry(PurePosixPath(path.relative_to(top)), status.st_mode, status.st_size, path.read_bytes)
+
+
+def _in_tar(tar: tarfile.TarFile) -> Iterator[Entry]:
+    def read(member: tarfile.TarInfo) -> bytes:
+        file = tar.extractfile(member)
+        assert file is not None
+        return file.read()
+
+    for member in tar:
+        mode = stat.S_IFREG if member.isfile() else stat.S_IFDIR if member.isdir() else 0
+        yield Entry(PurePosixPath(member.name), mode, member.size, partial(read, member))
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)  # tarfile takes a damaged header for the end
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut off after {tar.offset} bytes")
+
+
+def _in_zip(zipped: zipfile.ZipFile) -> Iterator[Entry]:
+    for member in zipped.infolist():
+        mode = stat.S_IFMT(member.external_attr >> 16) or (stat.S_IFDIR if member.is_dir() else stat.S_IFREG)
+        yield Entry(PurePosixPath(member.filename), mode, member.file_size, partial(zipped.read, member))
+
+
+def _class_folders(source: Path, entries: Iterable[Entry]) -> Dataset:
+    entries = list(_acceptable(source, entries))
+    tops = {entry.path.parts[0] for entry in entries}
+    if len(tops) == 1 and not tops & {"train", "test"}:
+        top = tops.pop()
+        source /= top
+        entries = [entry._replace(path=entry.path.relative_to(top)) for entry in entries if entry.path.parts[1:]]
+    entries = [entry for entry in entries if entry.path.parts[0] in ("train", "test")]
+    classes = _by_class(source, entries)
+    images = _read(source, [entry for entry in entries if entry.is_file])
+    names = sorted(classes["train"])
+    splits = []
+    for groups in classes.values():
+        pixels = np.stack([images[path] for name in names for path in sorted(groups[name])])
+        labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(groups[name]) for name in names])
+        splits.append(Split(pixels, labels))
+    train, test = splits
+    return Dataset(train, test, tuple(names))
+
+
+def _acceptable(source: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """All but the ignored ones; Problem at the first that is refused wherever it stands."""
+    files = set()
+    for entry in entries:
+        path = entry.path
+        if not path.parts or any((name.startswith(".") and name != "..") or name in IGNORED for name in path.parts):
+            continue
+        refusals = {
+            "leads out of the archive": path.is_absolute() or ".." in path.parts,
+            "a link or a device; plain files and folders are expected": not (entry.is_file or stat.S_ISDIR(entry.mode)),
+            f"{entry.size} bytes; more than {MAX_FILE_BYTES} are refused": entry.is_file
+            and entry.size > MAX_FILE_BYTES,
+            "its name is not Unicode; rename it": str(path).encode(errors="replace").decode() != str(path),
+            "stands there twice; remove one": path in files,
+        }
+        for reason, holds in refusals.items():
+            if holds:
+                raise Problem(f"{source}/{path}: {reason}")
+        if entry.is_file:
+            files.add(path)
+        yield entry
+
+
+def _by_class(source: Path, entries: list[Entry]) -> dict[str, dict[str, list[PurePosixPath]]]:
+    """The images of the classes of train and of test: at least two classes, the same in both, none without images."""
+    classes: dict[str, dict[str, list[PurePosixPath]]] = {"train": {}, "test": {}}
+    for entry in entries:
+        part, *below = entry.path.parts
+        if len(below) != 2 if entry.is_file else len(below) > 1:
+            kind = "file" if entry.is_file else "folder"
+            raise Problem(f"{source / entry.path}: a {kind} out of place in {LAYOUT}; move it away")
+        for name in below[:1]:
+            classes[part].setdefault(name, []).extend([entry.path] if entry.is_file else [])
+    for part, other in (("test", "train"), ("train", "test")):
+        if not classes[other]:
+            raise Problem(f"{source / other}: no class folders; expected {LAYOUT}; give another data.path, {OTHERWISE}")
+        if missing := sorted(set(classes[part]) - set(classes[other])):
+            raise Problem(
+                f"{source / other}: class {missing[0]!r} of {part}/ has no folder here; both splits need every class"
+            )
+    for part, groups in classes.items():
+        if empty := [name for name, images in groups.items() if not images]:
+            raise Problem(
+                f"{source / part / empty[0]}: a class without images; add some, or remove it from both splits"
+            )
+    if len(classes["train"]) < 2:
+        raise Problem(f"{source / 'train'}: one class folder, at least two are needed")
+    return classes
+
+
+def _read(source: Path, files: list[Entry]) -> dict[PurePosixPath, NDArray[np.uint8]]:
+    """The images, of one size and one number of channels, read in the order given: an archive's own is the fastest."""
+    images: dict[PurePosixPath, NDArray[np.uint8]] = {}
+    for file in tqdm(files, desc=f"reading {source.name}", disable=None, leave=False):
+        images[file.path] = _pixels(source / file.path, file.read)
+        (height, width), (first_height, first_width) = (images[path].shape[:2] for path in (file.path, files[0].path))
+        if (height, width) != (first_height, first_width):
+            raise Problem(
+                f"{source / file.path}: {width} x {height} pixels, {files[0].path} has {first_width} x {first_height}; "
+                "all images must have one size: resize them first"
+            )
+    channels = max(image.shape[2] for image in images.values())
+    return {path: np.broadcast_to(image, (*image.shape[:2], channels)) for path, image in images.items()}
+
+
+def _pixels(file: Path, read: Callable[[], bytes]) -> NDArray[np.uint8]:
+    """[height, width, 1 or 3]"""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    raise Problem(f"{file}: several frames, one is expected; keep one")
+                if ";16B" in str(image.tile):  # Pillow itself would drop the lower half of a colour image
+                    raise Problem(f"{file}: 16 bits a channel; convert it to 8 first")
+                pixels = np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
+    except Problem:
+        raise
+    except Exception as error:  # whatever the decoders raise for bytes that anyone may have made
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise Problem(
+            f"{file}: not an image that can be read ({reason}); expected {', '.join(FORMATS)}: remove or replace it"
+        ) from None
+    return pixels.reshape(*pixels.shape[:2], -1)

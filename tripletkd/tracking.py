@@ -22,6 +22,8 @@ METRICS_A_CALL = 1000  # the store's limit
 @contextmanager
 def store(root: Path) -> Iterator[Any]:
     """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`, created by one process at a time."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server out of reach shall not hold up training
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from filelock import FileLock
     from mlflow import MlflowClient
 

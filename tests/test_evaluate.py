@@ -1,0 +1,74 @@
+"""Measurements against plain loops, scikit-learn and cases worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
+from tripletkd import Problem, evaluate, models, record, sources
+from tripletkd.data import DeviceSplit, Inputs
+from tripletkd.train import Fitted
+
+torch.manual_seed(0)
+LOGITS, TARGET = torch.randn(200, 30).double(), torch.randn(200, 30).double()
+LABELS = torch.arange(200) % 30
+
+
+def test_figures_of_a_student() -> None:
+    found = evaluate.of_student(LOGITS, LABELS)
+    assert found["test_accuracy"] == pytest.approx(accuracy_score(LABELS, LOGITS.argmax(1)))
+    assert found["test_cross_entropy"] == pytest.approx(log_loss(LABELS, LOGITS.softmax(1)))
+    assert found["test_top5_accuracy"] == pytest.approx(top_k_accuracy_score(LABELS, LOGITS, k=5))
+    third = [int(LOGITS[i].argmax() == 3) for i in range(200) if LABELS[i] == 3]
+    assert found["test_accuracy_by_class"][3] == pytest.approx(sum(third) / len(third))
+    assert "test_top5_accuracy" not in evaluate.of_student(LOGITS[:, :10], LABELS % 10)
+
+
+def test_calibration_error_in_a_plain_loop() -> None:
+    probabilities = LOGITS.softmax(1)
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for row, label in zip(probabilities, LABELS, strict=True):
+        confidence = row.max().item()
+        bins[min(max(math.ceil(confidence * 15), 1), 15) - 1].append((confidence, bool(row.argmax() == label)))
+    expected = sum(abs(sum(hit - confidence for confidence, hit in group)) for group in bins) / 200
+    assert evaluate.calibration_error(LOGITS, LABELS) == pytest.approx(expected)
+    sure = torch.eye(30)[LABELS] * 100
+    assert evaluate.calibration_error(sure, LABELS) == pytest.approx(0, abs=1e-9)
+    assert evaluate.calibration_error(sure.roll(1, 1), LABELS) == pytest.approx(1)
+
+
+def test_figures_of_student_and_teacher() -> None:
+    same = evaluate.of_both(TARGET, TARGET, LABELS)
+    assert same["agreement"] == 1
+    assert same["kl_to_teacher"] == pytest.approx(0, abs=1e-12)
+    assert (same["anchor_positive"], same["violated_triplets"]) == (0, 0)
+    constant = evaluate.of_both(torch.zeros(200, 30), TARGET, LABELS)  # as near to any image as to any other
+    assert constant["violated_triplets"] == 1
+    assert constant["anchor_positive"] == pytest.approx(constant["anchor_negative"])
+    other = evaluate.of_both(LOGITS, TARGET, LABELS)
+    p, q = TARGET.softmax(1), LOGITS.softmax(1)
+    assert other["kl_to_teacher"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+
+
+def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
+    dataset = sources.digits().limited(10)
+    train, test = (DeviceSplit(s, Inputs(), torch.device("cpu"), torch.float32) for s in (dataset.train, dataset.test))
+    network = models.build("paper_student_quarter", dataset.image_shape, 10, seed=1)
+    made = record.Record(
+        "digits", "kd", "paper_student_quarter", dataset.image_shape, 10, [1], {}, {}, dataset.sha256(), None, {}
+    )
+    reached = evaluate.of_student(network(next(test.chunks(100))[0]).logits.detach(), test.labels)["test_accuracy"]
+    history = [{"seed": 1, "epoch": 1, "test_accuracy": reached, "train_accuracy": 0.1}]
+    made = record.write(tmp_path / "run", made, Fitted({1: network}, history, {}), {})
+    networks = record.read(tmp_path / "run").load_networks(tmp_path / "run")
+    measured = evaluate.measure(made, networks, history, train, test, teacher=network)
+    assert measured["seeds"][0]["agreement"] == 1
+    assert measured["parameters"] == sum(p.numel() for p in network.parameters())
+    assert measured["multiply_adds"] == 8 * 9 * 64 + 8 * 8 * 9 * 16 + 16 * 8 * 9 * 4 + 16 * 32 + 32 * 10
+    with pytest.raises(Problem, match="they are not of one run"):
+        evaluate.measure(made, networks, [{**history[0], "test_accuracy": reached + 0.1}], train, test)
+    record.weights_path(tmp_path / "run", 1).write_bytes(b"other")
+    with pytest.raises(Problem, match=r"seed-1.safetensors: sha256 is"):
+        made.load_networks(tmp_path / "run")
