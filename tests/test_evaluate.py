@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch.utils.flop_counter import FlopCounterMode
 
 from tripletkd import Problem, evaluate, models, record, sources
 from tripletkd.data import DeviceSplit, Inputs
@@ -72,3 +73,11 @@ def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
     record.weights_path(tmp_path / "run", 1).write_bytes(b"other")
     with pytest.raises(Problem, match=r"seed-1.safetensors: sha256 is"):
         made.load_networks(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["paper_teacher", "resnet8x4", "wrn_16_2", "vgg8"])
+def test_multiply_adds_are_those_of_the_flop_counter(name: str) -> None:
+    network = models.build(name, (32, 32, 3), 10, seed=1).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    assert evaluate.multiply_adds(network, (32, 32, 3)) == counter.get_total_flops() // 2

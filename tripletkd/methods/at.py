@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Map, NonNegative, Term, over_layers, same_sizes, unit
+from ._terms import Batch, Map, NonNegative, Term, cross_entropy, over_layers, same_sizes, unit
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -32,6 +32,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     maps = same_sizes(batch.student, batch.teacher, params.layers)
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "attention": Term(params.attention, over_layers(params.layers, attention, *maps)),
     }

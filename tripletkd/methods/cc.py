@@ -7,10 +7,9 @@ neighbours in the batch, which come in random order.
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._terms import Batch, Layer, NonNegative, Outputs, PerLayer, Term, over_layers
+from ._terms import Batch, Layer, NonNegative, Outputs, PerLayer, Term, cross_entropy, over_layers
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -50,7 +49,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None and batch.layers is not None
     embedded = batch.layers({"student": batch.student.features, "teacher": batch.teacher.features})
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "correlation": Term(
             params.correlation, over_layers(params.layers, correlation, embedded["student"], embedded["teacher"])
         ),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Positive, Term
+from ._terms import Batch, NonNegative, Positive, Term, cross_entropy
 
 NEEDS = frozenset({"teacher"})
 
@@ -59,7 +59,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     inputs = batch.student.logits, batch.teacher.logits, params.temperature
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "inter": Term(params.inter, inter(*inputs)),
         "intra": Term(params.intra, intra(*inputs)),
     }

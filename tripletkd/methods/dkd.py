@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Positive, Term, kl_divergence
+from ._terms import Batch, NonNegative, Positive, Term, cross_entropy, kl_divergence
 
 NEEDS = frozenset({"teacher"})
 
@@ -59,7 +58,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     warm = torch.clamp(torch.as_tensor(batch.epoch) / params.warmup, max=1.0)
     inputs = batch.student.logits, batch.teacher.logits, batch.labels, params.temperature
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "tckd": Term(params.tckd * warm, tckd(*inputs)),
         "nckd": Term(params.nckd * warm, nckd(*inputs)),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, over_layers, same_sizes
+from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, cross_entropy, over_layers, same_sizes
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -48,6 +48,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None and batch.layers is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "hint": Term(params.hint, over_layers(params.layers, hint, batch.layers(student), teacher)),
     }

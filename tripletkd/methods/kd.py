@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from ._terms import Batch, NonNegative, Positive, Term, kl_divergence
+from ._terms import Batch, NonNegative, Positive, Term, cross_entropy, kl_divergence
 
 NEEDS = frozenset({"teacher"})
 
@@ -20,6 +18,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """ce * CE(s(x), y) + kl * T^2 KL(softmax(t(x) / T) || softmax(s(x) / T))."""
     assert batch.teacher is not None
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "kl": Term(params.kl, kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature)),
     }

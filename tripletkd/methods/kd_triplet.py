@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from ._terms import Batch, NonNegative, Positive, Term, kl_divergence, triplet_margin
+from ._terms import Batch, NonNegative, Positive, Term, cross_entropy, kl_divergence, triplet_margin
 
 NEEDS = frozenset({"teacher", "negative"})
 
@@ -23,7 +21,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None and batch.negative is not None
     student, teacher, negative = batch.student.logits, batch.teacher.logits, batch.negative.logits
     return {
-        "ce": Term(params.ce, F.cross_entropy(student, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(student, batch.labels)),
         "kl": Term(params.kl, kl_divergence(student, teacher, params.temperature)),
         "triplet": Term(params.triplet, triplet_margin(teacher, student, negative, params.margin)),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Term
+from ._terms import Batch, NonNegative, Term, cross_entropy
 
 NEEDS = frozenset({"teacher"})
 
@@ -28,6 +28,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """ce * CE(s(x), y) + mse * MSE(s(x), t(x))."""
     assert batch.teacher is not None
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "mse": Term(params.mse, logit_mse(batch.student.logits, batch.teacher.logits)),
     }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Term
+from ._terms import Batch, NonNegative, Term, cross_entropy
 
 NEEDS = frozenset({"teacher", "negative"})
 
@@ -39,6 +39,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     similar = torch.cat([torch.ones_like(teacher[:, 0]), torch.zeros_like(teacher[:, 0])])
     pairs = torch.cat([teacher, teacher]), torch.cat([batch.student.logits, batch.negative.logits])
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "pair": Term(params.pair, contrastive(*pairs, similar, params.margin)),
     }

@@ -5,10 +5,9 @@ Transfer", ECCV 2018, arXiv 1803.10837.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Layer, NonNegative, Term, over_layers
+from ._terms import Batch, Layer, NonNegative, Term, cross_entropy, over_layers
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -43,6 +42,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "divergence": Term(params.divergence, over_layers(params.layers, divergence, *features)),
     }

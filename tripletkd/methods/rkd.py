@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Layer, NonNegative, Term, over_layers, unit
+from ._terms import Batch, Layer, NonNegative, Term, cross_entropy, over_layers, unit
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -62,7 +62,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "distance": Term(params.distance, over_layers(params.layers, distance, *features)),
         "angle": Term(params.angle, over_layers(params.layers, angle, *features)),
     }

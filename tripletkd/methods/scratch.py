@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from ._terms import Batch, NonNegative, Term
+from ._terms import Batch, NonNegative, Term, cross_entropy
 
 NEEDS: frozenset[str] = frozenset()
 
@@ -16,4 +14,4 @@ class Params:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """ce * CE(s(x), y)."""
-    return {"ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels))}
+    return {"ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels))}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Layer, NonNegative, Term, over_layers, unit
+from ._terms import Batch, Layer, NonNegative, Term, cross_entropy, over_layers, unit
 
 NEEDS = frozenset({"teacher", "features"})
 
@@ -31,6 +31,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "similarity": Term(params.similarity, over_layers(params.layers, similarity, *features)),
     }

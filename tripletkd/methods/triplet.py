@@ -6,9 +6,7 @@ image x' of another class, drawn uniformly from the training images of all other
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from ._terms import Batch, NonNegative, Term, triplet_margin
+from ._terms import Batch, NonNegative, Term, cross_entropy, triplet_margin
 
 NEEDS = frozenset({"teacher", "negative"})
 
@@ -24,7 +22,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """ce * CE(s(x), y) + triplet * mean max(0, ||t(x) - s(x)|| - ||t(x) - s(x')|| + margin)."""
     assert batch.teacher is not None and batch.negative is not None
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "triplet": Term(
             params.triplet,
             triplet_margin(

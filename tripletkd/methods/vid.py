@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, over_layers, same_sizes
+from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, cross_entropy, over_layers, same_sizes
 
 NEEDS = frozenset({"teacher", "features"})
 EPS = 1e-5  # the least variance
@@ -67,7 +67,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None and batch.layers is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
     return {
-        "ce": Term(params.ce, F.cross_entropy(batch.student.logits, batch.labels)),
+        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "information": Term(
             params.information, over_layers(params.layers, information, batch.layers(student), teacher)
         ),
