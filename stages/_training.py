@@ -54,10 +54,11 @@ class Setting:
             dataset = dataset.with_holdout(settings.holdout)
         inputs = stage.suite.inputs.build(dataset.image_shape[2])
         train, test = (DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test))
-        small = device.type == "cuda" or dataset.image_shape[0] <= SMALL_IMAGE
-        return cls(
-            dataset, train, test, device, dtype, {"auto": small, "always": True, "never": False}[settings.folding]
-        )
+        small = dataset.image_shape[0] <= SMALL_IMAGE
+        if small and device.type == "cpu":
+            torch.set_num_threads(1)  # a second one gains nothing on kernels this small: it spins and waits
+        fold = {"auto": small or device.type == "cuda", "always": True, "never": False}[settings.folding]
+        return cls(dataset, train, test, device, dtype, fold)
 
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
@@ -132,6 +133,7 @@ def train_and_record(
         minutes=stage.config.run.checkpoint_minutes,
         max_minutes=stage.max_minutes,
     )
+    logger = tracking.Logger(tracking_root())
     started = time.monotonic()
     fitted = fit(
         trainer,
@@ -148,7 +150,7 @@ def train_and_record(
     made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
     made = record.write(folder, made, fitted, stage.log(training_seconds=round(time.monotonic() - started, 2)))
     checkpoint.remove()
-    tracking.never_fails(tracking.log_record, tracking_root(), folder)
+    logger.record(folder)
     if not fitted.networks:
         raise Problem(
             f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items())

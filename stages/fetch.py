@@ -14,6 +14,7 @@ TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would 
 
 def main(stage: Stage) -> None:
     settings, target = stage.suite.data, stage.place("data")
+    logger = tracking.Logger(tracking_root())
     dataset = obtain(settings)
     if settings.per_class:
         dataset = dataset.limited(settings.per_class)
@@ -30,9 +31,7 @@ def main(stage: Stage) -> None:
         **description["duplicates"],
     }
     params = {"source": origin, "data_sha256": description["sha256"]}
-    tracking.never_fails(
-        tracking.log_files, tracking_root(), stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION]
-    )
+    logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
 
 
 def obtain(settings: Data) -> data.Dataset:

@@ -11,6 +11,7 @@ from tripletkd.provenance import whole, write_json
 
 
 def main(stage: Stage) -> None:
+    logger = tracking.Logger(tracking_root())
     suite, methods = stage.config.suite, stage.config.run.methods
     measured = {
         name: _measured(stage, name) for name in ["teacher", *methods]
@@ -38,7 +39,7 @@ def main(stage: Stage) -> None:
         report.plot_curves(beside, suite, lines)
     print(texts["table.md"])
     files = [place / name for name in (*texts, "table.json", "curves.png")]
-    tracking.never_fails(tracking.log_files, tracking_root(), suite, "tabulate", summary, {}, files)
+    logger.files(suite, "tabulate", summary, {}, files)
 
 
 def _measured(stage: Stage, method: str) -> Any:

@@ -6,18 +6,22 @@ record.json                  parameters, seeds, hashes of data, teacher and weig
 log.json                     times, machine, commit: what differs from run to run, and so is no output of a stage
 """
 
+from __future__ import annotations  # the types of train and torch are not imported: MLflow's process needs neither
+
 import csv
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from . import Problem, models
+from . import Problem
 from .provenance import sha256, whole, write_json
-from .train import Fitted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .train import Fitted
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Record:
         """Seed -> network with its weights; Problem if a file is missing or not the one that was recorded."""
         from safetensors.torch import load_file
 
+        from . import models
+
         networks = {}
         for seed, expected in self.weights_sha256.items():
             path = weights_path(folder, seed)
@@ -61,6 +67,8 @@ def weights_path(folder: Path, seed: int | str) -> Path:
 def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) -> Record:
     """Write a finished run, in the place of any earlier one; returns the record with the hashes of the weights."""
     from safetensors.torch import save_file
+
+    from . import models
 
     with whole(folder) as beside:
         (beside / "weights").mkdir(parents=True)

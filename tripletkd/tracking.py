@@ -6,8 +6,9 @@ record twice leaves one run: the parent carries the record's fingerprint.
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,19 @@ from .provenance import fingerprint
 
 RECORD_TAG = "tripletkd.record"
 METRICS_A_CALL = 1000  # the store's limit
+SECONDS_TO_LOG = 600
+
+
+def _prepare() -> None:
+    """Import what takes seconds. A server out of reach is given up soon, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 @contextmanager
 def store(root: Path) -> Iterator[Any]:
     """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`, created by one process at a time."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server out of reach shall not hold up training
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from filelock import FileLock
     from mlflow import MlflowClient
 
@@ -36,20 +43,59 @@ def store(root: Path) -> Iterator[Any]:
     yield client
 
 
-def never_fails(log: Any, *arguments: Any) -> None:
-    """Call a function that logs; if it fails, say so in one line and go on: results do not depend on tracking."""
-    try:
-        log(*arguments)
-    except Exception as error:  # whatever a store can raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(
-            f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later",
-            file=sys.stderr,
+class Logger:
+    """MLflow in a process of its own: imported while the stage computes, and unable to fail, slow or hang it.
+
+    Start it early, then call `record` or `files` once. If logging fails, one line says so: results do not depend on it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.process = subprocess.Popen(  # in a session of its own: Ctrl-C is for the stage
+            [sys.executable, "-m", "tripletkd.tracking"], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
 
+    def record(self, folder: Path) -> None:
+        """As log_record."""
+        self._send("log_record", str(folder))
 
-def log_record(root: Path, folder: Path) -> bool:
+    def files(
+        self, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]
+    ) -> None:
+        """As log_files."""
+        self._send("log_files", suite, stage, metrics, params, [str(file) for file in files])
+
+    def _send(self, *call: Any) -> None:
+        try:
+            self.process.communicate(json.dumps([str(self.root), *call]), timeout=SECONDS_TO_LOG)
+            reason = f"its process ended with {self.process.returncode}" if self.process.returncode else None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self.process.kill()
+            reason = str(error)
+        if reason:
+            _warn(reason)
+
+
+def _warn(reason: str) -> None:
+    message = f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later"
+    print(message, file=sys.stderr)
+
+
+def _serve() -> None:
+    """The Logger's other end: import at once, then do the one call that comes, if any, before standard input ends."""
+    try:
+        _prepare()
+        if request := sys.stdin.read():
+            root, name, *arguments = json.loads(request)
+            calls: dict[str, Callable[..., Any]] = {"log_record": log_record, "log_files": log_files}
+            calls[name](Path(root), *arguments)
+    except Exception as error:  # whatever a store can raise
+        _warn((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def log_record(root: Path, folder: str | Path) -> bool:
     """A run record as a parent run and a child run a seed; False if the store has it already."""
+    folder = Path(folder)
     record, log = records.read(folder), _log(folder)
     identity = fingerprint(record.weights_sha256, record.params, log)
     with store(root) as client:
@@ -156,16 +202,20 @@ def _params(params: Mapping[str, Any]) -> list[Any]:
 
 
 def log_files(
-    root: Path, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]
+    root: Path,
+    suite: str,
+    stage: str,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    files: Sequence[str],
 ) -> None:
     """A run for a stage that trains nothing: its figures and the files it wrote."""
     with store(root) as client:
-        run = client.create_run(
-            _experiment(client, root, suite), run_name=f"{suite}/{stage}", tags={"suite": suite, "stage": stage}
-        ).info.run_id
+        tags = {"suite": suite, "stage": stage}
+        run = client.create_run(_experiment(client, root, suite), run_name=f"{suite}/{stage}", tags=tags).info.run_id
         client.log_batch(run, metrics=_metrics(metrics, 0), params=_params(params))
         for file in files:
-            client.log_artifact(run, str(file))
+            client.log_artifact(run, file)
         client.set_terminated(run)
 
 
@@ -177,4 +227,4 @@ def relog(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    relog(sys.argv[1:])
+    relog(sys.argv[1:]) if len(sys.argv) > 1 else _serve()
