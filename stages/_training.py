@@ -133,24 +133,25 @@ def train_and_record(
         minutes=stage.config.run.checkpoint_minutes,
         max_minutes=stage.max_minutes,
     )
-    logger = tracking.Logger(tracking_root())
     started = time.monotonic()
-    fitted = fit(
-        trainer,
-        seeds,
-        recipe,
-        Sampler(dataset.train.labels, setting.train.inputs, "negative" in needs),
-        setting.train,
-        setting.test,
-        teacher=teacher,
-        evaluate_every=stage.suite.evaluate_every,
-        checkpoint=checkpoint,
-        description=f"{stage.config.suite}/{method}",
-    )
-    made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
-    made = record.write(folder, made, fitted, stage.log(training_seconds=round(time.monotonic() - started, 2)))
-    checkpoint.remove()
-    logger.record(folder)
+    sampler = Sampler(dataset.train.labels, setting.train.inputs, "negative" in needs)
+    with tracking.Logger(tracking_root()) as logger:
+        fitted = fit(
+            trainer,
+            seeds,
+            recipe,
+            sampler,
+            setting.train,
+            setting.test,
+            teacher=teacher,
+            evaluate_every=stage.suite.evaluate_every,
+            checkpoint=checkpoint,
+            description=f"{stage.config.suite}/{method}",
+        )
+        made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
+        made = record.write(folder, made, fitted, stage.log(training_seconds=round(time.monotonic() - started, 2)))
+        checkpoint.remove()
+        logger.record(folder)
     if not fitted.networks:
         raise Problem(
             f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items())

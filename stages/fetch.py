@@ -14,24 +14,24 @@ TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would 
 
 def main(stage: Stage) -> None:
     settings, target = stage.suite.data, stage.place("data")
-    logger = tracking.Logger(tracking_root())
-    dataset = obtain(settings)
-    if settings.per_class:
-        dataset = dataset.limited(settings.per_class)
-    stage.suite.inputs.build(dataset.image_shape[2])
-    origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
-    with whole(target) as beside:
-        beside.mkdir()
-        description = data.save(dataset, beside, origin)
-    print(f"{target}: {summary(description)}")
-    counts = {
-        "train_images": description["images"]["train"],
-        "test_images": description["images"]["test"],
-        "classes": len(description["classes"]),
-        **description["duplicates"],
-    }
-    params = {"source": origin, "data_sha256": description["sha256"]}
-    logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
+    with tracking.Logger(tracking_root()) as logger:
+        dataset = obtain(settings)
+        if settings.per_class:
+            dataset = dataset.limited(settings.per_class)
+        stage.suite.inputs.build(dataset.image_shape[2])
+        origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
+        with whole(target) as beside:
+            beside.mkdir()
+            description = data.save(dataset, beside, origin)
+        print(f"{target}: {summary(description)}")
+        counts = {
+            "train_images": description["images"]["train"],
+            "test_images": description["images"]["test"],
+            "classes": len(description["classes"]),
+            **description["duplicates"],
+        }
+        params = {"source": origin, "data_sha256": description["sha256"]}
+        logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
 
 
 def obtain(settings: Data) -> data.Dataset:

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from stages import Stage, run, tracking_root
@@ -11,11 +12,16 @@ from tripletkd.provenance import whole, write_json
 
 
 def main(stage: Stage) -> None:
-    logger = tracking.Logger(tracking_root())
+    with tracking.Logger(tracking_root()) as logger:
+        summary, files = tabulate(stage)
+        logger.files(stage.config.suite, "tabulate", summary, {}, files)
+
+
+def tabulate(stage: Stage) -> tuple[dict[str, float], list[Path]]:
+    """Write all files of the table; returns the summary and the files that people look at."""
     suite, methods = stage.config.suite, stage.config.run.methods
-    measured = {
-        name: _measured(stage, name) for name in ["teacher", *methods]
-    }  # the configured ones, whatever else lies there
+    # The configured ones, whatever else lies there.
+    measured = {name: _measured(stage, name) for name in ["teacher", *methods]}
     table = report.rows(measured, stage.suite.published)
     answers = report.verdicts(measured, stage.config.claims)
     histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}
@@ -38,8 +44,7 @@ def main(stage: Stage) -> None:
     with whole(place / "curves.png") as beside:
         report.plot_curves(beside, suite, lines)
     print(texts["table.md"])
-    files = [place / name for name in (*texts, "table.json", "curves.png")]
-    logger.files(suite, "tabulate", summary, {}, files)
+    return summary, [place / name for name in (*texts, "table.json", "curves.png")]
 
 
 def _measured(stage: Stage, method: str) -> Any:

@@ -771,7 +771,7 @@ def test_digits_are_fetched_and_logged(
     monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logged: list[Any] = []
-    monkeypatch.setattr(tracking, "log_files", lambda *arguments: logged.extend(arguments))
+    monkeypatch.setattr(tracking.Logger, "files", lambda _, *arguments: logged.extend(arguments))
     monkeypatch.setattr(sys, "argv", ["fetch.py", "suite=digits"])
     run(fetch.main)
     assert capsys.readouterr().out == (

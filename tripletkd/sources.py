@@ -24,11 +24,7 @@ from .provenance import sha256
 
 OTHERWISE = "or regenerate the digits suite, which needs no file: run.suites: [digits]"
 LAYOUT = "{train,test}/<class>/<image>"
-IGNORED = {
-    "Thumbs.db",
-    "desktop.ini",
-    "__MACOSX",
-}  # what file managers leave behind, beside names that begin with a dot
+IGNORED = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers, beside names that begin with a dot
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
 MAX_FILE_BYTES = 2**28  # a file is read into memory; in an archive, more is a decompression bomb
 

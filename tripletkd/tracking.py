@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from . import record as records
@@ -46,14 +47,29 @@ def store(root: Path) -> Iterator[Any]:
 class Logger:
     """MLflow in a process of its own: imported while the stage computes, and unable to fail, slow or hang it.
 
-    Start it early, then call `record` or `files` once. If logging fails, one line says so: results do not depend on it.
+    Enter it early, then call `record` or `files` once. If logging fails, one line says so: results do not depend on it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        code = Path(__file__).parent.parent
         self.process = subprocess.Popen(  # in a session of its own: Ctrl-C is for the stage
-            [sys.executable, "-m", "tripletkd.tracking"], stdin=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-m", "tripletkd.tracking"],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))},
         )
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to log after an error."""
+        with self.process:
+            self.process.kill()
 
     def record(self, folder: Path) -> None:
         """As log_record."""
