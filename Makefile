@@ -20,7 +20,7 @@ repro: env ## regenerate all results of params.yaml's run.suites: dvc repro
 
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10
-	dvc exp run --set-param 'run.suites=[cifar10]'
+	dvc exp run --set-param 'run.suites=[digits,cifar10]'
 
 test: env ## all tests that are not marked slow or network
 	pytest
@@ -38,7 +38,7 @@ relog: env ## log every run record that MLflow does not have yet
 	python -m tripletkd.tracking runs/*/*
 
 bench: env ## images per second, ours against a plain loop
-	python benchmarks/step.py
+	python -m benchmarks.step
 
 clean: ## what the pipeline made, except results/ and DVC's cache
 	rm -rf data runs checkpoints

@@ -1,6 +1,6 @@
 """Images per second and seed of the paper's distillation epoch: this project against a plain per-image loop.
 
-    python benchmarks/step.py [--images 2000] [--seeds 1 5 10] [--size 32] [--width 32] [--device cpu] [--repeats 3]
+    python -m benchmarks.step [--images 2000] [--seeds 1 5 10] [--size 32] [--width 32] [--device cpu] [--repeats 3]
 
 The plain loop is the protocol of the authors' public code: a torchvision-style data set that returns one PIL image and
 its negative at a time, ToTensor, a DataLoader with two workers, three forward passes a step (teacher, student, student

@@ -81,6 +81,10 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # no room, no rights: what stood there before is whole, see provenance.whole
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; mend that and run the same command again", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
         sys.exit(130)

@@ -1,5 +1,6 @@
 """Whatever the images come from: exact pixels, or one message that names the file; and nothing half-written."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -755,15 +756,18 @@ def test_wrong_settings_give_one_message(
     assert_matches(f"error: {message}.*", fails(monkeypatch, capsys, project, *overrides))
 
 
-def test_an_interrupted_write_leaves_the_earlier_data_set(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+def test_an_interrupted_write_leaves_the_earlier_data_set(
+    monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def disk_full(*_: Any) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device", "data/digits/dataset.json")
 
     before = snapshot(project)
     monkeypatch.setattr(data, "write_json", disk_full)
     monkeypatch.setattr(sys, "argv", ["fetch.py", "suite=digits"])
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SystemExit):
         run(fetch.main)
+    assert capsys.readouterr().err.startswith("error: data/digits/dataset.json: No space left on device; ")
     assert snapshot(project) == before
 
 
