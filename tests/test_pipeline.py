@@ -60,8 +60,8 @@ def lock(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This working tree, shrunk to two methods and seeds, in a clone on a path with a space and an umlaut."""
-    folder = tmp_path_factory.mktemp("ein Würfel") / "clone"
+    """This working tree, shrunk to two methods and seeds, in a clone on a path with a space."""
+    folder = tmp_path_factory.mktemp("one space") / "clone"
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
