@@ -22,7 +22,7 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10
 	dvc exp run --set-param 'run.suites=[digits,cifar10]'
 
-test: env ## all tests that are not marked slow or network
+test: env ## all tests but those marked slow, network or smoke
 	pytest
 
 smoke: env ## the whole pipeline, shrunk, in a clean copy

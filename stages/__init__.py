@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,23 @@ class Stage:
 
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
         return {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 2),
-            "commit": commit or None,
+            "commit": _commit(),
             "experiment": os.environ.get("DVC_EXP_NAME"),
             "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
             "stage": os.environ.get("DVC_STAGE"),
             **figures,
         }
+
+
+def _commit() -> str | None:
+    """Of the checkout; None in a plain copy, or on a machine without git."""
+    with suppress(OSError):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        return git.stdout.strip() or None
+    return None
 
 
 def tracking_root() -> Path:

@@ -84,7 +84,7 @@ def test_heavy_imports_happen_where_they_are_used(path: Path) -> None:
 
 
 def test_training_runs_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
-    """fetch here; the teacher and a student trained where only torch, numpy, safetensors, tqdm and hydra-core are."""
+    """fetch here; then train where there are only torch, numpy, safetensors, tqdm and hydra-core, and no git."""
     lacking = ["dvc", "mlflow", "sklearn", "scipy", "torchvision", "PIL", "matplotlib", "pandas", "filelock"]
     program = (
         "import runpy, sys; lacking = sys.argv.pop(1).split(','); "
@@ -98,7 +98,7 @@ def test_training_runs_without_what_a_bare_machine_lacks(tmp_path: Path) -> None
     for stage, without in (("fetch", []), ("train_teacher", lacking), ("distill", lacking)):
         words = [sys.executable, "-c", program, ",".join(without), stage, *common]
         words += ["method=triplet"] if stage == "distill" else []
-        variables = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nonsense://"}
+        variables = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nonsense://"}
         done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("warning: not logged to MLflow") == 1
