@@ -35,7 +35,7 @@ ui: env ## MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 relog: env ## log every run record that MLflow does not have yet
-	python -m tripletkd.tracking runs/*/*
+	python -m tripletkd.tracking runs
 
 bench: env ## images per second, ours against a plain loop
 	python -m benchmarks.step

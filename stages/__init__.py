@@ -25,7 +25,7 @@ class Stage:
 
     config: Any
     paths: dict[str, Path]
-    max_minutes: float | None
+    deadline: float | None = None  # of time.monotonic(), at which to stop at a checkpoint
     started: float = field(default_factory=time.time)
 
     @property
@@ -33,7 +33,7 @@ class Stage:
         return self.config.suites[self.config.suite]
 
     def place(self, kind: str, *inner: str) -> Path:
-        """For example place("runs", "triplet"): runs/<suite>/triplet."""
+        """For example place("runs", "test", "triplet"): runs/<suite>/test/triplet."""
         return self.paths[kind].joinpath(self.config.suite, *inner)
 
     def log(self, **figures: Any) -> dict[str, Any]:
@@ -68,10 +68,16 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
         prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="suite=NAME, method=NAME, and any key of params.yaml"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="suite=NAME, method=NAME, split=test or validation, and any key of params.yaml",
     )
     parser.add_argument(
-        "--max-minutes", type=float, help="stop at a checkpoint after that time; the same command goes on from it"
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="stop at a checkpoint after that time; the same command goes on from it",
     )
     arguments = parser.parse_args()
     try:
@@ -83,7 +89,9 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
                 raise Problem(
                     f"{need}: not given; expected {need}=NAME with one of {', '.join(getattr(settings, need + 's'))}"
                 )
-        main(Stage(settings, _paths(Path.cwd()), arguments.max_minutes))
+        minutes = arguments.max_minutes
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        main(Stage(settings, _paths(Path.cwd()), deadline))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages import Stage, tracking_root
-from tripletkd import Problem, data, models, record, tracking
+from stages import Stage
+from tripletkd import Problem, data, evaluate, methods, models, record
 from tripletkd.checkpoint import Checkpoint
 from tripletkd.data import DeviceSplit, Sampler
 from tripletkd.ensemble import Ensemble
 from tripletkd.provenance import environment, fingerprint, sha256
 from tripletkd.record import Record
-from tripletkd.train import Fitted, Loss, Recipe, Teacher, Trainer, accuracy, fit
+from tripletkd.train import Fitted, Loss, Recipe, Teacher, Trainer, Watch, accuracy, fit
 
 SMALL_IMAGE = 16  # up to this height one seed's kernels leave a processor idle, and all seeds go into each
 
@@ -41,17 +41,16 @@ class Setting:
         """Deterministic algorithms, the suite's data checked by its hash; Problem if run.device is not there."""
         settings = stage.config.run
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.set_deterministic_debug_mode(
-            "error"
-        )  # as use_deterministic_algorithms(True), which imports a compiler (3 s)
+        # As use_deterministic_algorithms(True), which imports a compiler (3 s a process).
+        torch.set_deterministic_debug_mode("error")
         has_cuda = torch.cuda.is_available()
         if settings.device == "cuda" and not has_cuda:
             raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
         device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
         dtype = getattr(torch, settings.precision)
         dataset = dataset or data.load(stage.place("data"))
-        if settings.holdout:
-            dataset = dataset.with_holdout(settings.holdout)
+        if stage.config.split == "validation":
+            dataset = dataset.with_holdout(stage.suite.holdout)
         inputs = stage.suite.inputs.build(dataset.image_shape[2])
         train, test = (DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test))
         small = dataset.image_shape[0] <= SMALL_IMAGE
@@ -63,7 +62,7 @@ class Setting:
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
     """The suite's teacher and the hash of its weights; Problem if it is not of this data, or below its floor."""
-    folder, floor = stage.place("runs", "teacher"), stage.suite.teacher.floor
+    folder, floor = stage.place("runs", stage.config.split, "teacher"), stage.suite.teacher.floor
     made = record.read(folder)
     if made.data_sha256 != setting.dataset.sha256():
         raise Problem(f"{folder}: trained on other images than {stage.place('data')}; run train_teacher again")
@@ -73,10 +72,47 @@ def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
     reached = 100 * accuracy(Ensemble([network], setting.device, setting.dtype, folded=False), setting.test)[0]
     if reached < floor:
         raise Problem(
-            f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the test split, "
-            f"{floor} % is demanded before a student is trained; train it better (teacher.recipe) or lower the floor"
+            f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the "
+            f"{stage.config.split} split, {floor} % is demanded before a student is trained; train it better "
+            "(teacher.recipe) or lower the floor"
         )
     return network, made.weights_sha256[str(seed)]
+
+
+def distill(
+    stage: Stage, setting: Setting, cell: str, method: str, params: Any, recipe: Recipe, **options: Any
+) -> tuple[Record, Fitted]:
+    """Train all seeds of the suite's student by one method under the suite's teacher; options: of `train`."""
+    module, seeds, network = methods.load(method), stage.config.run.seeds, stage.suite.student.network
+    needs = methods.needs(module, params)
+    shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
+    teacher, teacher_sha256 = load_teacher(stage, setting)
+    students = [models.build(network, shape, classes, seed) for seed in seeds]
+    return train(
+        stage,
+        setting,
+        cell=cell,
+        method=method,
+        network=network,
+        students=students,
+        loss=partial(module.loss, params=params),
+        seeds=seeds,
+        recipe=recipe,
+        needs=needs,
+        params={"method": asdict(params)},
+        layers=own_layers(module, params, students, teacher, seeds, setting),
+        teacher=guide(teacher, setting, needs),
+        watch=evaluate.Triplets(evaluate.teacher_logits(teacher, setting.test), setting.test.labels),
+        teacher_sha256=teacher_sha256,
+        **options,
+    )
+
+
+def guide(teacher: nn.Module, setting: Setting, needs: Collection[str]) -> Teacher | None:
+    """The teacher as the loop asks it, if the method does."""
+    if "teacher" not in needs:
+        return None
+    return Teacher(teacher, setting.train, "features" in needs, "teacher_negative" in needs)
 
 
 def own_layers(
@@ -92,10 +128,11 @@ def own_layers(
     return [models.seeded(seed, partial(method.layers, *shapes, params)) for seed in seeds]
 
 
-def train_and_record(
+def train(
     stage: Stage,
     setting: Setting,
     *,
+    cell: str,
     method: str,
     network: str,
     students: Sequence[nn.Module],
@@ -106,19 +143,27 @@ def train_and_record(
     params: dict[str, Any],
     layers: Sequence[nn.Module] | None = None,
     teacher: Teacher | None = None,
+    watch: Watch | None = None,
     teacher_sha256: str | None = None,
+    keep_checkpoint: bool = False,
 ) -> tuple[Record, Fitted]:
-    """Train the students, from a checkpoint where one is left; write the run record; log it to MLflow."""
-    dataset, folder = setting.dataset, stage.place("runs", method)
+    """Train the students, from a checkpoint where one is left, and write the run record runs/<suite>/<split>/<cell>.
+
+    keep_checkpoint: for a stage of several runs. One that is interrupted goes on with what was not finished, if it
+    removes the checkpoints only when all are.
+    """
+    dataset, split = setting.dataset, stage.config.split
     made = Record(
         suite=stage.config.suite,
+        split=split,
+        cell=cell,
         method=method,
         network=network,
         image_shape=dataset.image_shape,
         classes=len(dataset.classes),
         seeds=seeds,
         failed={},
-        params=params,
+        params=params | {"recipe": asdict(recipe), "inputs": asdict(stage.suite.inputs)},
         data_sha256=dataset.sha256(),
         teacher_sha256=teacher_sha256,
         environment=environment(setting.device.type)
@@ -128,35 +173,45 @@ def train_and_record(
         students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in needs, layers
     )
     checkpoint = Checkpoint(
-        stage.place("checkpoints", f"{method}.safetensors"),
-        fingerprint(asdict(made), asdict(recipe), _code(method)),
+        checkpoint_path(stage, cell),
+        fingerprint(asdict(made), _code(method)),
         minutes=stage.config.run.checkpoint_minutes,
-        max_minutes=stage.max_minutes,
+        deadline=stage.deadline,
+        keep=keep_checkpoint,
     )
     started = time.monotonic()
-    sampler = Sampler(dataset.train.labels, setting.train.inputs, "negative" in needs)
-    with tracking.Logger(tracking_root()) as logger:
-        fitted = fit(
-            trainer,
-            seeds,
-            recipe,
-            sampler,
-            setting.train,
-            setting.test,
-            teacher=teacher,
-            evaluate_every=stage.suite.evaluate_every,
-            checkpoint=checkpoint,
-            description=f"{stage.config.suite}/{method}",
-        )
-        made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
-        made = record.write(folder, made, fitted, stage.log(training_seconds=round(time.monotonic() - started, 2)))
+    fitted = fit(
+        trainer,
+        seeds,
+        recipe,
+        Sampler(dataset.train.labels, setting.train.inputs, "negative" in needs),
+        setting.train,
+        setting.test,
+        teacher=teacher,
+        watch=watch,
+        evaluate_every=stage.suite.evaluate_every,
+        checkpoint=checkpoint,
+        description=f"{stage.config.suite}/{cell}",
+    )
+    made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
+    seconds = time.monotonic() - started
+    images = len(dataset.train.labels) * recipe.epochs * len(seeds)
+    log = stage.log(training_seconds=round(seconds, 2), training_images_per_second=round(images / seconds))
+    made = record.write(stage.place("runs", split, cell), made, fitted, log)
+    if not keep_checkpoint:
         checkpoint.remove()
-        logger.record(folder)
-    if not fitted.networks:
-        raise Problem(
-            f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items())
-        )
     return made, fitted
+
+
+def checkpoint_path(stage: Stage, cell: str) -> Path:
+    return stage.place("checkpoints", stage.config.split, f"{cell}.safetensors")
+
+
+def refuse_failure(made: Record) -> None:
+    """Problem if no seed came through."""
+    if not made.weights_sha256:
+        failures = "; ".join(f"seed {seed}: {why}" for seed, why in made.failed.items())
+        raise Problem(f"{made.suite}/{made.cell}: every seed failed: {failures}")
 
 
 def _code(method: str) -> list[str]:

@@ -13,10 +13,10 @@ import numpy as np
 from torch import nn
 
 from stages import Stage, run
-from stages._training import Setting, own_layers
+from stages._training import Setting, guide, own_layers
 from tripletkd import data, methods, models
 from tripletkd.data import Dataset, Sampler, Split
-from tripletkd.train import Recipe, Teacher, Trainer, fit
+from tripletkd.train import Recipe, Trainer, fit
 
 BATCHES = 6
 # (training, test images), image shape, classes of what torchvision will fetch
@@ -68,18 +68,18 @@ def seconds(
 ) -> float:
     """Of one epoch over the made-up images, evaluation included, after one to warm up."""
     method, params = methods.load(name), stage.config.methods[name]
-    seeds = list(range(len(students)))
+    seeds, needs = list(range(len(students))), methods.needs(method, params)
     layers = own_layers(method, params, students, teacher, seeds, setting)
     loss: Any = partial(method.loss, params=params)
     trainer = Trainer(
-        students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in method.NEEDS, layers
+        students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in needs, layers
     )
-    guide = Teacher(teacher, setting.train, "features" in method.NEEDS) if "teacher" in method.NEEDS else None
-    sampler = Sampler(setting.dataset.train.labels, setting.train.inputs, "negative" in method.NEEDS)
+    sampler = Sampler(setting.dataset.train.labels, setting.train.inputs, "negative" in needs)
     one = dataclasses.replace(recipe, epochs=1)
     for _ in range(2):
         started = time.perf_counter()
-        fit(trainer, seeds, one, sampler, setting.train, setting.test, teacher=guide, description=f"timing {name}")
+        asked = guide(teacher, setting, needs)
+        fit(trainer, seeds, one, sampler, setting.train, setting.test, teacher=asked, description=f"timing {name}")
     return time.perf_counter() - started
 
 

@@ -1,60 +1,81 @@
-"""Turn the measurements of a suite's methods into its table, verdicts, curves and summary."""
+"""Turn a suite's measurements into its table, verdicts, pictures, report and summary."""
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stages import Stage, run, tracking_root
-from tripletkd import Problem, record, report, tracking
-from tripletkd.provenance import whole, write_json
+from tripletkd import Problem, ablation, figures, page, record, report, tables, tracking
+from tripletkd.provenance import whole, write_csv, write_json, write_text
 
 
 def main(stage: Stage) -> None:
     with tracking.Logger(tracking_root()) as logger:
-        summary, files = tabulate(stage)
+        results = gather(stage)
+        summary, files = write(stage, results)
         logger.files(stage.config.suite, "tabulate", summary, {}, files)
 
 
-def tabulate(stage: Stage) -> tuple[dict[str, float], list[Path]]:
-    """Write all files of the table; returns the summary and the files that people look at."""
-    suite, methods = stage.config.suite, stage.config.run.methods
-    # The configured ones, whatever else lies there.
-    measured = {name: _measured(stage, name) for name in ["teacher", *methods]}
-    table = report.rows(measured, stage.suite.published)
-    answers = report.verdicts(measured, stage.config.claims)
-    histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}
-    lines = report.curves(histories)
-    place = stage.place("results")
+def gather(stage: Stage) -> report.Results:
+    """What was measured of the configured methods and ablations, whatever else lies there."""
+    config, methods = stage.config, stage.config.run.methods
+    place = stage.place("results", "measured", config.split)
+    measured = {name: _read(place / f"{name}.json") for name in ["teacher", *methods]}
+    found = stage.place("results", "measured", config.run.ablation_split, "ablations")
+    return report.Results(
+        suite=config.suite,
+        about=stage.suite.about,
+        split=config.split,
+        measured=measured,
+        histories={name: record.read_history(place / f"{name}.csv") for name in methods},
+        maps={name: record.read_history(place / f"{name}_map.csv") for name in methods},
+        rows=report.rows(measured, stage.suite.published),
+        verdicts=report.verdicts(measured, config.claims),
+        published=stage.suite.published,
+        published_curves={
+            name: record.read_history(Path(figure.curve))
+            for name, figure in stage.suite.published.items()
+            if figure.curve
+        },
+        ablation_split=config.run.ablation_split,
+        ablations={name: ablation.lines(_read(found / f"{name}.json")) for name in config.run.ablations},
+    )
+
+
+def write(stage: Stage, results: report.Results) -> tuple[dict[str, float], list[Path]]:
+    """All files of the table; returns the summary and the files that people look at."""
+    place, rows = stage.place("results"), results.rows
+    pictures = page.pictures(results)
     texts = {
-        "table.md": report.markdown(suite, table, answers, stage.suite.published),
-        "table.csv": report.table_csv(table),
+        "table.md": tables.markdown(results),
+        "table.csv": tables.table_csv(rows),
+        "report.html": page.html(results, pictures),
     }
     for name, text in texts.items():
-        with whole(place / name) as beside:
-            beside.write_text(text, encoding="utf-8")
-    write_json(place / "table.json", {"suite": suite, "rows": [asdict(row) for row in table], "verdicts": answers})
-    summary = {row.method: round(row.test.mean, 4) for row in table}
+        write_text(place / name, text)
+    with whole(place / "figures") as beside:
+        beside.mkdir()
+        for name, svg in pictures.items():
+            write_text(beside / f"{name}.svg", figures.alone(svg))
+    write_json(
+        place / "table.json",
+        {"suite": results.suite, "rows": [asdict(row) for row in rows], "verdicts": results.verdicts},
+    )
+    summary = {row.method: round(row.test.mean, 4) for row in rows}
     write_json(place / "summary.json", summary)
-    with whole(place / "curves.csv") as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    with whole(place / "curves.png") as beside:
-        report.plot_curves(beside, suite, lines)
+    write_csv(place / "curves.csv", report.curves(results.histories))
     print(texts["table.md"])
-    return summary, [place / name for name in (*texts, "table.json", "curves.png")]
+    return summary, [place / name for name in (*texts, "table.json")]
 
 
-def _measured(stage: Stage, method: str) -> Any:
-    path = stage.place("results", "measured", f"{method}.json")
+def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
+        raise Problem(f"{path}: not there; run the stage that writes it (dvc repro) first") from None
     except json.JSONDecodeError as error:
-        raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
+        raise Problem(f"{path}: not JSON ({error}); run the stage that writes it again") from None
 
 
 if __name__ == "__main__":

@@ -1,35 +1,34 @@
 """Train a suite's teacher on the labels and write its run record and its measurements."""
 
-from dataclasses import asdict
 from functools import partial
 
-from stages import Stage, run
-from stages._training import Setting, train_and_record
-from tripletkd import evaluate, methods, models
+from stages import Stage, run, tracking_root
+from stages._training import Setting, refuse_failure, train
+from tripletkd import evaluate, methods, models, tracking
 from tripletkd.provenance import write_json
 
 
 def main(stage: Stage) -> None:
-    settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
-    network = models.build(settings.network, setting.dataset.image_shape, len(setting.dataset.classes), settings.seed)
-    made, fitted = train_and_record(
-        stage,
-        setting,
-        method="teacher",
-        network=settings.network,
-        students=[network],
-        loss=partial(scratch.loss, params=scratch.Params(ce=1.0)),
-        seeds=[settings.seed],
-        recipe=settings.recipe,
-        needs=scratch.NEEDS,
-        params={
-            "recipe": asdict(settings.recipe),
-            "inputs": asdict(stage.suite.inputs),
-            "holdout": stage.config.run.holdout,
-        },
-    )
+    with tracking.Logger(tracking_root()) as logger:
+        settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
+        shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
+        made, fitted = train(
+            stage,
+            setting,
+            cell="teacher",
+            method="teacher",
+            network=settings.network,
+            students=[models.build(settings.network, shape, classes, settings.seed)],
+            loss=partial(scratch.loss, params=scratch.Params(ce=1.0)),
+            seeds=[settings.seed],
+            recipe=settings.recipe,
+            needs=scratch.NEEDS,
+            params={},
+        )
+        logger.record(stage.place("runs", stage.config.split, "teacher"))
+    refuse_failure(made)
     write_json(
-        stage.place("results", "measured", "teacher.json"),
+        stage.place("results", "measured", stage.config.split, "teacher.json"),
         evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test),
     )
 

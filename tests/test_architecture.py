@@ -103,4 +103,4 @@ def test_training_runs_without_what_a_bare_machine_lacks(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("warning: not logged to MLflow") == 1
         assert "Traceback" not in done.stderr
-    assert (tmp_path / "runs/digits/triplet/weights/seed-1.safetensors").exists()
+    assert (tmp_path / "runs/digits/test/triplet/weights/seed-1.safetensors").exists()

@@ -34,10 +34,12 @@ def test_calibration_error_in_a_plain_loop() -> None:
         confidence = row.max().item()
         bins[min(max(math.ceil(confidence * 15), 1), 15) - 1].append((confidence, bool(row.argmax() == label)))
     expected = sum(abs(sum(hit - confidence for confidence, hit in group)) for group in bins) / 200
-    assert evaluate.calibration_error(LOGITS, LABELS) == pytest.approx(expected)
+    found = evaluate.of_student(LOGITS, LABELS)
+    assert found["test_calibration_error"] == pytest.approx(expected)
+    assert found["test_calibration"]["share"] == pytest.approx([len(group) / 200 for group in bins])
     sure = torch.eye(30)[LABELS] * 100
-    assert evaluate.calibration_error(sure, LABELS) == pytest.approx(0, abs=1e-9)
-    assert evaluate.calibration_error(sure.roll(1, 1), LABELS) == pytest.approx(1)
+    assert evaluate.of_student(sure, LABELS)["test_calibration_error"] == pytest.approx(0, abs=1e-9)
+    assert evaluate.of_student(sure.roll(1, 1), LABELS)["test_calibration_error"] == pytest.approx(1)
 
 
 def test_figures_of_student_and_teacher() -> None:
@@ -48,6 +50,9 @@ def test_figures_of_student_and_teacher() -> None:
     constant = evaluate.of_both(torch.zeros(200, 30), TARGET, LABELS)  # as near to any image as to any other
     assert constant["violated_triplets"] == 1
     assert constant["anchor_positive"] == pytest.approx(constant["anchor_negative"])
+    watched = evaluate.Triplets(TARGET, LABELS)(torch.stack([LOGITS, TARGET]))
+    assert watched["violated_triplets"][1] == 0
+    assert watched["anchor_positive"][0] == pytest.approx((TARGET - LOGITS).norm(dim=1).mean().item())
     other = evaluate.of_both(LOGITS, TARGET, LABELS)
     p, q = TARGET.softmax(1), LOGITS.softmax(1)
     assert other["kl_to_teacher"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
@@ -56,9 +61,21 @@ def test_figures_of_student_and_teacher() -> None:
 def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
     dataset = sources.digits().limited(10)
     train, test = (DeviceSplit(s, Inputs(), torch.device("cpu"), torch.float32) for s in (dataset.train, dataset.test))
-    network = models.build("paper_student_quarter", dataset.image_shape, 10, seed=1)
+    network = models.build("paper_student_quarter", dataset.image_shape, 10, seed=7)
     made = record.Record(
-        "digits", "kd", "paper_student_quarter", dataset.image_shape, 10, [1], {}, {}, dataset.sha256(), None, {}
+        suite="digits",
+        split="test",
+        cell="kd",
+        method="kd",
+        network="paper_student_quarter",
+        image_shape=dataset.image_shape,
+        classes=10,
+        seeds=[1],
+        failed={},
+        params={},
+        data_sha256=dataset.sha256(),
+        teacher_sha256=None,
+        environment={},
     )
     reached = evaluate.of_student(network(next(test.chunks(100))[0]).logits.detach(), test.labels)["test_accuracy"]
     history = [{"seed": 1, "epoch": 1, "test_accuracy": reached, "train_accuracy": 0.1}]
@@ -66,6 +83,12 @@ def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
     networks = record.read(tmp_path / "run").load_networks(tmp_path / "run")
     measured = evaluate.measure(made, networks, history, train, test, teacher=network)
     assert measured["seeds"][0]["agreement"] == 1
+    rows = evaluate.output_map(made, networks, network, test)
+    assert [row["label"] for row in rows] == [label for label in range(10) for _ in range(10)]
+    assert all((row["after_x"], row["after_y"]) == (row["teacher_x"], row["teacher_y"]) for row in rows)
+    assert any(row["before_x"] != row["after_x"] for row in rows)
+    assert evaluate.measure(made, {}, history, train, test, teacher=network)["seeds"] == []
+    assert evaluate.output_map(made, {}, network, test) == []
     assert measured["parameters"] == sum(p.numel() for p in network.parameters())
     assert measured["multiply_adds"] == 8 * 9 * 64 + 8 * 8 * 9 * 16 + 16 * 8 * 9 * 4 + 16 * 32 + 32 * 10
     with pytest.raises(Problem, match="they are not of one run"):

@@ -446,7 +446,7 @@ def outputs(seed: int, channels: Sequence[int], size: int, features: bool) -> Ou
 
 def given(name: str, sizes: tuple[int, int]) -> dict[str, Any]:
     """What a method asks for, and nothing else; the student's outputs are leaves."""
-    needs = methods.load(name).NEEDS
+    needs = methods.needs(methods.load(name), params_of(name))
     features = "features" in needs
     result: dict[str, Any] = {"student": outputs(100, (3, 4, 6, 7), sizes[0], features)}
     if "teacher" in needs:

@@ -71,6 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, folder / name)
     change(folder, "run", "methods", value=["scratch", "triplet"])
     change(folder, "run", "seeds", value=[1, 2])
+    change(folder, "ablations", "margin", value=[{"margin": 1}, {"margin": 5}])
     change(folder, "suites", "digits", "teacher", "floor", value=0)
     for network in ("teacher", "student"):
         change(folder, "suites", "digits", network, "recipe", "epochs", value=3)
@@ -87,9 +88,12 @@ def test_it_ends_with_a_table_and_runs(project: Path) -> None:
     assert [row["method"] for row in table["rows"]] == ["teacher", "scratch", "triplet"]
     assert [row["n"] for row in table["rows"]] == [1, 2, 2]
     assert [answer["claim"] for answer in table["verdicts"]] == ["triplet over scratch"]
+    text = (project / "results/digits/table.md").read_text()
+    assert "## Ablation: margin" in text
+    assert "| margin 1 | 2 | " in text
     summary = json.loads((project / "results/digits/summary.json").read_text())
     assert summary.keys() == {"teacher", "scratch", "triplet"}
-    for name in ("table.md", "table.csv", "curves.csv", "curves.png"):
+    for name in ("report.html", "table.csv", "curves.csv", "figures/curves.svg", "figures/ablation-margin.svg"):
         assert (project / "results/digits" / name).stat().st_size > 0
     assert "scratch" in command(project, "dvc", "metrics", "show")
 
@@ -101,7 +105,9 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    names = {"fetch", "tabulate", "teacher", "teacher/seed-1"}
+    names = {"fetch", "tabulate", "teacher", "teacher/seed-1", "validation/teacher", "validation/teacher/seed-1"}
+    variants = [f"validation/ablations/margin/margin-{margin}" for margin in (1, 5)]
+    names |= {f"{variant}{seed}" for variant in variants for seed in ("", "/seed-1", "/seed-2")}
     names |= {f"{method}{seed}" for method in ("scratch", "triplet") for seed in ("", "/seed-1", "/seed-2")}
     assert set(runs) == {f"digits/{name}" for name in names}
     child, parent = runs["digits/triplet/seed-2"], runs["digits/triplet"]
@@ -109,7 +115,7 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     assert child.data.params["method.margin"] == "5.0"
     history = client.get_metric_history(child.info.run_id, "triplet")
     assert [metric.step for metric in history] == [1, 2, 3]
-    rows = (project / "runs/digits/triplet/history.csv").read_text().splitlines()
+    rows = (project / "runs/digits/test/triplet/history.csv").read_text().splitlines()
     column = rows[0].split(",").index("triplet")
     assert [metric.value for metric in history] == [
         float(row.split(",")[column]) for row in rows if row.startswith("2,")
@@ -119,11 +125,12 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
 
 
 def test_logging_a_record_again_gives_no_double(project: Path) -> None:
-    printed = command(project, "python", "-m", "tripletkd.tracking", "runs/digits/triplet", "runs/digits/scratch")
+    records = ["runs/digits/test/triplet", "runs/digits/validation/ablations/margin/margin-1"]
+    printed = command(project, "python", "-m", "tripletkd.tracking", *records)
     assert printed.count("already there") == 2
     elsewhere = f"sqlite:///{project}/other.db"
     printed = command(
-        project, "python", "-m", "tripletkd.tracking", "runs/digits/triplet", MLFLOW_TRACKING_URI=elsewhere
+        project, "python", "-m", "tripletkd.tracking", records[0], MLFLOW_TRACKING_URI=elsewhere
     )
     assert "logged" in printed
     (project / "other.db").unlink()
@@ -152,6 +159,11 @@ def test_only_what_a_change_touches_is_rerun(project: Path) -> None:
     ]
     change(project, "run", "methods", value=["scratch", "kd"])
     assert stages_run(command(project, "dvc", "repro")) == ["tabulate@digits"]
+    change(project, "ablations", "margin", value=[{"margin": 1}, {"margin": 10}])
+    assert stages_run(command(project, "dvc", "repro")) == ["ablate@digits-margin", "tabulate@digits"]
+    change(project, "run", "ablations", value=[])
+    assert stages_run(command(project, "dvc", "repro")) == ["tabulate@digits"]
+    assert "Ablation" not in (project / "results/digits/table.md").read_text()
     rows = json.loads((project / "results/digits/table.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["teacher", "scratch", "kd"]
 
@@ -165,7 +177,7 @@ def test_a_wrong_parameter_stops_before_anything_is_touched(project: Path) -> No
     assert "Traceback" not in printed
     assert {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()} == before
     assert stages_run(command(project, "dvc", "repro")) == []  # DVC puts back what it took away for the stage
-    assert (project / "runs/digits/kd/record.json").exists()
+    assert (project / "runs/digits/test/kd/record.json").exists()
 
 
 def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:

@@ -8,11 +8,19 @@ from conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_is_the_committed_one() -> None:
-    """To mend it: copy the table's lines from results/digits/table.md between the two marks."""
-    shown = README.split("<!-- table: results/digits/table.md -->\n")[1].split("<!-- end -->")[0]
-    lines = (ROOT / "results/digits/table.md").read_text().splitlines()
-    assert shown.splitlines() == [line for line in lines if line.startswith("|")]
+TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("source", "title", "shown"), TABLES, ids=[f"{source} {title}" for source, title, _ in TABLES])
+def test_tables_are_the_committed_ones(source: str, title: str, shown: str) -> None:
+    """To mend one: copy the table under that title from its source between the two marks."""
+    section = (ROOT / source).read_text().split(f"# {title}\n", 1)[1]
+    table = next(block for block in section.split("\n\n") if block.strip().startswith("|"))
+    assert shown.strip() == table.strip()
+
+
+def test_there_are_tables() -> None:
+    assert len(TABLES) >= 2
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)`", README))))

@@ -1,37 +1,87 @@
-"""The table and the verdicts from made-up measurements whose answers are known."""
+"""The table, the verdicts, the ablations and the page from made-up measurements whose answers are known."""
 
 import csv
+import dataclasses
 import io
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from tripletkd import report
+from tripletkd import ablation, figures, page, report, tables
 from tripletkd.config import Claim, Published
+
+CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim("triplet", ["triplet"])]
+PUBLISHED = {
+    "triplet": Published(81.0, "one run"),
+    "kd": Published(70.0, "elsewhere <script>"),
+    "crd": Published(75.5, "README"),
+}
 
 
 def measured(accuracies: dict[int, float], **changes: Any) -> dict[str, Any]:
-    """What evaluate writes, as far as the table reads it; accuracies in percent by seed."""
+    """What evaluate writes, as far as it is read; accuracies in percent by seed."""
+    bins = {"share": [0.5, 0.5], "confidence": [0.3, 0.45], "accuracy": [0.3, 0.45]}
     seeds = [
-        {"seed": s, "test_accuracy": a / 100, "train_accuracy": 0.99, "best_test_accuracy": a / 100 + 0.01}
-        for s, a in accuracies.items()
+        {
+            "seed": seed,
+            "test_accuracy": accuracy / 100,
+            "train_accuracy": 0.99,
+            "best_test_accuracy": accuracy / 100 + 0.01,
+            "test_accuracy_by_class": [accuracy / 100, 1.0],
+            "test_calibration": bins,
+            "test_calibration_error": 0.05,
+            "violated_triplets": 0.1,
+        }
+        for seed, accuracy in accuracies.items()
     ]
-    return {"seeds": seeds, "parameters": 1000, "failed": {}} | changes
+    block = {"seeds": seeds, "parameters": 1000, "multiply_adds": 2000, "weights_bytes": 4000, "failed": {}}
+    origin = {"network": "paper_student", "data_sha256": "d" * 64, "environment": {"torch": "2"}, "params": {"ce": 1}}
+    return block | origin | {"weights_sha256": {str(seed): "a" * 64 for seed in accuracies}} | changes
 
 
 CELLS = {
-    "teacher": measured({1: 90.0}),
+    "teacher": measured({1: 90.0}, parameters=9000),
     "scratch": measured({1: 80.0, 2: 80.2, 3: 80.1, 4: 79.9, 5: 80.0}),
     "kd": measured({1: 82.1, 2: 82.2, 3: 82.0, 4: 82.1, 5: 82.1}),
     "triplet": measured({1: 81.0, 2: 81.3, 3: 81.0, 5: 81.1}, failed={"4": "triplet is nan at epoch 3, step 7"}),
 }
-CLAIMS = [Claim("triplet", "scratch"), Claim("triplet", "kd"), Claim("pair", "scratch"), Claim("triplet", "triplet")]
-PUBLISHED = {
-    "triplet": Published(81.0, "one run"),
-    "kd": Published(70.0, "elsewhere"),
-    "crd": Published(75.5, "README"),
-}
+HISTORY = [
+    {"seed": seed, "epoch": epoch, "test_accuracy": 0.5 + 0.1 * seed, "train_accuracy": 0.9, "violated_triplets": 0.1}
+    | {"anchor_positive": 1.0, "anchor_negative": 2.0}
+    for seed in (1, 2)
+    for epoch in (1, 2)
+]
+MAPPED = [f"{who}_{axis}" for who in ("teacher", "before", "after") for axis in "xy"]
+VARIANTS = [
+    {"label": "margin 1", "changed": {"margin": 1}, "configured": False} | measured({1: 70.0, 2: 70.2, 3: 70.1}),
+    {"label": "margin 5", "changed": {"margin": 5}, "configured": True} | measured({1: 75.0, 2: 75.1, 3: 75.2}),
+    {"label": "margin 20", "changed": {"margin": 20}, "configured": False} | measured({}, failed={"1": "loss is inf"}),
+]
+
+
+def results(**changes: Any) -> report.Results:
+    methods = [name for name in CELLS if name != "teacher"]
+    point = {"label": 1, **dict.fromkeys(MAPPED, 0.5)}
+    made = report.Results(
+        suite="cifar10",
+        about="A sentence & more",
+        split="test",
+        measured=CELLS,
+        histories=dict.fromkeys(methods, HISTORY),
+        maps={name: [point] for name in methods},
+        rows=report.rows(CELLS, PUBLISHED),
+        verdicts=report.verdicts(CELLS, CLAIMS),
+        published=PUBLISHED,
+        published_curves={"triplet": [{"epoch": 1, "test_accuracy": 50.0}, {"epoch": 2, "test_accuracy": 60.0}]},
+        ablation_split="validation",
+        ablations={"margin": ablation.lines(VARIANTS)},
+    )
+    return dataclasses.replace(made, **changes)
 
 
 def test_rows_in_order_with_differences_paired_by_seed() -> None:
@@ -67,38 +117,161 @@ def test_verdicts_only_for_what_was_run() -> None:
     one_seed = {name: measured({1: 80.0 + i}) for i, name in enumerate(CELLS)}
     assert {answer["verdict"] for answer in report.verdicts(one_seed, CLAIMS)} == {"undecided"}
     other_seeds = {"triplet": measured({1: 80.0}), "scratch": measured({2: 79.0})}
-    answer = report.verdicts(other_seeds, CLAIMS[:1])[0]
-    assert answer["verdict"] == "undecided"
-    assert "fewer than two seeds" in report.sentence(answer)
+    undecided = results(verdicts=report.verdicts(other_seeds, CLAIMS[:1]))
+    assert tables.verdicts(undecided).rows == [["triplet over scratch", "**undecided**", "", "", "", ""]]
 
 
-def test_the_page_says_it_all() -> None:
-    text = report.markdown("cifar10", report.rows(CELLS, PUBLISHED), report.verdicts(CELLS, CLAIMS), PUBLISHED)
+def test_the_text_says_it_all() -> None:
+    text = tables.markdown(results())
     assert "| triplet | 4 | 81.10 ± 0.14 | ± 0.23 | **+1.02 ± 0.15** | **-1.00 ± 0.13** | 81.00 |" in text
-    assert "- triplet over kd: **contradicted**, -1.00" in text
+    assert "- **triplet** is better than scratch; is worse than kd; cannot be told from triplet." in text
+    assert "| triplet over kd | **contradicted** | -1.00 ± 0.13 | 4 |" in text
     assert "- triplet, seed 4: triplet is nan at epoch 3, step 7" in text
     assert "OUTSIDE our 95 % prediction interval of one run" in text
     assert "75.50" in text
-    assert all(line.count("|") == text.splitlines()[2].count("|") for line in text.splitlines() if line.startswith("|"))
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 4
+    for block in blocks:
+        assert len({line.count("|") for line in block}) == 1
+
+
+def test_an_ablation_is_told_against_what_is_configured() -> None:
+    lines = ablation.lines(VARIANTS)
+    assert [line.reference for line in lines] == [False, True, False]
+    assert lines[0].over_reference is not None
+    assert lines[0].over_reference.mean == pytest.approx(-5.0)
+    assert lines[1].over_reference is None
+    assert lines[2].accuracy.n == 0
+    assert tables.outcome(lines) == "Best: **margin 5**, the reference; told apart from it: margin 1."
+    text = tables.markdown(results())
+    assert "| margin 1 | 3 | 70.10 ± 0.10 | ± 0.25 | **-5.00 ± 0.25** | 10.00 ± 0.00 |" in text
+    assert "| margin 20 | 0 |  |  |  |  |" in text
+    assert "- margin, margin 20, seed 1: loss is inf" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        (
+            [{1: 70.0, 2: 70.5}, {1: 75.0, 2: 75.6}],
+            "**b**, +5.05 ± 0.64 points over a (corrected p = 0.0063): a differ",
+        ),
+        (
+            [{1: 70.0, 2: 75.0}, {1: 75.0, 2: 71.0}],
+            "**b**, +0.50 ± 57.18 points over a (corrected p = 0.93): no differ",
+        ),
+        ([{1: 70.0}, {1: 71.0}], "**b**, on too few seeds to tell it apart from a."),
+        ([{1: 71.0}, {1: 70.0}], "**a**, the reference; none of the others can be told apart from it."),
+    ],
+)
+def test_what_an_ablation_comes_to(accuracies: list[dict[int, float]], expected: str) -> None:
+    variants = [
+        {"label": label, "changed": {}, "configured": False} | measured(values)
+        for label, values in zip("ab", accuracies, strict=True)
+    ]
+    assert tables.outcome(ablation.lines(variants)).startswith(f"Best: {expected}")
 
 
 def test_csv_has_plain_numbers() -> None:
-    lines = list(csv.DictReader(io.StringIO(report.table_csv(report.rows(CELLS, PUBLISHED)))))
+    lines = list(csv.DictReader(io.StringIO(tables.table_csv(report.rows(CELLS, PUBLISHED)))))
     assert float(lines[-1]["over_kd"]) == pytest.approx(-1.0, abs=1e-3)
     assert lines[0]["over_scratch"] == ""
 
 
-def test_curves_and_their_picture(tmp_path: Path) -> None:
-    history = [
-        {"seed": seed, "epoch": epoch, "test_accuracy": 0.5 + 0.1 * seed, "train_accuracy": 0.9}
-        for seed in (1, 2)
-        for epoch in (1, 2)
-    ]
-    lines = report.curves({"kd": history, "triplet": [*history, {"seed": 1, "epoch": 3}]})
+def test_curves_are_means_with_a_band() -> None:
+    lines = report.curves({"kd": HISTORY, "triplet": [*HISTORY, {"seed": 1, "epoch": 3}]})
     assert len(lines) == 4
     assert {key: lines[0][key] for key in ("test_accuracy", "lowest", "highest")} == pytest.approx(
         {"test_accuracy": 65.0, "lowest": 60.0, "highest": 70.0}
     )
-    report.plot_curves(tmp_path / "a.png", "x", lines)
-    report.plot_curves(tmp_path / "b.png", "x", lines)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    made = results()
+    return page.html(made, page.pictures(made))
+
+
+def test_pictures_are_svg_with_ids_of_their_own_and_the_same_every_time() -> None:
+    drawn = page.pictures(results())
+    assert drawn == page.pictures(results())
+    assert {"curves", "forest", "triplets", "outputs", "classes", "calibration", "cost", "ablation-margin"} == set(
+        drawn
+    )
+    ids: list[str] = []
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(figures.alone(svg))  # noqa: S314
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label") or "") > 40
+        own = [element.get("id") or "" for element in root.iter() if element.get("id")]
+        assert all(i.startswith(f"{name}-") for i in own)
+        assert figures.INK not in svg
+        assert "<style" not in svg
+        ids += own
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
+    assert "3 claims, each compared over 4 to 5 seeds: 1 reproduced, 1 contradicted, 1 undecided" in html
+    assert "<b>triplet</b> is better than scratch; is worse than kd" in html
+    assert html.index("The claim.") < html.index("What we found.") < html.index("<table>")
+    assert "A sentence &amp; more" in html
+    assert "<script" not in html
+    assert "d" * 64 in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+
+
+def test_a_page_without_claims_ablations_or_baselines() -> None:
+    kd = {"teacher": CELLS["teacher"], "kd": CELLS["kd"]}
+    rows = report.rows({"teacher": CELLS["teacher"], "kd": CELLS["kd"]}, {})
+    made = results(
+        measured=kd,
+        rows=rows,
+        verdicts=[],
+        published={},
+        published_curves={},
+        ablations={},
+        maps={},
+        histories={"kd": HISTORY},
+    )
+    drawn = page.pictures(made)
+    assert set(drawn) == {"curves", "triplets", "calibration", "cost"}
+    text = page.html(made, drawn)
+    assert "Nothing to judge" in text
+    assert "Ablations" not in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>document.title = "overflow " +
+    (document.documentElement.scrollWidth - document.documentElement.clientWidth)</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_errors_requests_or_overflow(html: str, width: int, tmp_path: Path) -> None:
+    """The page forbids itself every request: one that it made would be an error on the console."""
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
+    assert policy
+    assert "default-src 'none'" in policy[0]
+
+    def open_it(text: str) -> tuple[str, str]:
+        (tmp_path / "report.html").write_text(text)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+        words = [
+            str(CHROMIUM),
+            *flags,
+            f"--user-data-dir={tmp_path}",
+            "--dump-dom",
+            (tmp_path / "report.html").as_uri(),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+    assert open_it(html)[1] == ""
+    assert open_it(html.replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'))[1] != ""
+    shown, _ = open_it(html.replace(policy[0], "").replace("</body>", f"{PROBE}</body>"))
+    assert "<title>overflow 0</title>" in shown

@@ -110,7 +110,7 @@ def test_student_follows_the_reference_trajectory(content: dict[str, Any], name:
         other = (index + 1 + step % 9) % setup["N"]
         trainer.begin_epoch(1, expected["lr"])
         batch = [t.expand(len(members), *t.shape) for t in (x[index], y[index], x[other], target[index])]
-        terms = trainer.step(batch[0], batch[1], batch[2], Outputs(batch[3], {}))
+        terms = trainer.step(batch[0], batch[1], batch[2], teacher=Outputs(batch[3], {}))
         for term in terms:
             key = "total" if term == "loss" else term
             if key in expected:
@@ -143,19 +143,22 @@ def run(
 ) -> Fitted:
     """Six epochs of a method on 120 digits, augmented, under an untrained teacher."""
     module = methods.load(method)
-    weights = {"ce": 1.0, "kl": 1.0, "temperature": 2.0, "triplet": 0.5, "margin": 5.0}
-    params = module.Params(**{key: weights[key] for key in module.Params.__dataclass_fields__})
+    values: dict[str, Any] = {"ce": 1.0, "kl": 1.0, "temperature": 2.0, "triplet": 0.5, "margin": 5.0}
+    values |= {"anchor": "student", "negatives": "drawn", "normalise": True}
+    params = module.Params(**{key: values[key] for key in module.Params.__dataclass_fields__})
+    needs = methods.needs(module, params)
     train, test = (DeviceSplit(split, inputs, CPU, dtype) for split in (dataset.train, dataset.test))
     students = [models.build(network, dataset.image_shape, 10, seed) for seed in seeds]
-    teacher = Teacher(models.build("paper_teacher_quarter", dataset.image_shape, 10, 1), train, features=False)
+    network_above = models.build("paper_teacher_quarter", dataset.image_shape, 10, 1)
+    teacher = Teacher(network_above, train, negatives="teacher_negative" in needs)
     return fit(
         Trainer(students, loss or partial(module.loss, params=params), SHORT, CPU, dtype, folded),
         seeds,
         SHORT,
-        Sampler(dataset.train.labels, inputs, "negative" in module.NEEDS),
+        Sampler(dataset.train.labels, inputs, "negative" in needs),
         train,
         test,
-        teacher=teacher if "teacher" in module.NEEDS else None,
+        teacher=teacher if "teacher" in needs else None,
         checkpoint=checkpoint,
     )
 
@@ -190,9 +193,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits: Dataset, network: s
     path, whole = tmp_path / "checkpoint.safetensors", run(digits, [1, 2], network=network, dtype=torch.float32)
     for epoch in range(1, SHORT.epochs):  # a limit of no time at all: stops after every epoch
         with pytest.raises(Paused, match=f"epoch {epoch} of 6.*{path.name}"):
-            run(
-                digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same", max_minutes=0)
-            )
+            run(digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same", deadline=0))
     resumed = run(digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same"))
     assert resumed.history == whole.history
     same(resumed, whole, 1, 0.0)
@@ -202,7 +203,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits: Dataset, network: s
 def test_a_checkpoint_that_does_not_fit_is_not_used(digits: Dataset, damage: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Paused):
-        run(digits, [1], checkpoint=Checkpoint(path, "one", max_minutes=0))
+        run(digits, [1], checkpoint=Checkpoint(path, "one", deadline=0))
     if damage != "other run":
         path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
     fitted = run(digits, [1], checkpoint=Checkpoint(path, "two" if damage == "other run" else "one"))

@@ -32,16 +32,18 @@ class Progress:
 class Checkpoint:
     """Saves the tensors that training changes, and the progress, between epochs.
 
-    It is written every `minutes`, after `max_minutes`, and after the first SIGINT or SIGTERM, which let the epoch end;
-    the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every random number is a
-    function of seed, epoch and step, so that no generator has a state to save. A file whose fingerprint, of all that
-    the run depends on, is another one is not used.
+    It is written every `minutes`, after `deadline` (of time.monotonic()), and after the first SIGINT or SIGTERM, which
+    let the epoch end; the last two then raise Paused. A second signal acts at once. With `keep` the last epoch is saved
+    too. Only whole epochs are saved: every random number is a function of seed, epoch and step, so that no generator
+    has a state to save. A file whose fingerprint, of all that the run depends on, is another one is not used.
     """
 
-    def __init__(self, path: Path, fingerprint: str, minutes: float = 5.0, max_minutes: float | None = None) -> None:
+    def __init__(
+        self, path: Path, fingerprint: str, minutes: float = 5.0, deadline: float | None = None, keep: bool = False
+    ) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self.minutes, self.max_minutes = minutes, max_minutes
-        self.started = self.saved = time.monotonic()
+        self.minutes, self.deadline, self.keep = minutes, deadline, keep
+        self.saved = time.monotonic()
         self.signal: str | None = None
         self.handlers: dict[int, Any] = {}
 
@@ -65,11 +67,11 @@ class Checkpoint:
             signal.signal(*self.handlers.popitem())
 
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
-        """Save if it is time to; raises Paused if it is time to stop and there is an epoch left."""
+        """Save if it is time to; raises Paused if it is time to stop and there is something left to do."""
         now = time.monotonic()
-        out_of_time = self.max_minutes is not None and now - self.started >= 60 * self.max_minutes
-        stop = self.signal or (f"--max-minutes {self.max_minutes:g}" if out_of_time else None)
-        if progress.epoch < epochs and (stop or now - self.saved >= 60 * self.minutes):
+        stop = self.signal or ("--max-minutes" if self.deadline is not None and now >= self.deadline else None)
+        last = progress.epoch >= epochs
+        if (last and self.keep) or (not last and (stop or now - self.saved >= 60 * self.minutes)):
             self.save(tensors, progress)
             if stop:
                 raise Paused(

@@ -16,7 +16,11 @@ from . import Problem, methods, models
 from .data import Inputs
 from .train import Recipe
 
+ABLATED = "triplet_family"  # the method whose parameters, and the student's recipe, an ablation varies
 NETWORK = f"in {' '.join(models.NETWORKS)} {models.TORCHVISION}NAME"  # decided by models.known
+
+
+Split = Annotated[str, "in test validation"]
 
 
 @dataclass
@@ -25,8 +29,11 @@ class Run:
 
     suites: list[str]
     methods: list[str]
+    ablations: list[str]
     seeds: list[Annotated[int, ">= 0"]]
-    holdout: Annotated[int, ">= 0"]  # training images a class that replace the test split; 0: the test split
+    splits: list[Split]  # each with a teacher of its own, which has not seen it
+    split: Split  # the one that the table is measured on
+    ablation_split: Split
     device: Annotated[str, "in auto cpu cuda"]
     precision: Annotated[str, "in float32 float64"]
     folding: Annotated[str, "in auto always never"]  # all seeds in each kernel?
@@ -83,39 +90,63 @@ class Published:
 
     accuracy: Annotated[float, ">= 0", "<= 100"]
     source: str
+    curve: Optional[str] = None  # a CSV file with epoch and test_accuracy, for the picture
 
 
 @dataclass
 class Suite:
     """A data set, a teacher, a student, and how both are trained."""
 
+    about: str  # a sentence for the report
     data: Data
     inputs: InputSettings
     teacher: TeacherSettings
     student: StudentSettings
     evaluate_every: Annotated[int, ">= 1"]
+    holdout: Annotated[int, ">= 1"]  # training images a class that make the validation split
     # teacher, methods, and as references any others: the table has a line for them too
     published: dict[str, Published] = field(default_factory=dict)
 
 
 @dataclass
 class Claim:
-    """What the paper says: one method's test accuracy is above another's."""
+    """What the paper says: one method's test accuracy is above that of each of the others."""
 
     method: str
-    over: str
+    over: list[str]
+
+
+@dataclass
+class Variant:
+    """One line of an ablation: what tells it from the others, and the parameters and the recipe that it makes."""
+
+    changed: dict[str, Any]
+    params: Any  # of the method ABLATED
+    recipe: Recipe
+
+    @property
+    def label(self) -> str:
+        """For example "normalise true, margin 0.5"."""
+        values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changed.items()}
+        return ", ".join(f"{key} {value}" for key, value in values.items()) or "as configured"
 
 
 @dataclass
 class Config:
-    """params.yaml, and which of its cells a stage is asked for on the command line (suite=..., method=...)."""
+    """params.yaml, and which of its cells a stage is asked for on the command line (suite=..., method=...).
+
+    `load` turns methods into Params of their modules and ablations into Variants, for the suite that is asked for.
+    """
 
     run: Run
     suites: dict[str, Suite]
-    methods: dict[str, Any]  # each a Params of its module
+    methods: dict[str, Any]
+    ablations: dict[str, Any]
     claims: list[Claim]
     suite: Optional[str] = None
     method: Optional[str] = None
+    ablation: Optional[str] = None
+    split: Split = "test"
     defaults: list[Any] = field(default_factory=lambda: ["_self_", "params"])  # Hydra: params.yaml over this schema
 
 
@@ -123,8 +154,10 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected."""
     config = _compose(folder, list(overrides))
     _refuse_violations(config, "")
-    config.methods = {name: _method(name, block) for name, block in config.methods.items()}
     _check_names(config)
+    suite = config.suite or config.run.suites[0]
+    config.methods = {name: _method(name, block, config, suite) for name, block in config.methods.items()}
+    config.ablations = {name: _variants(name, block, config, suite) for name, block in config.ablations.items()}
     return config
 
 
@@ -220,45 +253,89 @@ def _check(value: Any, hint: Any, path: str) -> Iterable[tuple[str, Any, str]]:
         yield from _violations(value, path)
 
 
-def _method(name: str, block: Any) -> Any:
-    """The Params of a method from its block."""
+def _block(found: Any, key: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise Problem(f"{key}: found {found!r}, expected a block of parameters")
+    return found
+
+
+def _filled(schema: Any, block: dict[str, Any], key: str) -> Any:
+    """An object of a dataclass, or of an instance's with the block's values in the place of its own."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), block))
+    except OmegaConfBaseException as error:
+        raise Problem(f"{key}.{_explain(error)}") from None
+    _refuse_violations(made, key)
+    return made
+
+
+def _method(name: str, found: Any, config: Config, suite: str) -> Any:
+    """The Params of a method from its block, for one suite: what its `suites` says of it goes before the rest."""
+    key = f"methods.{name}"
+    try:
         module = methods.load(name)
     except KeyError:
-        raise Problem(f"methods.{name}: unknown method; expected one of {', '.join(methods.names())}") from None
-    if not isinstance(block, dict):
-        raise Problem(f"methods.{name}: found {block!r}, expected a block of parameters")
-    try:
-        params = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Params), block))
-    except OmegaConfBaseException as error:
-        raise Problem(f"methods.{name}.{_explain(error)}") from None
-    _refuse_violations(params, f"methods.{name}")
-    return params
+        raise Problem(f"{key}: unknown method; expected one of {', '.join(methods.names())}") from None
+    block = dict(_block(found, key))
+    special = _block(block.pop("suites", {}), f"{key}.suites")
+    params = {"": _filled(module.Params, block, key)}
+    for other, changes in special.items():
+        if other not in config.suites:
+            raise Problem(f"{key}.suites: {other!r} is no suite; expected one of {', '.join(config.suites)}")
+        inner = f"{key}.suites.{other}"
+        params[other] = _filled(params[""], _block(changes, inner), inner)
+    return params.get(suite, params[""])
+
+
+def _variants(name: str, found: Any, config: Config, suite: str) -> list[Variant]:
+    """The lines of an ablation from its block, a list of what each changes in ABLATED and in the student's recipe."""
+    if not isinstance(found, list) or len(found) < 2:
+        raise Problem(f"ablations.{name}: found {found!r}, expected a list of two variants or more")
+    variants = []
+    for i, entry in enumerate(found):
+        key = f"ablations.{name}[{i}]"
+        changed = dict(_block(entry, key))
+        of_recipe = _block(changed.pop("recipe", {}), f"{key}.recipe")
+        params = _filled(config.methods[ABLATED], changed, key)
+        recipe = _filled(config.suites[suite].student.recipe, of_recipe, f"{key}.recipe")
+        variants.append(Variant(changed | of_recipe, params, recipe))
+    alike = set.intersection(*({*map(str, v.changed.items())} for v in variants))  # what all of them say is no news
+    for i, variant in enumerate(variants):
+        variant.changed = {k: v for k, v in variant.changed.items() if str((k, v)) not in alike}
+        if variant.label in [other.label for other in variants[:i]]:
+            raise Problem(f"ablations.{name}: {variant.label!r} stands there twice, expected once")
+    return variants
 
 
 def _check_names(config: Config) -> None:
-    """Suites, methods and seeds that are asked for exist, and none is named twice."""
-    checks: list[tuple[str, list[Any] | None, list[str] | None]] = [
-        ("run.suites", config.run.suites, list(config.suites)),
-        ("run.methods", config.run.methods, list(config.methods)),
-        ("run.seeds", config.run.seeds, None),
-        ("suite", [config.suite] if config.suite else None, list(config.suites)),
-        ("method", [config.method] if config.method else None, list(config.methods)),
+    """What is asked for exists, and nothing is named twice."""
+    run = config.run
+    checks: list[tuple[str, list[Any], list[str] | None]] = [
+        ("run.suites", run.suites, list(config.suites)),
+        ("run.methods", run.methods, list(config.methods)),
+        ("run.ablations", run.ablations, list(config.ablations)),
+        ("run.seeds", run.seeds, None),
+        ("run.splits", run.splits, None),
+        ("run.split", [run.split], run.splits),
+        ("run.ablation_split", [run.ablation_split] if run.ablations else [], run.splits),
+        ("suite", [config.suite] if config.suite else [], list(config.suites)),
+        ("method", [config.method] if config.method else [], list(config.methods)),
+        ("ablation", [config.ablation] if config.ablation else [], list(config.ablations)),
     ]
     for key, names, known in checks:
-        if names is None:
-            continue
-        if not names:
+        if not names and key in ("run.suites", "run.methods", "run.seeds"):
             raise Problem(f"{key}: found an empty list, expected at least one")
         for name in names:
             if known is not None and name not in known:
-                raise Problem(f"{key}: {name!r} has no block in params.yaml; expected one of {', '.join(known)}")
+                raise Problem(f"{key}: {name!r} is not there; expected one of {', '.join(known)}")
             if names.count(name) > 1:
                 raise Problem(f"{key}: {name!r} stands there {names.count(name)} times, expected once")
     for i, claim in enumerate(config.claims):
-        for key, name in vars(claim).items():
+        for key, name in [("method", claim.method), *(("over", base) for base in claim.over)]:
             if name not in config.methods:
                 raise Problem(f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}")
+    if config.ablations and ABLATED not in config.methods:
+        raise Problem(f"methods.{ABLATED}: missing; the ablations vary it")

@@ -83,9 +83,7 @@ class Dataset:
         held[self.train.per_class(per_class)] = True
         train, holdout = self.train.select(np.flatnonzero(~held)), self.train.select(np.flatnonzero(held))
         if len(np.unique(train.labels)) < len(self.classes):
-            raise Problem(
-                f"run.holdout: {per_class} images a class leave a class of the training split empty; take fewer"
-            )
+            raise Problem(f"holdout: {per_class} images a class leave a class of the training split empty; take fewer")
         return Dataset(train, holdout, self.classes)
 
 

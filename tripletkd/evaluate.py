@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Problem
+from . import Problem, models
 from .data import DeviceSplit, Inputs, Sampler
 from .ensemble import Ensemble
 from .methods._terms import kl_divergence
-from .models import parameter_count, weights
 from .record import Record
-from .train import EVALUATION_BATCH, accuracy
+from .train import accuracy, predictions
 
 CALIBRATION_BINS = 15
+MAPPED_A_CLASS = 20
 TOP_5_FROM = 20  # classes: with fewer, five guesses say little
 TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: some images on the edge
 
@@ -32,15 +32,16 @@ def measure(
 
     Problem if the weights do not reach the accuracy of the history's last epoch: then the two do not belong together.
     """
-    example = next(iter(networks.values()))
+    example = models.build(made.network, made.image_shape, made.classes, seed=0)
     seeds = [figures | _of_history(figures, history) for figures in _figures(networks, train, test, teacher)]
     return {
         "suite": made.suite,
+        "split": made.split,
         "method": made.method,
         "network": made.network,
-        "parameters": parameter_count(example),
+        "parameters": models.parameter_count(example),
         "multiply_adds": multiply_adds(example, made.image_shape),
-        "weights_bytes": sum(tensor.nbytes for tensor in weights(example).values()),
+        "weights_bytes": sum(tensor.nbytes for tensor in models.weights(example).values()),
         "params": made.params,
         "data_sha256": made.data_sha256,
         "teacher_sha256": made.teacher_sha256,
@@ -67,15 +68,22 @@ def _figures(
     networks: Mapping[int, nn.Module], train: DeviceSplit, test: DeviceSplit, teacher: nn.Module | None
 ) -> list[dict[str, Any]]:
     """Of each seed; with a teacher also of the two together."""
+    if not networks:
+        return []
     ensemble = Ensemble(list(networks.values()), test.images.device, test.dtype, folded=False)
     target = None
     if teacher is not None:
-        target = _logits(Ensemble([teacher], test.images.device, test.dtype, folded=False), test)[0]
+        target = teacher_logits(teacher, test)
     found = []
-    for seed, of_train, logits in zip(networks, accuracy(ensemble, train), _logits(ensemble, test), strict=True):
+    for seed, of_train, logits in zip(networks, accuracy(ensemble, train), predictions(ensemble, test), strict=True):
         figures = {"seed": seed, "train_accuracy": of_train, **of_student(logits, test.labels)}
         found.append(figures if target is None else figures | of_both(logits, target, test.labels))
     return found
+
+
+def teacher_logits(teacher: nn.Module, split: DeviceSplit) -> Tensor:
+    """[N, classes], in eval mode."""
+    return predictions(Ensemble([teacher], split.images.device, split.dtype, folded=False), split)[0]
 
 
 def of_student(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def of_student(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     figures = {
         "test_accuracy": correct.mean().item(),
         "test_cross_entropy": F.cross_entropy(logits, labels).item(),
-        "test_calibration_error": calibration_error(logits, labels),
+        **_calibration(logits, labels),
         "test_accuracy_by_class": [correct[labels == label].mean().item() for label in range(classes)],
     }
     if classes > TOP_5_FROM:
@@ -98,37 +106,88 @@ def of_both(logits: Tensor, target: Tensor, labels: Tensor) -> dict[str, float]:
     """Figures of student and teacher together, from their logits [N, classes] on the test split.
 
     agreement: share of images for which both predict the same class; kl_to_teacher: mean KL(teacher || student);
-    anchor_positive, anchor_negative: mean ||t(x) - s(x)|| and ||t(x) - s(x')||, x' drawn from the other classes' test
-    images, the same for all; violated_triplets: share of images for which the first is not the smaller one.
+    and the figures of Triplets.
     """
-    negatives = Sampler(labels.cpu().numpy(), Inputs(), negatives=True).draw(seed=0, epoch=0)
-    index, other = negatives.index.to(labels.device)
-    positive = torch.linalg.vector_norm(target[index] - logits[index], dim=1)
-    negative = torch.linalg.vector_norm(target[index] - logits[other], dim=1)
     return {
         "agreement": (logits.argmax(1) == target.argmax(1)).double().mean().item(),
         "kl_to_teacher": kl_divergence(logits, target, temperature=1.0).item(),
-        "anchor_positive": positive.mean().item(),
-        "anchor_negative": negative.mean().item(),
-        "violated_triplets": (positive >= negative).double().mean().item(),
+        **{name: values[0] for name, values in Triplets(target, labels)(logits[None]).items()},
     }
 
 
-def _logits(ensemble: Ensemble, split: DeviceSplit) -> Tensor:
-    """[S, N, classes]."""
-    return torch.cat([ensemble.predict(images) for images, _ in split.chunks(EVALUATION_BATCH)], dim=1)
+class Triplets:
+    """The paper's idea as figures of students' logits on the test split, for `fit` to follow through training.
+
+    anchor_positive, anchor_negative: mean ||t(x) - s(x)|| and ||t(x) - s(x')||, x' drawn from the other classes' test
+    images, the same for all; violated_triplets: share of images for which the first is not the smaller one.
+    """
+
+    def __init__(self, target: Tensor, labels: Tensor) -> None:
+        """target: the teacher's logits t(x) [N, classes]; labels: [N]."""
+        negatives = Sampler(labels.cpu().numpy(), Inputs(), negatives=True).draw(seed=0, epoch=0)
+        self.index, self.other = negatives.index.to(labels.device)
+        self.anchor = target[self.index]
+
+    def __call__(self, logits: Tensor) -> dict[str, list[float]]:
+        """By name, of each seed; logits: s(x) [S, N, classes]."""
+        positive = torch.linalg.vector_norm(self.anchor - logits[:, self.index], dim=2)
+        negative = torch.linalg.vector_norm(self.anchor - logits[:, self.other], dim=2)
+        figures = {"anchor_positive": positive, "anchor_negative": negative, "violated_triplets": positive >= negative}
+        return {name: values.double().mean(1).tolist() for name, values in figures.items()}
 
 
-def calibration_error(logits: Tensor, labels: Tensor) -> float:
-    """sum over bins of |mean confidence - accuracy| * share of the images, 15 equal bins of the confidence.
+def _calibration(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Of 15 equal bins of the confidence: the images in it, as a share of all, and what they add to the mean confidence
+    and to the accuracy. The calibration error is the sum over bins of the last two's absolute difference.
 
     logits: [N, classes]. Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
-    gap = (predicted == labels).double() - confidence
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    sums = torch.zeros(CALIBRATION_BINS, dtype=gap.dtype, device=gap.device).index_add_(0, bins, gap)
-    return sums.abs().sum().item() / len(gap)
+    columns = {
+        "share": torch.ones_like(confidence),
+        "confidence": confidence,
+        "accuracy": (predicted == labels).double(),
+    }
+    sums = {
+        name: confidence.new_zeros(CALIBRATION_BINS).index_add_(0, bins, column) / len(labels)
+        for name, column in columns.items()
+    }
+    return {
+        "test_calibration_error": (sums["confidence"] - sums["accuracy"]).abs().sum().item(),
+        "test_calibration": {name: [round(v, 6) for v in values.tolist()] for name, values in sums.items()},
+    }
+
+
+def output_map(
+    made: Record, networks: Mapping[int, nn.Module], teacher: nn.Module, test: DeviceSplit
+) -> list[dict[str, float]]:
+    """A row for each of the first images of every class: its label, and where teacher and student put it.
+
+    The plane is spanned by the two main directions of the teacher's logits on the test split (PCA). The student is the
+    first seed's that did not fail, before training and after.
+    """
+    if not networks:
+        return []
+    seed, student = next(iter(networks.items()))
+    before = models.build(made.network, made.image_shape, made.classes, seed)
+    logits = {
+        name: teacher_logits(network, test).double()
+        for name, network in {"teacher": teacher, "before": before, "after": student}.items()
+    }
+    centre = logits["teacher"].mean(0)
+    _, _, directions = torch.linalg.svd(logits["teacher"] - centre, full_matrices=False)
+    shown = [i for label in range(made.classes) for i in (test.labels == label).nonzero()[:MAPPED_A_CLASS, 0].tolist()]
+    plane = {name: (z[shown] - centre) @ directions[:2].mT for name, z in logits.items()}
+    return [
+        {"label": int(test.labels[i])}
+        | {
+            f"{name}_{axis}": float(f"{xy[row, k].item():.4g}")
+            for name, xy in plane.items()
+            for k, axis in enumerate("xy")
+        }
+        for row, i in enumerate(shown)
+    ]
 
 
 def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:

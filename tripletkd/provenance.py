@@ -1,10 +1,12 @@
 """Where results come from: hashes, environments, files that are whole or not there at all."""
 
+import csv
 import hashlib
 import json
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     with whole(path) as beside:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, but for lists of numbers, which stand on one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_text(path, re.sub(r"\[[-\d.,e\s]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A column for each key of any row, in the order of their appearance; every digit that matters."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def environment(device: str) -> dict[str, Any]:

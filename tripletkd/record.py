@@ -1,4 +1,4 @@
-"""The run record: one folder that holds all there is to know of a (suite, method), from which MLflow can be refilled.
+"""The run record: one folder that holds all there is to know of a cell, from which MLflow can be refilled.
 
 weights/seed-N.safetensors   the last epoch's weights of each seed
 history.csv                  a row for each seed and epoch: terms, learning rate, accuracies
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import Problem
-from .provenance import sha256, whole, write_json
+from .provenance import sha256, whole, write_csv, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,8 @@ class Record:
     """record.json as an object."""
 
     suite: str
+    split: str  # on which it is measured, and which it has not seen
+    cell: str  # its place in that suite and split: the method, or "ablations/<name>/<variant>"
     method: str  # or "teacher"
     network: str
     image_shape: tuple[int, int, int]
@@ -76,7 +78,7 @@ def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) 
             path = weights_path(beside, seed)
             save_file(models.weights(network), path)
             record.weights_sha256[str(seed)] = sha256(path)
-        write_history(beside / "history.csv", fitted.history)
+        write_csv(beside / "history.csv", fitted.history)
         write_json(beside / "record.json", asdict(record))
         write_json(beside / "log.json", dict(log))
     return record
@@ -93,17 +95,8 @@ def read(folder: Path) -> Record:
         raise Problem(f"{path}: not a run record of this version ({error}); run the stage again") from None
 
 
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """CSV with every digit that matters; epochs without evaluation leave accuracies empty."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-
-
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows as they were written: seed and epoch are integers, empty cells are left out."""
+    """Rows as they were written: seed and epoch are integers, empty cells (epochs without evaluation) are left out."""
     with path.open(newline="") as file:
         return [
             {name: int(value) if name in ("seed", "epoch") else float(value) for name, value in row.items() if value}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import sqrt
+from math import nan, sqrt
 
 import numpy as np
 from scipy import integrate, optimize, special, stats
@@ -18,7 +18,7 @@ class Cell:
     """A table's cell: n seeds' mean, their standard deviation, and half the width of the mean's 95 % interval."""
 
     n: int
-    mean: float
+    mean: float  # not a number with no seed
     std: float | None  # None, as the interval, with fewer than two seeds
     half_width: float | None
     one_run: tuple[float, float] | None  # the 95 % prediction interval of one further run
@@ -26,7 +26,7 @@ class Cell:
 
 def cell(values: Sequence[float]) -> Cell:
     """Student's t intervals: mean +- t s / sqrt(n), and for one further run mean +- t s sqrt(1 + 1/n)."""
-    n, mean = len(values), float(np.mean(values))
+    n, mean = len(values), float(np.mean(values)) if values else nan
     if n < 2:
         return Cell(n, mean, None, None, None)
     std = float(np.std(values, ddof=1))

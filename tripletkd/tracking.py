@@ -71,9 +71,9 @@ class Logger:
         with self.process:
             self.process.kill()
 
-    def record(self, folder: Path) -> None:
-        """As log_record."""
-        self._send("log_record", str(folder))
+    def record(self, *folders: Path) -> None:
+        """As log_record, for each."""
+        self._send("log_records", [str(folder) for folder in folders])
 
     def files(
         self, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]
@@ -103,10 +103,15 @@ def _serve() -> None:
         _prepare()
         if request := sys.stdin.read():
             root, name, *arguments = json.loads(request)
-            calls: dict[str, Callable[..., Any]] = {"log_record": log_record, "log_files": log_files}
+            calls: dict[str, Callable[..., Any]] = {"log_records": log_records, "log_files": log_files}
             calls[name](Path(root), *arguments)
     except Exception as error:  # whatever a store can raise
         _warn((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def log_records(root: Path, folders: Sequence[str]) -> None:
+    for folder in folders:
+        log_record(root, folder)
 
 
 def log_record(root: Path, folder: str | Path) -> bool:
@@ -122,6 +127,7 @@ def log_record(root: Path, folder: str | Path) -> bool:
             return False
         tags = {
             "suite": record.suite,
+            "split": record.split,
             "method": record.method,
             "stage": "train_teacher" if record.method == "teacher" else "distill",
             "data.sha256": record.data_sha256,
@@ -130,7 +136,7 @@ def log_record(root: Path, folder: str | Path) -> bool:
             **{f"log.{key}": str(value) for key, value in log.items() if value is not None},
             **{f"failed.seed-{seed}": why for seed, why in record.failed.items()},
         }
-        name = f"{record.suite}/{record.method}"
+        name = run_name(record)
         parent = client.create_run(experiment, run_name=name, tags=tags | {RECORD_TAG: identity}).info.run_id
         history = records.read_history(folder / "history.csv")
         finals = [_log_seed(client, experiment, parent, folder, record, seed, history, tags) for seed in record.seeds]
@@ -143,6 +149,11 @@ def log_record(root: Path, folder: str | Path) -> bool:
             client.log_artifact(parent, str(folder / file))
         client.set_terminated(parent)
     return True
+
+
+def run_name(record: records.Record) -> str:
+    """digits/triplet for a cell of the table, digits/validation/ablations/margin/margin-10 for another one."""
+    return "/".join([record.suite, *([record.split] if record.split != "test" else []), record.cell])
 
 
 def _log(folder: Path) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _log_seed(
     tags: dict[str, str],
 ) -> dict[str, float]:
     """A child run; returns the last epoch's metrics."""
-    name = f"{record.suite}/{record.method}/seed-{seed}"
+    name = f"{run_name(record)}/seed-{seed}"
     child = client.create_run(
         experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
     ).info.run_id
@@ -236,10 +247,10 @@ def log_files(
 
 
 def relog(folders: list[str]) -> None:
-    """python -m tripletkd.tracking runs/SUITE/METHOD ...: log the records that the store does not have."""
-    for name in folders:
-        logged = log_record(Path(os.environ.get("DVC_ROOT") or ".").resolve(), Path(name))
-        print(f"{name}: {'logged' if logged else 'already there'}")
+    """python -m tripletkd.tracking runs ...: log the records in these folders that the store does not have."""
+    root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    for folder in [path.parent for name in folders for path in sorted(Path(name).rglob("record.json"))]:
+        print(f"{folder}: {'logged' if log_record(root, folder) else 'already there'}")
 
 
 if __name__ == "__main__":

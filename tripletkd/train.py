@@ -20,6 +20,7 @@ from .methods._terms import Batch, Outputs, Term, total
 EVALUATION_BATCH = 500
 
 Loss = Callable[[Batch], dict[str, Term]]
+Watch = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
 
 
 @dataclass
@@ -40,11 +41,14 @@ class Recipe:
 
 
 class Teacher:
-    """A frozen network in eval mode. Where nothing is augmented and no features are used, logits are computed once."""
+    """A frozen network in eval mode. Where nothing is augmented and no features are used, logits are computed once.
 
-    def __init__(self, network: nn.Module, train: DeviceSplit, features: bool) -> None:
+    features, negatives: whether the method uses its features, and its outputs for x'.
+    """
+
+    def __init__(self, network: nn.Module, train: DeviceSplit, features: bool = False, negatives: bool = False) -> None:
         self.network = copy.deepcopy(network).to(train.images.device, train.dtype).eval().requires_grad_(False)
-        self.features = features
+        self.features, self.negatives = features, negatives
         self.logits = None if features or train.inputs.augments else self._all_logits(train)
 
     @torch.no_grad()
@@ -112,15 +116,15 @@ class Trainer:
         self.optimiser.lr.fill_(lr)
 
     def step(
-        self, images: Tensor, labels: Tensor, negatives: Tensor | None = None, teacher: Outputs | None = None
+        self, images: Tensor, labels: Tensor, negatives: Tensor | None = None, **teacher: Outputs
     ) -> dict[str, Tensor]:
-        """One update. images, negatives: [S, B, C, H, W]; labels: [S, B]; teacher: [S, B, ...].
+        """One update. images, negatives: [S, B, C, H, W]; labels: [S, B]; `teacher`, `teacher_negative`: [S, B, ...].
 
         Returns the unweighted terms before the update by name, and their weighted sum as "loss": [S] each.
         """
         student, negative = self._outputs(images, negatives)
-        given = {"labels": labels, "student": student, "negative": negative, "teacher": teacher}
-        seen = {name: value for name, value in given.items() if value is not None}
+        seen: dict[str, Any] = {"labels": labels, "student": student, **teacher}
+        seen |= {} if negative is None else {"negative": negative}
         terms: dict[str, Tensor] = torch.vmap(self._terms)(seen, self.layer_params, self.layer_buffers)
         self.optimiser.step(torch.autograd.grad(terms["loss"].sum(), self.optimiser.params))
         return {name: value.detach() for name, value in terms.items()}
@@ -171,6 +175,7 @@ def fit(
     test: DeviceSplit,
     *,
     teacher: Teacher | None = None,
+    watch: Watch | None = None,
     evaluate_every: int = 1,
     checkpoint: Checkpoint | None = None,
     description: str = "training",
@@ -178,7 +183,8 @@ def fit(
     """Train all seeds to the last epoch. The test split is measured, never used to choose.
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
-    every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images.
+    every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images,
+    and what `watch` makes of the test split's logits.
     A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused.
     """
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()
@@ -190,12 +196,11 @@ def fit(
             trainer.begin_epoch(epoch, recipe.lr_at(epoch))
             plans = [sampler.draw(seed, epoch) for seed in seeds]
             terms = _train_epoch(trainer, plans, recipe, train, teacher, bar)
-            accuracies: dict[str, list[float]] = {}
+            measured: dict[str, list[float]] = {}
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
-                splits = {"train_accuracy": train, "test_accuracy": test}
-                accuracies = {name: accuracy(trainer.students, split) for name, split in splits.items()}
-            _record(done, seeds, epoch, recipe, terms, accuracies, len(train))
-            bar.set_postfix(_summary(terms, accuracies), refresh=False)
+                measured = _measure(trainer.students, train, test, watch)
+            _record(done, seeds, epoch, recipe, terms, measured, len(train))
+            bar.set_postfix(_summary(terms, measured), refresh=False)
             if checkpoint:
                 checkpoint.after_epoch(trainer.tensors(), done, recipe.epochs)
     return _finish(trainer, seeds, done)
@@ -209,16 +214,18 @@ def _train_epoch(
     for batch in Plan.stack(plans).map(lambda t: t.to(train.images.device)).batches(recipe.batch_size):
         views = train.take(batch)
         index, images = batch.index[:, 0], views[:, 0]
-        rows.append(
-            trainer.step(
-                images,
-                train.labels[index],
-                negatives=views[:, 1] if views.shape[1] > 1 else None,
-                teacher=teacher(index, images) if teacher else None,
-            )
-        )
+        guide = {"teacher": teacher(index, images)} if teacher else {}
+        if teacher and teacher.negatives:
+            guide["teacher_negative"] = teacher(batch.index[:, 1], views[:, 1])
+        negatives = views[:, 1] if views.shape[1] > 1 else None
+        rows.append(trainer.step(images, train.labels[index], negatives, **guide))
         bar.update()
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def predictions(students: Ensemble, split: DeviceSplit) -> Tensor:
+    """Logits [S, N, classes] of every seed on a whole split, in eval mode."""
+    return torch.cat([students.predict(images) for images, _ in split.chunks(EVALUATION_BATCH)], dim=1)
 
 
 def accuracy(students: Ensemble, split: DeviceSplit) -> list[float]:
@@ -227,13 +234,20 @@ def accuracy(students: Ensemble, split: DeviceSplit) -> list[float]:
     return (correct.sum(0).double() / len(split)).tolist()
 
 
+def _measure(students: Ensemble, train: DeviceSplit, test: DeviceSplit, watch: Watch | None) -> dict[str, list[float]]:
+    logits = predictions(students, test)
+    correct = (logits.argmax(2) == test.labels).double().mean(1).tolist()
+    figures = {"train_accuracy": accuracy(students, train), "test_accuracy": correct}
+    return figures | (watch(logits) if watch else {})
+
+
 def _record(
     done: Progress,
     seeds: Sequence[int],
     epoch: int,
     recipe: Recipe,
     terms: dict[str, Tensor],
-    accuracies: dict[str, list[float]],
+    measured: dict[str, list[float]],
     images: int,
 ) -> None:
     """Append an epoch's rows to the history; a seed with a term that is not finite fails instead."""
@@ -252,15 +266,16 @@ def _record(
             tqdm.write(f"seed {seed} failed: {done.failed[seed]}; the other seeds go on")
             continue
         means = {name: float(value[:, i] @ batch_sizes / images) for name, value in steps.items()}
-        measured = {name: values[i] for name, values in accuracies.items()}
-        done.history.append({"seed": seed, "epoch": epoch, "lr": recipe.lr_at(epoch), **means, **measured})
+        figures = {name: values[i] for name, values in measured.items()}
+        done.history.append({"seed": seed, "epoch": epoch, "lr": recipe.lr_at(epoch), **means, **figures})
     done.epoch = epoch
 
 
-def _summary(terms: dict[str, Tensor], accuracies: dict[str, list[float]]) -> dict[str, str]:
+def _summary(terms: dict[str, Tensor], measured: dict[str, list[float]]) -> dict[str, str]:
     """For the progress bar: means over seeds."""
     values = {name: f"{value.nanmean().item():.3f}" for name, value in terms.items()}
-    return values | {name.replace("_accuracy", ""): f"{100 * sum(v) / len(v):.1f}%" for name, v in accuracies.items()}
+    accuracies = {name: 100 * sum(v) / len(v) for name, v in measured.items() if name.endswith("_accuracy")}
+    return values | {name.removesuffix("_accuracy"): f"{mean:.1f}%" for name, mean in accuracies.items()}
 
 
 def _finish(trainer: Trainer, seeds: Sequence[int], done: Progress) -> Fitted:

@@ -2,7 +2,8 @@
 
 A method module has
 
-    NEEDS    what it uses beside the student's outputs for x: any of "teacher", "negative", "features"
+    NEEDS    what it uses beside the student's logits for x: any of "teacher", "negative", "teacher_negative",
+             "features"; where that depends on the parameters, `needs`, a function of Params, in its place
     Params   a dataclass: its block of params.yaml, ranges in the annotations
     loss     (Batch, Params) -> {name of the term: Term(weight, value)}
     layers   optional: (student, teacher, Params) -> nn.Module, trained with the student and dropped afterwards; its
@@ -12,6 +13,7 @@ A method module has
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 
 def names() -> list[str]:
@@ -24,3 +26,8 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise KeyError(name)
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def needs(method: ModuleType, params: Any) -> frozenset[str]:
+    """What a method uses with these parameters."""
+    return method.needs(params) if hasattr(method, "needs") else method.NEEDS

@@ -34,12 +34,13 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One seed's batch as a loss sees it; what the method did not ask for in NEEDS is None."""
+    """One seed's batch as a loss sees it; what the method did not say that it needs is None."""
 
     labels: Tensor  # [B], int64
     student: Outputs  # s(x)
     teacher: Outputs | None = None  # t(x): eval mode, no gradient
     negative: Outputs | None = None  # s(x'): for each x an image of another class
+    teacher_negative: Outputs | None = None  # t(x')
     epoch: Tensor | float = 1.0  # 1 in the first epoch, for weights that warm up
     layers: Callable[..., Any] | None = None  # what the method's `layers` made, with this seed's weights
 

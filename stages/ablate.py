@@ -1,0 +1,38 @@
+"""Train the variants of one ablation, each with all seeds, and measure them; tabulate makes the table and the plot."""
+
+from typing import Any
+
+from stages import Stage, run, tracking_root
+from stages._training import Setting, checkpoint_path, distill, load_teacher
+from tripletkd import evaluate, tracking
+from tripletkd.config import ABLATED, Variant
+from tripletkd.provenance import write_json
+
+
+def main(stage: Stage) -> None:
+    name, split = stage.config.ablation, stage.config.split
+    variants = stage.config.ablations[name]
+    cells = [f"ablations/{name}/{variant.label.replace(', ', '_').replace(' ', '-')}" for variant in variants]
+    with tracking.Logger(tracking_root()) as logger:
+        setting = Setting.of(stage)
+        measured = [train_and_measure(stage, setting, *pair) for pair in zip(cells, variants, strict=True)]
+        write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
+        logger.record(*(stage.place("runs", split, cell) for cell in cells))
+    for cell in cells:
+        checkpoint_path(stage, cell).unlink()
+
+
+def train_and_measure(stage: Stage, setting: Setting, cell: str, variant: Variant) -> dict[str, Any]:
+    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, keep_checkpoint=True)
+    teacher, _ = load_teacher(stage, setting)
+    configured = variant.params == stage.config.methods[ABLATED] and variant.recipe == stage.suite.student.recipe
+    return {
+        "label": variant.label,
+        "changed": variant.changed,
+        "configured": configured,  # whether it is what params.yaml has
+        **evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test, teacher),
+    }
+
+
+if __name__ == "__main__":
+    run(main, needs=("suite", "ablation"))
