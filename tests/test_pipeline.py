@@ -129,9 +129,7 @@ def test_logging_a_record_again_gives_no_double(project: Path) -> None:
     printed = command(project, "python", "-m", "tripletkd.tracking", *records)
     assert printed.count("already there") == 2
     elsewhere = f"sqlite:///{project}/other.db"
-    printed = command(
-        project, "python", "-m", "tripletkd.tracking", records[0], MLFLOW_TRACKING_URI=elsewhere
-    )
+    printed = command(project, "python", "-m", "tripletkd.tracking", records[0], MLFLOW_TRACKING_URI=elsewhere)
     assert "logged" in printed
     (project / "other.db").unlink()
 

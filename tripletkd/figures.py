@@ -64,6 +64,7 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg).replace(INK, "currentColor")
     svg = re.sub(r"font-family: [^;]*;", "font-family: sans-serif;", svg)
+    svg = re.sub(r"\s+\n", "\n", svg)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
     width = f'style="max-width: {1.25 * inches:g}in"'
