@@ -7,6 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export TRIPLETKD_QUIET := $(QUIET)
 
 .PHONY: help env repro paper test smoke lint ui relog bench clean
 .DEFAULT_GOAL := help
@@ -15,8 +16,9 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1 \t/' | expand -t 16
 
 env: .venv/.synced ## the environment, from uv.lock
-repro: env ## regenerate all results of params.yaml's run.suites: dvc repro
-	dvc repro
+repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
+	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
+	dvc repro $(if $(QUIET),--quiet)
 
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10

@@ -26,6 +26,7 @@ class Stage:
     config: Any
     paths: dict[str, Path]
     deadline: float | None = None  # of time.monotonic(), at which to stop at a checkpoint
+    quiet: bool = False  # neither bars nor tables: warnings and errors only
     started: float = field(default_factory=time.time)
 
     @property
@@ -35,6 +36,11 @@ class Stage:
     def place(self, kind: str, *inner: str) -> Path:
         """For example place("runs", "test", "triplet"): runs/<suite>/test/triplet."""
         return self.paths[kind].joinpath(self.config.suite, *inner)
+
+    def say(self, text: str) -> None:
+        """For whoever looks on."""
+        if not self.quiet:
+            print(text)
 
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
@@ -79,6 +85,7 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
         metavar="M",
         help="stop at a checkpoint after that time; the same command goes on from it",
     )
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only; as TRIPLETKD_QUIET=1")
     arguments = parser.parse_args()
     try:
         from tripletkd import config
@@ -91,7 +98,8 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
                 )
         minutes = arguments.max_minutes
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        main(Stage(settings, _paths(Path.cwd()), deadline))
+        quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
+        main(Stage(settings, _paths(Path.cwd()), deadline, quiet))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

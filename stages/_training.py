@@ -192,6 +192,7 @@ def train(
         evaluate_every=stage.suite.evaluate_every,
         checkpoint=checkpoint,
         description=f"{stage.config.suite}/{cell}",
+        quiet=stage.quiet,
     )
     made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
     seconds = time.monotonic() - started

@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
         with whole(target) as beside:
             beside.mkdir()
             description = data.save(dataset, beside, origin)
-        print(f"{target}: {summary(description)}")
+        stage.say(f"{target}: {summary(description)}")
         counts = {
             "train_images": description["images"]["train"],
             "test_images": description["images"]["test"],

@@ -1,6 +1,6 @@
-"""Say, before a long run, what it needs on this machine: a few batches of each cell are timed on made-up images.
+"""Say what a run will do and how long it will take here: a few batches of each cell are timed on made-up images.
 
-python -m stages.plan suite=cifar10
+python -m stages.plan [suite=cifar10]
 """
 
 import dataclasses
@@ -15,42 +15,70 @@ from torch import nn
 from stages import Stage, run
 from stages._training import Setting, guide, own_layers
 from tripletkd import data, methods, models
+from tripletkd.config import ABLATED
 from tripletkd.data import Dataset, Sampler, Split
 from tripletkd.train import Recipe, Trainer, fit
 
 BATCHES = 6
-# (training, test images), image shape, classes of what torchvision will fetch
-TO_FETCH = {"CIFAR10": ((50000, 10000), (32, 32, 3), 10), "CIFAR100": ((50000, 10000), (32, 32, 3), 100)}
+OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
+KNOWN = {  # training and test images, their shape, classes of what will be fetched
+    "digits": (898, 899, (8, 8, 1), 10),
+    "CIFAR10": (50000, 10000, (32, 32, 3), 10),
+    "CIFAR100": (50000, 10000, (32, 32, 3), 100),
+}
 
 
 def main(stage: Stage) -> None:
+    run, suites = stage.config.run, [stage.config.suite] if stage.config.suite else stage.config.run.suites
+    stages = 1 + len(run.splits) + 2 * len(run.methods) + len(run.ablations) + 1
+    print(
+        f"{len(suites)} suite(s) of {stages} stages: fetch; train_teacher for {' and '.join(run.splits)}; distill and "
+        f"evaluate {len(run.methods)} methods with {len(run.seeds)} seeds; {len(run.ablations)} ablation(s); tabulate"
+    )
+    for name in suites:
+        stage.config.suite = name
+        print_plan(stage)
+
+
+def print_plan(stage: Stage) -> None:
+    """A line a cell that is trained, and their sum."""
+    found = size_of_data(stage)
+    if found is None:
+        print(f"{stage.config.suite}: its images are not fetched yet, so nothing can be said of the time it needs")
+        return
+    train_images, test_images, shape, classes = found
+    run, teacher, student = stage.config.run, stage.suite.teacher, stage.suite.student
+    setting = Setting.of(
+        stage, made_up(student.recipe.batch_size * BATCHES, shape, classes, test_images / train_images)
+    )
+    networks = {name: models.build(name, shape, classes, 1) for name in (teacher.network, student.network)}
+    variants = sum(len(stage.config.ablations[name]) for name in run.ablations)
+    print(f"{stage.config.suite} on {setting.device}, from {BATCHES} batches of each cell:")
+    total = 0.0
+    cells = [("teacher", "scratch", teacher, 1, len(run.splits))]
+    cells += [(method, method, student, len(run.seeds), 1) for method in run.methods]
+    cells += [("ablations", ABLATED, student, len(run.seeds), variants)] if variants else []
+    for label, method, block, seeds, times in cells:
+        epoch = seconds(
+            stage, setting, method, [networks[block.network]] * seeds, networks[teacher.network], block.recipe
+        )
+        cell = times * (OVERHEAD_S + epoch * train_images / len(setting.train) * block.recipe.epochs)
+        total += cell
+        share = f"{times} x " if times > 1 else ""
+        print(f"  {label:12} {share}{block.recipe.epochs} epochs, {seeds} seed(s): about {readable(cell)}")
+    disk = disk_mib(train_images + test_images, shape)
+    print(f"  together about {readable(total)}; the data takes {disk:.1f} MiB of disk")
+
+
+def size_of_data(stage: Stage) -> tuple[int, int, tuple[int, int, int], int] | None:
+    """Training and test images, their shape, classes: of what was fetched, or will be; None if nobody knows."""
     description = stage.place("data") / data.DESCRIPTION
     if description.is_file():
         known = json.loads(description.read_text())
-        counts, shape, classes = known["images"].values(), known["image_shape"], len(known["classes"])
-    elif stage.suite.data.name in TO_FETCH:
-        counts, shape, classes = TO_FETCH[stage.suite.data.name]
-    else:
-        print(f"{stage.config.suite}: its images are not fetched yet, so nothing can be said of the time it needs")
-        return
-    train_images, test_images = counts
-    teacher, student, seeds = stage.suite.teacher, stage.suite.student, stage.config.run.seeds
-    setting = Setting.of(
-        stage, made_up(student.recipe.batch_size * BATCHES, tuple(shape), classes, test_images / train_images)
-    )
-    networks = {name: models.build(name, tuple(shape), classes, 1) for name in (teacher.network, student.network)}
-    print(f"{stage.config.suite} on {setting.device}, {len(seeds)} seeds, from {BATCHES} batches each:")
-    total = 0.0
-    for name in ["teacher", *stage.config.run.methods]:
-        block, count = (teacher, 1) if name == "teacher" else (student, len(seeds))
-        method = "scratch" if name == "teacher" else name
-        cell = seconds(
-            stage, setting, method, [networks[block.network]] * count, networks[teacher.network], block.recipe
-        )
-        cell *= train_images / len(setting.train) * block.recipe.epochs
-        total += cell
-        print(f"  {name:12} {block.recipe.epochs} epochs of {train_images} images: about {readable(cell)}")
-    print(f"  together about {readable(total)}, and {disk_gib(sum(counts), shape):.1f} GiB of disk for the data")
+        height, width, channels = known["image_shape"]
+        return known["images"]["train"], known["images"]["test"], (height, width, channels), len(known["classes"])
+    settings = stage.suite.data
+    return KNOWN.get(settings.name or settings.source)
 
 
 def made_up(images: int, shape: tuple[int, int, int], classes: int, test_share: float) -> Dataset:
@@ -79,18 +107,20 @@ def seconds(
     for _ in range(2):
         started = time.perf_counter()
         asked = guide(teacher, setting, needs)
-        fit(trainer, seeds, one, sampler, setting.train, setting.test, teacher=asked, description=f"timing {name}")
+        fit(trainer, seeds, one, sampler, setting.train, setting.test, teacher=asked, quiet=True)
     return time.perf_counter() - started
 
 
 def readable(duration: float) -> str:
-    return f"{duration / 3600:.1f} hours" if duration > 5400 else f"{duration / 60:.1f} minutes"
+    if duration < 90:
+        return f"{duration:.0f} s"
+    return f"{duration / 60:.0f} minutes" if duration < 5400 else f"{duration / 3600:.1f} hours"
 
 
-def disk_gib(images: int, shape: Any) -> float:
+def disk_mib(images: int, shape: tuple[int, int, int]) -> float:
     """The canonical file and its copy in DVC's cache."""
-    return 2 * images * float(np.prod(shape)) / 2**30
+    return 2 * images * float(np.prod(shape)) / 2**20
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, needs=())

@@ -14,7 +14,8 @@ def main(stage: Stage) -> None:
     with tracking.Logger(tracking_root()) as logger:
         results = gather(stage)
         summary, files = write(stage, results)
-        logger.files(stage.config.suite, "tabulate", summary, {}, files)
+        verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
+        logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
 
 
 def gather(stage: Stage) -> report.Results:
@@ -65,8 +66,12 @@ def write(stage: Stage, results: report.Results) -> tuple[dict[str, float], list
     summary = {row.method: round(row.test.mean, 4) for row in rows}
     write_json(place / "summary.json", summary)
     write_csv(place / "curves.csv", report.curves(results.histories))
-    print(texts["table.md"])
-    return summary, [place / name for name in (*texts, "table.json")]
+    answers = "\n".join(tables.verdicts(results).markdown())
+    stage.say(
+        "\n".join([*tables.comparison(results).markdown(), "", answers, "", f"the report: {place / 'report.html'}"])
+    )
+    drawn = sorted((place / "figures").iterdir())
+    return summary, [*(place / name for name in (*texts, "table.json")), *drawn]
 
 
 def _read(path: Path) -> Any:

@@ -106,7 +106,7 @@ def _cells(results: Results) -> dict[str, dict[str, str]]:
     """Of each method: its run's name, parameters, and each seed's weights and accuracy."""
     return {
         name: {
-            "MLflow run": "/".join([results.suite, *([results.split] if results.split != "test" else []), name]),
+            "MLflow run": f"{results.suite}/{name}" + ("" if results.split == "test" else f" ({results.split})"),
             "network": block["network"],
             **{group: _flat(values) for group, values in block["params"].items()},
             **{

@@ -18,6 +18,7 @@ from . import record as records
 from .provenance import fingerprint
 
 RECORD_TAG = "tripletkd.record"
+NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
 METRICS_A_CALL = 1000  # the store's limit
 SECONDS_TO_LOG = 600
 
@@ -76,10 +77,16 @@ class Logger:
         self._send("log_records", [str(folder) for folder in folders])
 
     def files(
-        self, suite: str, stage: str, metrics: Mapping[str, float], params: Mapping[str, Any], files: list[Path]
+        self,
+        suite: str,
+        stage: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        files: list[Path],
+        description: str = "",
     ) -> None:
         """As log_files."""
-        self._send("log_files", suite, stage, metrics, params, [str(file) for file in files])
+        self._send("log_files", suite, stage, metrics, params, [str(file) for file in files], description)
 
     def _send(self, *call: Any) -> None:
         try:
@@ -128,6 +135,7 @@ def log_record(root: Path, folder: str | Path) -> bool:
         tags = {
             "suite": record.suite,
             "split": record.split,
+            "cell": record.cell,
             "method": record.method,
             "stage": "train_teacher" if record.method == "teacher" else "distill",
             "data.sha256": record.data_sha256,
@@ -145,15 +153,26 @@ def log_record(root: Path, folder: str | Path) -> bool:
             for k in next((f for f in finals if f), {})
         }
         client.log_batch(parent, metrics=_metrics(means, 0), params=_params(record.params | {"seeds": record.seeds}))
+        client.set_tag(parent, NOTE_TAG, _note(record, means))
         for file in ("history.csv", "record.json"):
             client.log_artifact(parent, str(folder / file))
         client.set_terminated(parent)
     return True
 
 
+def _note(record: records.Record, means: Mapping[str, float]) -> str:
+    """What a person should know of a run before opening it."""
+    came = len(record.weights_sha256)
+    text = f"{record.cell} on {record.suite}: {came} of {len(record.seeds)} seeds, a run each below; here, their means."
+    if "test_accuracy" in means:
+        text += f" **{100 * means['test_accuracy']:.2f} %** of the {record.split} images at the last epoch."
+    return text + "".join(f"\n\nSeed {seed} failed: {why}" for seed, why in record.failed.items())
+
+
 def run_name(record: records.Record) -> str:
-    """digits/triplet for a cell of the table, digits/validation/ablations/margin/margin-10 for another one."""
-    return "/".join([record.suite, *([record.split] if record.split != "test" else []), record.cell])
+    """digits/triplet, or digits/margin-10 (validation): what tells runs apart first, lists of runs cut names short."""
+    name = f"{record.suite}/{record.cell.rpartition('/')[2]}"
+    return name if record.split == "test" else f"{name} ({record.split})"
 
 
 def _log(folder: Path) -> dict[str, Any]:
@@ -235,11 +254,15 @@ def log_files(
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
     files: Sequence[str],
+    description: str,
 ) -> None:
-    """A run for a stage that trains nothing: its figures and the files it wrote."""
+    """A run for a stage that trains nothing: its figures, its files; its description is the experiment's too."""
     with store(root) as client:
-        tags = {"suite": suite, "stage": stage}
-        run = client.create_run(_experiment(client, root, suite), run_name=f"{suite}/{stage}", tags=tags).info.run_id
+        tags = {"suite": suite, "stage": stage} | ({NOTE_TAG: description} if description else {})
+        experiment = _experiment(client, root, suite)
+        if description:
+            client.set_experiment_tag(experiment, NOTE_TAG, description)
+        run = client.create_run(experiment, run_name=f"{suite}/{stage}", tags=tags).info.run_id
         client.log_batch(run, metrics=_metrics(metrics, 0), params=_params(params))
         for file in files:
             client.log_artifact(run, file)

@@ -179,17 +179,20 @@ def fit(
     evaluate_every: int = 1,
     checkpoint: Checkpoint | None = None,
     description: str = "training",
+    quiet: bool = False,
 ) -> Fitted:
     """Train all seeds to the last epoch. The test split is measured, never used to choose.
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
     every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images,
     and what `watch` makes of the test split's logits.
-    A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused.
+    A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused. A terminal
+    shows a bar with the time that is left, unless `quiet`.
     """
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()
     steps = -(-len(train) // recipe.batch_size)
-    bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps, desc=description, unit="step", disable=None)
+    hidden = True if quiet else None  # None: shown on a terminal only
+    bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps, desc=description, unit="step", disable=hidden)
     with bar, checkpoint or nullcontext():
         while done.epoch < recipe.epochs and len(done.failed) < len(seeds):
             epoch = done.epoch + 1
