@@ -6,6 +6,7 @@ Where things are is said once, in dvc.yaml under `vars: paths`; the stages read 
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,16 @@ class Stage:
         """For example place("runs", "triplet"): runs/<suite>/triplet."""
         return self.paths[kind].joinpath(self.config.suite, *inner)
 
+    def measured(self, method: str) -> Any:
+        """What evaluate wrote of a method, or train_teacher of the teacher; Problem if it did not."""
+        path = self.place("results", "measured", f"{method}.json")
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
+        except json.JSONDecodeError as error:
+            raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
+
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
         return {
@@ -62,8 +73,11 @@ def tracking_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
-def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> None:
-    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1."""
+def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teacher: bool = False) -> None:
+    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1.
+
+    teacher: whether the stage takes method=teacher.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
     )
@@ -77,7 +91,7 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
     try:
         from tripletkd import config
 
-        settings = config.load(Path.cwd(), arguments.overrides)
+        settings = config.load(Path.cwd(), arguments.overrides, teacher)
         for need in needs:
             if getattr(settings, need) is None:
                 raise Problem(

@@ -31,6 +31,7 @@ class Run:
     precision: Annotated[str, "in float32 float64"]
     folding: Annotated[str, "in auto always never"]  # all seeds in each kernel?
     checkpoint_minutes: Annotated[float, "> 0"]
+    export: list[str]  # methods whose students, and `teacher`, are written as ONNX files
 
 
 @dataclass
@@ -119,12 +120,15 @@ class Config:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", "params"])  # Hydra: params.yaml over this schema
 
 
-def load(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected."""
+def load(folder: Path, overrides: Sequence[str] = (), teacher: bool = False) -> Config:
+    """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected.
+
+    teacher: whether method=teacher is accepted.
+    """
     config = _compose(folder, list(overrides))
     _refuse_violations(config, "")
     config.methods = {name: _method(name, block) for name, block in config.methods.items()}
-    _check_names(config)
+    _check_names(config, teacher)
     return config
 
 
@@ -239,14 +243,16 @@ def _method(name: str, block: Any) -> Any:
     return params
 
 
-def _check_names(config: Config) -> None:
+def _check_names(config: Config, teacher: bool) -> None:
     """Suites, methods and seeds that are asked for exist, and none is named twice."""
+    trained = ["teacher", *config.methods]
     checks: list[tuple[str, list[Any] | None, list[str] | None]] = [
         ("run.suites", config.run.suites, list(config.suites)),
         ("run.methods", config.run.methods, list(config.methods)),
         ("run.seeds", config.run.seeds, None),
+        ("run.export", config.run.export or None, trained),
         ("suite", [config.suite] if config.suite else None, list(config.suites)),
-        ("method", [config.method] if config.method else None, list(config.methods)),
+        ("method", [config.method] if config.method else None, trained if teacher else list(config.methods)),
     ]
     for key, names, known in checks:
         if names is None:
