@@ -25,7 +25,7 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	dvc exp run --set-param 'run.suites=[digits,cifar10]'
 
 export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
-	for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done
+	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done
 
 test: env ## all tests but those marked slow, network or smoke
 	pytest

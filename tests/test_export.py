@@ -105,7 +105,7 @@ def by_pytorch(project: Path, method: str, seed: int, images: Images) -> NDArray
 
 
 def by_onnx(path: Path, images: Images) -> NDArray[np.float32]:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(["probabilities"], {"images": images})[0]
@@ -126,7 +126,7 @@ def test_the_model_gives_pytorch_s_probabilities_for_any_number_of_images(
     assert np.abs(expected - by_pytorch(project, "triplet", SEEDS[1], images)).max() > 0.01  # the seeds differ
     for count in (1, 3, len(images)):
         found = by_onnx(exported / "model.onnx", images[:count])
-        assert (found.dtype, found.shape) == (np.float32, (count, 10))
+        assert found.dtype == np.float32 and found.shape == (count, 10)
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
 
 
@@ -326,12 +326,19 @@ def test_a_model_that_disagrees_stops_the_stage(
     assert outputs(copy / "exports/digits/triplet") == before
 
 
-def test_only_this_stage_takes_the_teacher_for_a_method() -> None:
-    assert config.load(ROOT, ["method=teacher"], teacher=True).method == "teacher"
-    with pytest.raises(Problem, match="method: 'teacher' has no block"):
-        config.load(ROOT, ["method=teacher"])
-    with pytest.raises(Problem, match=r"method: 'nope' has no block in params\.yaml; expected one of teacher, "):
-        config.load(ROOT, ["method=nope"], teacher=True)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=nope"], "method: 'nope' has no block in params.yaml; expected one of teacher, "),
+        ([], "method: not given; expected method=NAME with one of "),
+    ],
+)
+def test_a_method_that_is_not_there_is_named(
+    overrides: list[str], message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command(monkeypatch, *overrides)
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_compare_counts_true_disagreements() -> None:
@@ -382,14 +389,23 @@ def test_every_network_leaves_as_it_is(name: str) -> None:
     agree(name)
 
 
-def test_latency_is_by_model_and_a_larger_one_takes_longer(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "TIMED_SECONDS", 0)
-    exports = {
-        name: export.to_onnx(Classifier(models.build(name, (8, 8, 1), 10, 1), Inputs()), (8, 8, 1), "0123456789")
-        for name in ("paper_student_quarter", "paper_student")
-    }
-    times = export.latency(exports, images[:3], batch=64)
-    assert 0 < times["paper_student_quarter"] < times["paper_student"]
+def test_latency_is_the_median_after_the_warm_up(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the calls advance: the first calls of each model take a second, later ones 1 and 3 ms."""
+    clock, calls = [0.0], {"fast": 0, "slow": 0}
+
+    def call(name: str, batch: Images) -> None:
+        assert batch.shape == (64, 8, 8, 1)
+        assert np.array_equal(batch[3:6], images[:3])  # fewer images are repeated
+        calls[name] += 1
+        later = {"fast": 0.001, "slow": 0.003}[name]
+        clock[0] += 1.0 if calls[name] <= export.WARM_UP_CALLS else later
+
+    monkeypatch.setattr(export, "_session", lambda model, threads: model.decode() if threads == 1 else None)
+    monkeypatch.setattr(export, "_by_onnx", call)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    found = export.latency({"student": b"fast", "teacher": b"slow"}, images[:3], batch=64)
+    assert found == {"student": pytest.approx(1), "teacher": pytest.approx(3)}
+    assert calls["fast"] == calls["slow"] == export.WARM_UP_CALLS + export.TIMED_CALLS
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
@@ -438,8 +454,13 @@ def test_mlflow_has_the_figures_and_the_card(project: Path, exported: Path, logg
     assert {"MODEL_CARD.md", "export.json"} <= {file.path for file in client.list_artifacts(logged.info.run_id)}
 
 
-def test_an_export_is_logged_once(project: Path, exported: Path, logged: Any) -> None:
-    assert python(project, "-m", "tripletkd.tracking", "exports/digits/triplet").endswith("already there\n")
+def test_an_export_is_logged_once(
+    project: Path, exported: Path, logged: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking.relog(["exports/digits/triplet"])
+    assert capsys.readouterr().out == "exports/digits/triplet: already there\n"
 
 
 def test_logging_that_fails_is_one_warning(

@@ -23,9 +23,13 @@ SECONDS_TO_LOG = 600
 
 
 def _prepare() -> None:
-    """Import what takes seconds. A server out of reach is given up soon, unless the environment says otherwise."""
+    """Import what takes seconds.
+
+    Unless the environment says otherwise, a server out of reach is given up soon, and MLflow's makers are told nothing.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -282,6 +286,7 @@ def log_model(root: Path, folder: str | Path) -> bool:
 
 def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
     """To the active run, with signature and input example. The requirements are given: finding them takes a minute."""
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # uv.lock is the project's, not the model's
     import mlflow.onnx
     import numpy as np
     import onnx
