@@ -3,6 +3,7 @@
 python -m stages.export suite=digits method=triplet, or method=teacher
 """
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from stages import Stage, run, tracking_root
 from tripletkd import Problem, card, data, export, models, record, tracking
 from tripletkd.config import InputSettings
 from tripletkd.export import Classifier
-from tripletkd.provenance import sha256, whole, write_json
+from tripletkd.provenance import whole, write_json
 from tripletkd.record import Record
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
@@ -35,36 +36,38 @@ def write(stage: Stage) -> Path:
     seed, classifier = first(stage, made)
     model = export.to_onnx(classifier, made.image_shape, dataset.classes)
     check = export.verify(model, classifier, dataset.test)
+    exported = facts(stage, made, seed, classifier, model) | {"classes": dataset.classes} | asdict(check)
     times = timed(stage, method, model, dataset)
-    weights = record.weights_path(stage.place("runs", method), seed)
+    description = json.loads((stage.place("data") / data.DESCRIPTION).read_text(encoding="utf-8"))
+    text = card.markdown(exported, made, description, measured, teacher)
+    examples = {"inputs": dataset.test.images[:EXAMPLES].tolist()}
     with whole(folder) as beside:
         beside.mkdir()
         (beside / "model.onnx").write_bytes(model)
-        exported = {
-            "suite": made.suite,
-            "method": method,
-            "network": made.network,
-            "seed": seed,
-            "parameters": models.parameter_count(classifier),
-            "classes": dataset.classes,
-            "opset": export.OPSET,
-            **asdict(check),
-            "weights_bytes": weights.stat().st_size,
-            "onnx_bytes": len(model),
-            "weights_sha256": made.weights_sha256[str(seed)],
-            "onnx_sha256": sha256(beside / "model.onnx"),
-            "data_sha256": made.data_sha256,
-            "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
-        }
-        write_json(beside / "export.json", exported)
-        examples = {"inputs": dataset.test.images[:EXAMPLES].tolist()}
-        (beside / "example.json").write_text(json.dumps(examples) + "\n")
-        description = json.loads((stage.place("data") / data.DESCRIPTION).read_text(encoding="utf-8"))
-        text = card.markdown(exported, made, description, measured, teacher)
         (beside / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+        (beside / "example.json").write_text(json.dumps(examples) + "\n")
+        write_json(beside / "export.json", exported)
         write_json(beside / "log.json", stage.log(**times))
     print(summary(folder, exported, times))
     return folder
+
+
+def facts(stage: Stage, made: Record, seed: int, classifier: Classifier, model: bytes) -> dict[str, Any]:
+    """What export.json says of the network and its file, besides what was checked; no time, no path."""
+    return {
+        "suite": made.suite,
+        "method": made.method,
+        "network": made.network,
+        "seed": seed,
+        "parameters": models.parameter_count(classifier),
+        "opset": export.OPSET,
+        "weights_bytes": record.weights_path(stage.place("runs", made.method), seed).stat().st_size,
+        "onnx_bytes": len(model),
+        "weights_sha256": made.weights_sha256[str(seed)],
+        "onnx_sha256": hashlib.sha256(model).hexdigest(),
+        "data_sha256": made.data_sha256,
+        "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
+    }
 
 
 def load(stage: Stage, method: str) -> Record:

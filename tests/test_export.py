@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from numpy.typing import NDArray
+from torch import nn
 
 from stages import export as stage
 from stages import run
@@ -198,6 +199,18 @@ def test_a_seed_that_failed_is_passed_over(copy: Path, images: Images, monkeypat
     np.testing.assert_allclose(found, by_pytorch(copy, "triplet", 1, images), atol=1e-5)
 
 
+def test_with_a_holdout_the_test_images_stay_unseen(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copy / "runs/digits/triplet/record.json"
+    params = json.loads(path.read_text())["params"] | {"holdout": 5}
+    change(path, params=params, data_sha256=sources.digits().with_holdout(5).sha256())
+    command(monkeypatch, "method=triplet")
+    folder = copy / "exports/digits/triplet"
+    assert json.loads((folder / "export.json").read_text())["images"] == 10 * 5
+    assert "`run.holdout` was 5: so many training images a class" in (folder / "MODEL_CARD.md").read_text()
+    [[*first], _] = json.loads((folder / "example.json").read_text())["inputs"]
+    assert np.array_equal(first, sources.digits().train.images[0])
+
+
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
@@ -363,16 +376,23 @@ def test_not_a_number_is_no_agreement(images: Images) -> None:
 
 
 def agree(name: str) -> None:
-    """On real digits, four times as large and in three colours; batch norm has seen them, so that no layer is idle."""
+    """On real digits, four times as large and in three colours.
+
+    Batch norm has their statistics: without, an untrained deep network gives every image the same answer.
+    """
     split = sources.digits().test
     coloured = np.kron(split.images[:64], np.ones((1, 4, 4, 1), np.uint8)) * np.array([1, 0, 1], dtype=np.uint8)
     split = data.Split(np.ascontiguousarray(coloured + np.array([0, 90, 0], dtype=np.uint8)), split.labels[:64])
     inputs = Inputs(mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
     network = models.build(name, (32, 32, 3), 10, seed=1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     with torch.no_grad():
         network(inputs.normalise(torch.from_numpy(split.images), torch.float32))
     classifier = Classifier(network, inputs)
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
+    assert b"tripletkd" not in model and str(ROOT).encode() not in model
     assert export.verify(model, classifier, split).images == 64
     with pytest.raises(Problem, match="is not the network"):  # a normalisation apart is found out
         export.verify(model, Classifier(network, Inputs(mean=(0.5,), std=(0.2,))), split)

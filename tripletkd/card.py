@@ -174,7 +174,7 @@ def _origin(exported: Mapping[str, Any], made: Record) -> list[str]:
         ["model.onnx, sha256", f"`{exported['onnx_sha256']}`"],
         ["weights, sha256", f"`{exported['weights_sha256']}`"],
         ["teacher's weights, sha256", f"`{made.teacher_sha256}`"],
-        ["data, sha256", f"`{made.data_sha256}`"],
+        ["data as trained on, sha256", f"`{made.data_sha256}`"],
         ["trained with", ", ".join(f"{name} {made.environment[name]}" for name in ("python", "torch", "numpy"))],
         ["exported with", ", ".join(f"{name} {version}" for name, version in exported["versions"].items())],
     ]
