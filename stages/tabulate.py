@@ -1,13 +1,11 @@
 """Turn the measurements of a suite's methods into its table, verdicts, curves and summary."""
 
 import csv
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from stages import Stage, run, tracking_root
-from tripletkd import Problem, record, report, tracking
+from tripletkd import record, report, tracking
 from tripletkd.provenance import whole, write_json
 
 
@@ -21,7 +19,7 @@ def tabulate(stage: Stage) -> tuple[dict[str, float], list[Path]]:
     """Write all files of the table; returns the summary and the files that people look at."""
     suite, methods = stage.config.suite, stage.config.run.methods
     # The configured ones, whatever else lies there.
-    measured = {name: _measured(stage, name) for name in ["teacher", *methods]}
+    measured = {name: stage.measured(name) for name in ["teacher", *methods]}
     table = report.rows(measured, stage.suite.published)
     answers = report.verdicts(measured, stage.config.claims)
     histories = {name: record.read_history(stage.place("results", "measured", f"{name}.csv")) for name in methods}
@@ -45,16 +43,6 @@ def tabulate(stage: Stage) -> tuple[dict[str, float], list[Path]]:
         report.plot_curves(beside, suite, lines)
     print(texts["table.md"])
     return summary, [place / name for name in (*texts, "table.json", "curves.png")]
-
-
-def _measured(stage: Stage, method: str) -> Any:
-    path = stage.place("results", "measured", f"{method}.json")
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
-    except json.JSONDecodeError as error:
-        raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
 
 
 if __name__ == "__main__":
