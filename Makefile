@@ -1,6 +1,8 @@
 # The commands of README.md. `make repro` and `make test` need Python 3.11 to 3.13, make and git, and nothing else.
 
 PYTHON ?= python3
+SUITE ?= digits
+METHOD ?= triplet
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -9,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro paper test smoke lint ui relog bench clean
+.PHONY: help env repro paper export test smoke lint ui relog bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,6 +26,9 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10
 	dvc exp run --set-param 'run.suites=[digits,cifar10]'
 
+export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
+	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done
+
 test: env ## all tests but those marked slow, network or smoke
 	pytest
 
@@ -36,14 +41,14 @@ lint: env ## what pre-commit checks
 ui: env ## MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
-relog: env ## log every run record that MLflow does not have yet
-	python -m tripletkd.tracking runs
+relog: env ## log every run record and export that MLflow does not have yet
+	python -m tripletkd.tracking runs exports
 
 bench: env ## images per second, ours against a plain loop
 	python -m benchmarks.step
 
 clean: ## what the pipeline made, except results/ and DVC's cache
-	rm -rf data runs checkpoints
+	rm -rf data runs checkpoints exports
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: {sys.executable} is Python {v.major}.{v.minor}; 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'

@@ -6,6 +6,7 @@ Where things are is said once, in dvc.yaml under `vars: paths`; the stages read 
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,16 @@ class Stage:
         if not self.quiet:
             print(text)
 
+    def measured(self, name: str, split: str | None = None) -> Any:
+        """What was measured of a method, the teacher or "ablations/<name>"; Problem if it was not."""
+        path = self.place("results", "measured", split or self.config.split, f"{name}.json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise Problem(f"{path}: not there; run the stage that writes it (dvc repro) first") from None
+        except json.JSONDecodeError as error:
+            raise Problem(f"{path}: not JSON ({error}); run the stage that writes it again") from None
+
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
         return {
@@ -68,8 +79,11 @@ def tracking_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
-def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> None:
-    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1."""
+def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teacher: bool = False) -> None:
+    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1.
+
+    teacher: whether the stage takes method=teacher.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
     )
@@ -90,7 +104,7 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
     try:
         from tripletkd import config
 
-        settings = config.load(Path.cwd(), arguments.overrides)
+        settings = config.load(Path.cwd(), arguments.overrides, teacher)
         for need in needs:
             if getattr(settings, need) is None:
                 raise Problem(

@@ -1,12 +1,10 @@
 """Turn a suite's measurements into its table, verdicts, pictures, report and summary."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from stages import Stage, run, tracking_root
-from tripletkd import Problem, ablation, figures, page, record, report, tables, tracking
+from tripletkd import ablation, figures, page, record, report, tables, tracking
 from tripletkd.provenance import whole, write_csv, write_json, write_text
 
 
@@ -22,8 +20,8 @@ def gather(stage: Stage) -> report.Results:
     """What was measured of the configured methods and ablations, whatever else lies there."""
     config, methods = stage.config, stage.config.run.methods
     place = stage.place("results", "measured", config.split)
-    measured = {name: _read(place / f"{name}.json") for name in ["teacher", *methods]}
-    found = stage.place("results", "measured", config.run.ablation_split, "ablations")
+    measured = {name: stage.measured(name) for name in ["teacher", *methods]}
+    ablated_on = config.run.ablation_split
     return report.Results(
         suite=config.suite,
         about=stage.suite.about,
@@ -39,8 +37,10 @@ def gather(stage: Stage) -> report.Results:
             for name, figure in stage.suite.published.items()
             if figure.curve
         },
-        ablation_split=config.run.ablation_split,
-        ablations={name: ablation.lines(_read(found / f"{name}.json")) for name in config.run.ablations},
+        ablation_split=ablated_on,
+        ablations={
+            name: ablation.lines(stage.measured(f"ablations/{name}", ablated_on)) for name in config.run.ablations
+        },
     )
 
 
@@ -72,15 +72,6 @@ def write(stage: Stage, results: report.Results) -> tuple[dict[str, float], list
     )
     drawn = sorted((place / "figures").iterdir())
     return summary, [*(place / name for name in (*texts, "table.json")), *drawn]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Problem(f"{path}: not there; run the stage that writes it (dvc repro) first") from None
-    except json.JSONDecodeError as error:
-        raise Problem(f"{path}: not JSON ({error}); run the stage that writes it again") from None
 
 
 if __name__ == "__main__":

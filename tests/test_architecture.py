@@ -80,12 +80,14 @@ def test_stages_import_no_stage(path: Path) -> None:
 @pytest.mark.parametrize("path", [*LIBRARY, *STAGES], ids=str)
 def test_heavy_imports_happen_where_they_are_used(path: Path) -> None:
     found = imports(path, "x", top_level_only=True)
-    assert not {name.split(".")[0] for name in found} & {"mlflow", "matplotlib", "sklearn", "torchvision", "pandas"}
+    heavy = {"mlflow", "matplotlib", "sklearn", "torchvision", "pandas", "onnx", "onnxscript", "onnxruntime"}
+    assert not {name.split(".")[0] for name in found} & heavy
 
 
 def test_training_runs_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
     """fetch here; then train where there are only torch, numpy, safetensors, tqdm and hydra-core, and no git."""
     lacking = ["dvc", "mlflow", "sklearn", "scipy", "torchvision", "PIL", "matplotlib", "pandas", "filelock"]
+    lacking += ["onnx", "onnxscript", "onnxruntime"]
     program = (
         "import runpy, sys; lacking = sys.argv.pop(1).split(','); "
         "sys.modules.update({name: None for name in lacking if name}); "

@@ -20,6 +20,8 @@ WRONG = {
     "run.seeds=[-1]": "run.seeds[0]: found -1, expected a value >= 0",
     "run.suites=[digits,nope]": "run.suites: 'nope' is not there",
     "run.methods=[kd,nope]": "run.methods: 'nope' is not there",
+    "run.export=[teacher,nope]": "run.export: 'nope' is not there; expected one of teacher, ",
+    "run.export=[kd,kd]": "run.export: 'kd' stands there 2 times",
     "run.device=gpu": "run.device: found 'gpu', expected a value in auto cpu cuda",
     "suite=nope": "suite: 'nope' is not there",
     "method=nope": "method: 'nope' is not there",
@@ -102,6 +104,12 @@ def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> 
         size = 8 if suite.data.source == "digits" else 32
         for block in (suite.teacher, suite.student):
             assert models.build(block.network, (size, size, len(suite.inputs.mean) if size == 32 else 1), 10, seed=1)
+
+
+def test_only_a_stage_that_asks_for_it_takes_the_teacher_for_a_method() -> None:
+    assert config.load(ROOT, ["method=teacher"], teacher=True).method == "teacher"
+    with pytest.raises(Problem, match="method: 'teacher' is not there"):
+        config.load(ROOT, ["method=teacher"])
 
 
 def test_params_has_no_interpolation_and_no_anchor() -> None:

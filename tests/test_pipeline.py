@@ -148,6 +148,19 @@ def test_a_forced_rerun_gives_the_same_lock(project: Path) -> None:
     assert lock(project) == before
 
 
+def test_what_run_export_names_leaves_as_onnx_and_again_to_the_same_bytes(project: Path) -> None:
+    change(project, "run", "export", value=["teacher", "triplet"])
+    names = ["export@digits-teacher", "export@digits-triplet"]
+    assert sorted(stages_run(command(project, "dvc", "repro"))) == names
+    before = lock(project)
+    assert sorted(stages_run(command(project, "dvc", "repro", "--force", "--single-item", *names))) == names
+    assert lock(project) == before
+    assert (project / "exports/digits/triplet/log.json").exists()
+    assert not [out for name in names for out in before[name]["outs"] if out["path"].endswith("log.json")]
+    change(project, "run", "export", value=[])
+    assert stages_run(command(project, "dvc", "repro")) == []
+
+
 def test_only_what_a_change_touches_is_rerun(project: Path) -> None:
     change(project, "methods", "triplet", "margin", value=1)
     assert stages_run(command(project, "dvc", "repro")) == [

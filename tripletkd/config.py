@@ -38,6 +38,7 @@ class Run:
     precision: Annotated[str, "in float32 float64"]
     folding: Annotated[str, "in auto always never"]  # all seeds in each kernel?
     checkpoint_minutes: Annotated[float, "> 0"]
+    export: list[str]  # methods whose students, and `teacher`, are written as ONNX files
 
 
 @dataclass
@@ -150,11 +151,14 @@ class Config:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", "params"])  # Hydra: params.yaml over this schema
 
 
-def load(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected."""
+def load(folder: Path, overrides: Sequence[str] = (), teacher: bool = False) -> Config:
+    """params.yaml in `folder` with Hydra overrides; Problem names the key, what was found, what is expected.
+
+    teacher: whether method=teacher is accepted.
+    """
     config = _compose(folder, list(overrides))
     _refuse_violations(config, "")
-    _check_names(config)
+    _check_names(config, teacher)
     suite = config.suite or config.run.suites[0]
     config.methods = {name: _method(name, block, config, suite) for name, block in config.methods.items()}
     config.ablations = {name: _variants(name, block, config, suite) for name, block in config.ablations.items()}
@@ -310,19 +314,20 @@ def _variants(name: str, found: Any, config: Config, suite: str) -> list[Variant
     return variants
 
 
-def _check_names(config: Config) -> None:
+def _check_names(config: Config, teacher: bool) -> None:
     """What is asked for exists, and nothing is named twice."""
-    run = config.run
+    run, trained = config.run, ["teacher", *config.methods]
     checks: list[tuple[str, list[Any], list[str] | None]] = [
         ("run.suites", run.suites, list(config.suites)),
         ("run.methods", run.methods, list(config.methods)),
         ("run.ablations", run.ablations, list(config.ablations)),
+        ("run.export", run.export, trained),
         ("run.seeds", run.seeds, None),
         ("run.splits", run.splits, None),
         ("run.split", [run.split], run.splits),
         ("run.ablation_split", [run.ablation_split] if run.ablations else [], run.splits),
         ("suite", [config.suite] if config.suite else [], list(config.suites)),
-        ("method", [config.method] if config.method else [], list(config.methods)),
+        ("method", [config.method] if config.method else [], trained if teacher else list(config.methods)),
         ("ablation", [config.ablation] if config.ablation else [], list(config.ablations)),
     ]
     for key, names, known in checks:

@@ -24,9 +24,13 @@ SECONDS_TO_LOG = 600
 
 
 def _prepare() -> None:
-    """Import what takes seconds. A server out of reach is given up soon, unless the environment says otherwise."""
+    """Import what takes seconds.
+
+    Unless the environment says otherwise, a server out of reach is given up soon, and MLflow's makers are told nothing.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -48,7 +52,8 @@ def store(root: Path) -> Iterator[Any]:
 class Logger:
     """MLflow in a process of its own: imported while the stage computes, and unable to fail, slow or hang it.
 
-    Enter it early, then call `record` or `files` once. If logging fails, one line says so: results do not depend on it.
+    Enter it early, then call `record`, `files` or `model` once. If logging fails, one line says so: results do not
+    depend on it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -88,6 +93,10 @@ class Logger:
         """As log_files."""
         self._send("log_files", suite, stage, metrics, params, [str(file) for file in files], description)
 
+    def model(self, folder: Path) -> None:
+        """As log_model."""
+        self._send("log_model", str(folder))
+
     def _send(self, *call: Any) -> None:
         try:
             self.process.communicate(json.dumps([str(self.root), *call]), timeout=SECONDS_TO_LOG)
@@ -110,7 +119,11 @@ def _serve() -> None:
         _prepare()
         if request := sys.stdin.read():
             root, name, *arguments = json.loads(request)
-            calls: dict[str, Callable[..., Any]] = {"log_records": log_records, "log_files": log_files}
+            calls: dict[str, Callable[..., Any]] = {
+                "log_records": log_records,
+                "log_files": log_files,
+                "log_model": log_model,
+            }
             calls[name](Path(root), *arguments)
     except Exception as error:  # whatever a store can raise
         _warn((str(error).splitlines() or [type(error).__name__])[0])
@@ -128,9 +141,7 @@ def log_record(root: Path, folder: str | Path) -> bool:
     identity = fingerprint(record.weights_sha256, record.params, log)
     with store(root) as client:
         experiment = _experiment(client, root, record.suite)
-        if client.search_runs(
-            [experiment], f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'", max_results=1
-        ):
+        if _finished(client, experiment, identity):
             return False
         tags = {
             "suite": record.suite,
@@ -173,6 +184,11 @@ def run_name(record: records.Record) -> str:
     """digits/triplet, or digits/margin-10 (validation): what tells runs apart first, lists of runs cut names short."""
     name = f"{record.suite}/{record.cell.rpartition('/')[2]}"
     return name if record.split == "test" else f"{name} ({record.split})"
+
+
+def _finished(client: Any, experiment: str, identity: str) -> bool:
+    wanted = f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'"
+    return bool(client.search_runs([experiment], wanted, max_results=1))
 
 
 def _log(folder: Path) -> dict[str, Any]:
@@ -269,11 +285,69 @@ def log_files(
         client.set_terminated(run)
 
 
+def log_model(root: Path, folder: str | Path) -> bool:
+    """An export as a run with its figures and an MLflow model of flavour onnx; False if the store has it already."""
+    import mlflow
+
+    folder = Path(folder)
+    exported, log = json.loads((folder / "export.json").read_text()), _log(folder)
+    identity = fingerprint(exported, log)
+    with store(root) as client:
+        experiment = _experiment(client, root, exported["suite"])
+        if _finished(client, experiment, identity):
+            return False
+        tags = {
+            "suite": exported["suite"],
+            "method": exported["method"],
+            "stage": "export",
+            "data.sha256": exported["data_sha256"],
+            "weights.sha256": exported["weights_sha256"],
+            **{f"log.{key}": str(value) for key, value in log.items() if value is not None},
+            RECORD_TAG: identity,
+        }
+        name = f"{exported['suite']}/{exported['method']}/export"
+        run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        params = {key: exported.pop(key) for key in ("network", "seed", "opset", "versions")}
+        figures = {key: value for key, value in (exported | log).items() if isinstance(value, int | float)}
+        client.log_batch(run, metrics=_metrics(figures, 0), params=_params(params))
+        for file in ("MODEL_CARD.md", "export.json"):
+            client.log_artifact(run, str(folder / file))
+        mlflow.set_tracking_uri(client.tracking_uri)
+        with mlflow.start_run(run):  # ends it too
+            _log_onnx(folder, exported | params)
+    return True
+
+
+def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
+    """To the active run, with signature and input example. The requirements are given: finding them takes a minute."""
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # uv.lock is the project's, not the model's
+    import mlflow.onnx
+    import numpy as np
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    examples = np.array(json.loads((folder / "example.json").read_text())["inputs"], dtype=np.uint8)
+    images = TensorSpec(np.dtype(np.uint8), (-1, *examples.shape[1:]))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(exported["classes"])), "probabilities")
+    mlflow.onnx.log_model(
+        onnx.load(folder / "model.onnx"),
+        name="model",
+        signature=ModelSignature(Schema([images]), Schema([probabilities])),
+        input_example=examples,
+        pip_requirements=[f"{package}=={exported['versions'][package]}" for package in ("onnx", "onnxruntime")],
+        metadata={key: exported[key] for key in ("suite", "method", "seed", "classes", "onnx_sha256")},
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+
+
 def relog(folders: list[str]) -> None:
-    """python -m tripletkd.tracking runs ...: log the records in these folders that the store does not have."""
+    """python -m tripletkd.tracking runs exports: log what in these folders the store does not have."""
     root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
-    for folder in [path.parent for name in folders for path in sorted(Path(name).rglob("record.json"))]:
-        print(f"{folder}: {'logged' if log_record(root, folder) else 'already there'}")
+    for file, log in (("record.json", log_record), ("export.json", log_model)):
+        for folder in [path.parent for name in folders for path in sorted(Path(name).rglob(file))]:
+            print(f"{folder}: {'logged' if log(root, folder) else 'already there'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""A network leaves the house: one ONNX file with its preprocessing inside, held against PyTorch, and timed."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import Problem
+from .data import Inputs, Split
+
+OPSET = 18  # what PyTorch's exporter writes without converting; onnxruntime reads it since 1.14
+TOLERANCE = 1e-4  # of a probability: far above float32's rounding, far below what a wrong operator does
+TIE = 1e-6  # two probabilities this close are equal in float32: which class wins is rounding, on any machine
+BATCH = 256  # images a call when a whole split is checked
+
+WARM_UP_CALLS, TIMED_CALLS, TIMED_SECONDS = 5, 30, 1.0  # at least so many calls, and for at least that long
+
+
+class Classifier(nn.Module):
+    """Images in, probabilities out: normalisation as in training, the network in eval mode, softmax."""
+
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.network, self.inputs = network, inputs
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: uint8 [N, H, W, C]; returns float32 [N, classes], rows that sum to 1."""
+        probabilities: Tensor = self.network(self.inputs.normalise(images, torch.float32)).logits.softmax(1)
+        return probabilities
+
+
+def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequence[str]) -> bytes:
+    """The classifier for images [H, W, C] as an ONNX file: input `images`, output `probabilities`, N free.
+
+    The names of the classes go along, as JSON under the metadata key `classes`. Equal weights give equal bytes.
+    """
+    program = torch.onnx.export(
+        classifier,
+        (torch.zeros(2, *image_shape, dtype=torch.uint8),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    _remove_traces(model)
+    model.metadata_props.add(key="classes", value=json.dumps(list(classes)))
+    contents: bytes = model.SerializeToString(deterministic=True)
+    return contents
+
+
+def _remove_traces(model: Any) -> None:
+    """The exporter's notes hold paths and lines of the source that it came through, and outweigh a small network."""
+    model.graph.ClearField("value_info")
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        for field in ("doc_string", "metadata_props"):
+            part.ClearField(field)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of holding an ONNX model against the PyTorch network it was made from, on a whole split."""
+
+    images: int
+    max_difference: float  # the largest absolute difference of a probability
+    other_class: int  # images with another predicted class, ties aside
+    test_accuracy: float  # of the ONNX model
+
+
+def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
+    """Problem if the two disagree on a single image's class, or on a probability by more than TOLERANCE."""
+    session = _session(model)
+    expected = np.concatenate([_by_pytorch(classifier, images) for images in _batches(split.images)])
+    found = np.concatenate([_by_onnx(session, images) for images in _batches(split.images)])
+    check = compare(expected, found, split.labels)
+    if check.other_class or not check.max_difference <= TOLERANCE:
+        raise Problem(
+            f"the ONNX model is not the network: another class than PyTorch's for {check.other_class} of "
+            f"{check.images} images, probabilities up to {check.max_difference:.2g} apart where {TOLERANCE:g} is "
+            "allowed; nothing was written. Other versions of torch, onnxscript or onnxruntime may agree"
+        )
+    return check
+
+
+def compare(expected: NDArray[np.float32], found: NDArray[np.float32], labels: NDArray[np.int64]) -> Check:
+    """Of probabilities [N, classes] by PyTorch and by ONNX, and the labels [N]."""
+    predicted = found.argmax(1)
+    behind = expected.max(1) - expected[np.arange(len(predicted)), predicted]  # 0 where the class is the same
+    return Check(
+        images=len(labels),
+        max_difference=float(np.abs(expected - found).max()),
+        other_class=int((behind > TIE).sum()),
+        test_accuracy=float((predicted == labels).mean()),
+    )
+
+
+def latency(models: Mapping[str, bytes], images: NDArray[np.uint8], batch: int) -> dict[str, float]:
+    """Median milliseconds of a call with `batch` images, by onnxruntime on one thread of the processor.
+
+    The models are called in turn, so that what else the machine does falls on all of them alike.
+    """
+    sessions = {name: _session(model, threads=1) for name, model in models.items()}
+    together = np.resize(images, (batch, *images.shape[1:]))  # repeats them if there are fewer
+    times: dict[str, list[float]] = {name: [] for name in models}
+    begun, calls = time.perf_counter(), 0
+    while calls < WARM_UP_CALLS + TIMED_CALLS or time.perf_counter() - begun < TIMED_SECONDS:
+        for name, session in sessions.items():
+            started = time.perf_counter()
+            _by_onnx(session, together)
+            times[name].append(1000 * (time.perf_counter() - started))
+        calls += 1
+    return {name: median(taken[WARM_UP_CALLS:]) for name, taken in times.items()}
+
+
+def _session(model: bytes, threads: int = 0) -> Any:
+    """An onnxruntime session on the processor; 0 threads: as many as it likes. Problem if it cannot read the file."""
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise Problem(f"onnxruntime {onnxruntime.__version__} cannot read the exported model: {error}") from None
+
+
+def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]
+
+
+@torch.no_grad()
+def _by_pytorch(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return classifier(torch.from_numpy(images)).numpy()
+
+
+def _by_onnx(session: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    [probabilities] = session.run(None, {"images": images})
+    return probabilities
