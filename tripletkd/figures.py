@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ STYLE: dict[Any, Any] = {
 # Of middle lightness, to be seen on white and on black; with the dashes and markers, told apart in grey too.
 COLOURS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a0743b", "#3aa0c9"]
 DASHES = ["-", "--", "-.", ":"]
+EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colours
 MARKERS = "osD^vPX*"
 ON_ITS_OWN = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
@@ -76,8 +77,21 @@ def alone(svg: str) -> str:
     return svg.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
 
 
-def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[(i + i // len(COLOURS)) % len(DASHES)]}
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Each method's line: apart from the others; or, where they are many, all but EMPHASIS thin, grey, behind the rest.
+
+    Those behind have a "zorder", and one label together.
+    """
+    names = list(names)
+    strong = names if len(names) <= len(COLOURS) else [name for name in names if name in EMPHASIS]
+    faint = [name for name in names if name not in strong]
+    looks = {
+        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
+        for i, name in enumerate(strong)
+    }
+    thin: dict[str, Any] = {"color": COLOURS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
+    looks |= {name: thin | {"label": f"{len(faint)} others" if name == faint[0] else None} for name in faint}
+    return {name: looks[name] for name in names}
 
 
 def curves(
@@ -94,18 +108,22 @@ def curves(
     last = max(line["epoch"] for line in lines)
     final = [line for line in lines if line["epoch"] == last]
 
+    looks = _styles(names)
+    told = [line for line in final if "zorder" not in looks[line["method"]]]
+
     def paint(axes: Any) -> None:
-        for i, name in enumerate(names):
+        for name, look in looks.items():
             mine = [line for line in lines if line["method"] == name]
             epochs = [line["epoch"] for line in mine]
             low, high = ([line[key] for line in mine] for key in ("lowest", "highest"))
-            axes.fill_between(epochs, low, high, alpha=0.12, linewidth=0, color=_style(i)["color"])
-            axes.plot(epochs, [line["test_accuracy"] for line in mine], label=name, linewidth=1.4, **_style(i))
+            if "zorder" not in look:
+                axes.fill_between(epochs, low, high, alpha=0.12, linewidth=0, color=look["color"])
+            axes.plot(epochs, [line["test_accuracy"] for line in mine], **look)
         for name, rows in published.items():
             epochs = [row["epoch"] for row in rows]
             values = [row["test_accuracy"] for row in rows]
             axes.plot(epochs, values, ":", color=INK, linewidth=1, label=f"{name}, published", zorder=0)
-        lowest, highest = min(line["test_accuracy"] for line in final), max(line["highest"] for line in final)
+        lowest, highest = min(line["test_accuracy"] for line in told), max(line["highest"] for line in told)
         axes.set_ylim(
             lowest - 1.5 * max(highest - lowest, 2), highest + 0.5
         )  # the end of training: methods differ there
@@ -161,10 +179,11 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
     def paint(*panels: Any) -> None:
         for axes, (key, (label, scale)) in zip(panels, TRIPLET_FIGURES.items(), strict=True):
-            for i, (name, rows) in enumerate(tracked.items()):
+            for name, look in _styles(tracked).items():
+                rows = tracked[name]
                 epochs = sorted({row["epoch"] for row in rows})
                 means = [scale * np.mean([row[key] for row in rows if row["epoch"] == epoch]) for epoch in epochs]
-                axes.plot(epochs, means, label=name, linewidth=1.3, **_style(i))
+                axes.plot(epochs, means, **look)
             axes.set(xlabel="epoch", title=label, ylim=(0, None))
         panels[0].legend(fontsize=7)
 
@@ -189,9 +208,10 @@ def cost(measured: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float
 
     def paint(*panels: Any) -> None:
         for axes, (key, label) in zip(panels, keys.items(), strict=True):
+            looks = _styles(name for name in measured if name != "teacher")
             for i, (name, block) in enumerate(measured.items()):
-                colour = INK if name == "teacher" else _style(i - ("teacher" in measured))["color"]
-                axes.plot(block[key], accuracy[name], MARKERS[i % 8], label=name, color=colour)
+                look = looks.get(name, {"color": INK, "label": name})
+                axes.plot(block[key], accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
             sizes = sorted({block[key] for block in measured.values()})
             axes.set_xscale("log")
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -235,19 +255,18 @@ def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
 
     def paint(axes: Any) -> None:
         axes.plot([0, 100], [0, 100], color=INK, linewidth=0.6)
-        for i, (name, block) in enumerate(measured.items()):
+        for i, (name, look) in enumerate(_styles(measured).items()):
+            block = measured[name]
             share, confidence, accuracy = (
                 np.mean([s["test_calibration"][key] for s in block["seeds"]], axis=0)
                 for key in ("share", "confidence", "accuracy")
             )
             seen = share > 0.002
-            error = 100 * np.mean([s["test_calibration_error"] for s in block["seeds"]])
             x, y = (100 * values[seen] / share[seen] for values in (confidence, accuracy))
-            axes.plot(
-                x, y, marker=MARKERS[i % 8], markersize=3, linewidth=1.1, label=f"{name} ({error:.1f})", **_style(i)
-            )
+            marker = "" if "zorder" in look else MARKERS[i % 8]
+            axes.plot(x, y, marker=marker, markersize=3, **look)
         axes.set(xlabel="confidence, %", ylabel="accuracy, %")
-        axes.legend(fontsize=7, title="calibration error, %", loc="upper left")
+        axes.legend(fontsize=7, loc="upper left")
 
     errors = {name: np.mean([s["test_calibration_error"] for s in b["seeds"]]) for name, b in measured.items()}
     said = ", ".join(f"{name} {100 * error:.1f} %" for name, error in errors.items())
@@ -272,8 +291,11 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
                 axes.plot(x, y, linestyle="", marker=f"${label}$", markersize=5, color=COLOURS[label % 8])
             axes.set(title=title, xticks=[], yticks=[])
             axes.grid(visible=False)
-        panels[2].sharex(panels[0])
-        panels[2].sharey(panels[0])
+        for axis in "xy":  # teacher and trained student at one scale
+            both = [p[f"{who}_{axis}"] for who in ("teacher", "after") for p in points]
+            room = 0.06 * (max(both) - min(both)) or 1
+            for axes in (panels[0], panels[2]):
+                axes.set(**{f"{axis}lim": (min(both) - room, max(both) + room)})
 
     description = (
         f"Test images by two directions of the outputs of the teacher and of one {name} student, digits for classes."
