@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro paper export test smoke lint ui relog bench clean
+.PHONY: help env repro paper export test smoke lint ui relog bench pictures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +46,9 @@ relog: env ## log every run record and export that MLflow does not have yet
 
 bench: env ## images per second, ours against a plain loop
 	python -m benchmarks.step
+
+pictures: env ## the README's pictures of pages again, with Chromium
+	python docs/pictures.py
 
 clean: ## what the pipeline made, except results/ and DVC's cache
 	rm -rf data runs checkpoints exports
