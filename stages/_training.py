@@ -4,7 +4,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -107,8 +107,13 @@ def train_and_record(
     layers: Sequence[nn.Module] | None = None,
     teacher: Teacher | None = None,
     teacher_sha256: str | None = None,
-) -> tuple[Record, Fitted]:
-    """Train the students, from a checkpoint where one is left; write the run record; log it to MLflow."""
+    finish: Callable[[Record, Fitted], None] | None = None,
+) -> None:
+    """Train the students, from a checkpoint where one is left; write the run record; log it to MLflow.
+
+    finish: writes what else the stage makes. Only then does the checkpoint go: until all is written, no training is
+    done twice.
+    """
     dataset, folder = setting.dataset, stage.place("runs", method)
     made = Record(
         suite=stage.config.suite,
@@ -150,13 +155,14 @@ def train_and_record(
         )
         made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
         made = record.write(folder, made, fitted, stage.log(training_seconds=round(time.monotonic() - started, 2)))
-        checkpoint.remove()
+        if finish and fitted.networks:
+            finish(made, fitted)
         logger.record(folder)
+        checkpoint.remove()
     if not fitted.networks:
         raise Problem(
             f"{folder}: every seed failed: " + "; ".join(f"seed {seed}: {why}" for seed, why in fitted.failed.items())
         )
-    return made, fitted
 
 
 def _code(method: str) -> list[str]:

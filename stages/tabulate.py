@@ -53,7 +53,7 @@ def _measured(stage: Stage, method: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
 
 

@@ -7,12 +7,19 @@ from stages import Stage, run
 from stages._training import Setting, train_and_record
 from tripletkd import evaluate, methods, models
 from tripletkd.provenance import write_json
+from tripletkd.record import Record
+from tripletkd.train import Fitted
 
 
 def main(stage: Stage) -> None:
     settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
     network = models.build(settings.network, setting.dataset.image_shape, len(setting.dataset.classes), settings.seed)
-    made, fitted = train_and_record(
+
+    def measure(made: Record, fitted: Fitted) -> None:
+        measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
+        write_json(stage.place("results", "measured", "teacher.json"), measured)
+
+    train_and_record(
         stage,
         setting,
         method="teacher",
@@ -27,10 +34,7 @@ def main(stage: Stage) -> None:
             "inputs": asdict(stage.suite.inputs),
             "holdout": stage.config.run.holdout,
         },
-    )
-    write_json(
-        stage.place("results", "measured", "teacher.json"),
-        evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test),
+        finish=measure,
     )
 
 

@@ -1,5 +1,6 @@
 """Long runs survive: a file from which an interrupted run goes on, to the same bits."""
 
+import hashlib
 import json
 import signal
 import time
@@ -9,11 +10,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from . import Problem
 from .provenance import whole
+
+PROGRESS = "progress"  # a tensor of JSON's bytes: the header, where such things belong, is limited to 100 MB
 
 
 class Paused(Problem):
@@ -34,8 +38,9 @@ class Checkpoint:
 
     It is written every `minutes`, after `max_minutes`, and after the first SIGINT or SIGTERM, which let the epoch end;
     the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every random number is a
-    function of seed, epoch and step, so that no generator has a state to save. A file whose fingerprint, of all that
-    the run depends on, is another one is not used.
+    function of seed, epoch and step, so that no generator has a state to save. The last epoch is saved too: training
+    that is done is not done again when the process dies before its results are written. A file whose fingerprint, of
+    all that the run depends on, is another one is not used, nor is one whose bytes are not those that were written.
     """
 
     def __init__(self, path: Path, fingerprint: str, minutes: float = 5.0, max_minutes: float | None = None) -> None:
@@ -65,23 +70,24 @@ class Checkpoint:
             signal.signal(*self.handlers.popitem())
 
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
-        """Save if it is time to; raises Paused if it is time to stop and there is an epoch left."""
+        """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is an epoch left."""
         now = time.monotonic()
         out_of_time = self.max_minutes is not None and now - self.started >= 60 * self.max_minutes
         stop = self.signal or (f"--max-minutes {self.max_minutes:g}" if out_of_time else None)
-        if progress.epoch < epochs and (stop or now - self.saved >= 60 * self.minutes):
+        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.minutes:
             self.save(tensors, progress)
-            if stop:
-                raise Paused(
-                    f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
-                )
+        if stop and progress.epoch < epochs:
+            raise Paused(
+                f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
+            )
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        state = json.dumps({"fingerprint": self.fingerprint, **vars(progress)})
+        state = torch.frombuffer(bytearray(json.dumps(vars(progress)).encode()), dtype=torch.uint8)
+        content = {PROGRESS: state, **{name: tensor.contiguous() for name, tensor in tensors.items()}}
         with whole(self.path) as beside:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, {"progress": state})
+            beside.write_bytes(save(content, {"fingerprint": self.fingerprint, "sha256": _digest(content)}))
         self.saved = time.monotonic()
 
     def load(self, tensors: Mapping[str, Tensor]) -> Progress:
@@ -92,11 +98,13 @@ class Checkpoint:
             return Progress()
         try:
             with safe_open(self.path, "pt") as file:
-                state = json.loads(file.metadata()["progress"])
-                if state.pop("fingerprint") != self.fingerprint:
+                if file.metadata()["fingerprint"] != self.fingerprint:
                     tqdm.write(f"{self.path}: belongs to a run with other inputs; starting anew")
                     return Progress()
-                saved = {name: file.get_tensor(name) for name in tensors}
+                saved = {name: file.get_tensor(name) for name in (PROGRESS, *tensors)}
+                if file.metadata()["sha256"] != _digest(saved):
+                    raise ValueError("its bytes are not those that were written")
+            state = json.loads(saved[PROGRESS].numpy().tobytes())
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             tqdm.write(f"{self.path}: cannot be read ({error}); starting anew")
             return Progress()
@@ -108,3 +116,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(dict(tensors))).hexdigest()

@@ -30,8 +30,11 @@ def measure(
 ) -> dict[str, Any]:
     """All that is reported of one run record: what it is, what its network costs, and the figures of each seed.
 
-    Problem if the weights do not reach the accuracy of the history's last epoch: then the two do not belong together.
+    Problem if the weights do not reach the accuracy of the history's last epoch: then the two do not belong together;
+    and if there are none.
     """
+    if not networks:
+        raise Problem(f"{made.suite}/{made.method}: every seed failed, there is nothing to measure: {made.failed}")
     example = next(iter(networks.values()))
     seeds = [figures | _of_history(figures, history) for figures in _figures(networks, train, test, teacher)]
     return {
