@@ -52,7 +52,9 @@ class Stage:
 def _commit() -> str | None:
     """Of the checkout; None in a plain copy, or on a machine without git."""
     with suppress(OSError):
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        git = subprocess.run(  # nosec B603 B607: no word of it comes from outside, and git is the one on the PATH
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         return git.stdout.strip() or None
     return None
 
@@ -71,7 +73,7 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
         "overrides", nargs="*", metavar="key=value", help="suite=NAME, method=NAME, and any key of params.yaml"
     )
     parser.add_argument(
-        "--max-minutes", type=float, help="stop at a checkpoint after that time; the same command goes on from it"
+        "--max-minutes", type=_minutes, help="stop at a checkpoint after that time; the same command goes on from it"
     )
     arguments = parser.parse_args()
     try:
@@ -94,6 +96,16 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",)) -> N
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
         sys.exit(130)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < float("inf"):
+        raise ValueError(text)
+    return minutes
+
+
+_minutes.__name__ = "number of minutes"  # for argparse's message
 
 
 def _paths(root: Path) -> dict[str, Path]:

@@ -53,7 +53,8 @@ class Logger:
     def __init__(self, root: Path) -> None:
         self.root = root
         code = Path(__file__).parent.parent
-        self.process = subprocess.Popen(  # in a session of its own: Ctrl-C is for the stage
+        # In a session of its own: Ctrl-C is for the stage.
+        self.process = subprocess.Popen(  # nosec B603: this interpreter, with words that stand here
             [sys.executable, "-m", "tripletkd.tracking"],
             stdin=subprocess.PIPE,
             text=True,
