@@ -8,7 +8,7 @@ export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help env repro paper test smoke lint ui relog bench clean
+.PHONY: help env repro paper test smoke reliability lint ui relog bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +27,9 @@ test: env ## all tests but those marked slow, network or smoke
 
 smoke: env ## the whole pipeline, shrunk, in a clean copy
 	pytest -m smoke
+
+reliability: env ## kill, starve and mislead it in some 900 ways, and write docs/reliability.md: half an hour
+	pytest -m 'not network' --reliability docs/reliability.md tests/test_reliability.py tests/test_reliability_hostile.py tests/test_sources.py tests/test_methods.py
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files

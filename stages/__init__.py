@@ -52,7 +52,7 @@ class Stage:
 def _commit() -> str | None:
     """Of the checkout; None in a plain copy, or on a machine without git."""
     with suppress(OSError):
-        git = subprocess.run(  # nosec B603 B607: no word of it comes from outside, and git is the one on the PATH
+        git = subprocess.run(  # nosec B603 B607  # no word of it comes from outside, and git is the one on the PATH
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         )
         return git.stdout.strip() or None

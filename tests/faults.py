@@ -4,15 +4,14 @@ A fault is three words: what happens, where, and at which time of getting there.
 
     kill files 3                                 SIGKILL before the third change of a file below the current folder
     kill tripletkd.train:Trainer.step 20         SIGKILL before the 20th call
-    interrupt ...                                SIGINT to the whole process group, as a terminal's Ctrl-C
-    full ...                                     OSError, no space left on device
+    crash ...                                    SIGKILL to the whole process group, DVC among it
+    interrupt ...                                SIGINT to it, as a terminal's Ctrl-C
     poison tripletkd.train:Trainer.step 20       all weights of the second seed become infinite, before the 20th call
 
 `python faults.py` is a process that has imported all that is slow and forks one for each stage it is asked to run: a
 hundred kills in the time of ten.
 """
 
-import errno
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -61,13 +60,13 @@ def _kill(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _crash(*_: Any) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
 def _interrupt(*_: Any) -> None:
     os.killpg(0, signal.SIGINT)
     time.sleep(0.1)
-
-
-def _full(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
 
 
 def _poison(trainer: Any, *_: Any) -> None:
@@ -75,7 +74,7 @@ def _poison(trainer: Any, *_: Any) -> None:
         param.detach()[1] = float("inf")
 
 
-ACTIONS: dict[str, Callable[..., None]] = {"kill": _kill, "interrupt": _interrupt, "full": _full, "poison": _poison}
+ACTIONS: dict[str, Callable[..., None]] = {"kill": _kill, "crash": _crash, "interrupt": _interrupt, "poison": _poison}
 
 
 def _changes_a_file(event: str, arguments: Any) -> bool:
@@ -136,7 +135,7 @@ def install_from_environment() -> None:
 
 
 def serve() -> None:
-    """A request a line on standard input, a stage's exit status a line on standard output."""
+    """A request a line on standard input, a stage's exit status and most memory a line on standard output."""
     for name in PRELOADED:
         importlib.import_module(name)
     for line in sys.stdin:
@@ -144,7 +143,8 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             _run_stage(**request)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        _, status, usage = os.wait4(pid, 0)
+        print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, flush=True)
 
 
 def _run_stage(

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,10 +38,22 @@ def store(root: Path) -> Iterator[Any]:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         yield MlflowClient(tracking_uri=uri)
         return
-    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-    with FileLock(root / ".mlflow.lock"):
+    with FileLock(root / ".mlflow.lock", timeout=SECONDS_TO_LOG):
+        _check_writable(root / "mlflow.db")
+        client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
         client.search_experiments(max_results=1)  # the first call creates the tables
     yield client
+
+
+def _check_writable(path: Path) -> None:
+    """MLflow itself would try for two minutes, with a warning each time."""
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 class Logger:
@@ -54,7 +66,7 @@ class Logger:
         self.root = root
         code = Path(__file__).parent.parent
         # In a session of its own: Ctrl-C is for the stage.
-        self.process = subprocess.Popen(  # nosec B603: this interpreter, with words that stand here
+        self.process = subprocess.Popen(  # nosec B603  # this interpreter, with words that stand here
             [sys.executable, "-m", "tripletkd.tracking"],
             stdin=subprocess.PIPE,
             text=True,
@@ -107,20 +119,30 @@ def _serve() -> None:
             calls: dict[str, Callable[..., Any]] = {"log_record": log_record, "log_files": log_files}
             calls[name](Path(root), *arguments)
     except Exception as error:  # whatever a store can raise
-        _warn((str(error).splitlines() or [type(error).__name__])[0])
+        _warn(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def log_record(root: Path, folder: str | Path) -> bool:
-    """A run record as a parent run and a child run a seed; False if the store has it already."""
+    """A run record as a parent run and a child run a seed; False if the store has it already.
+
+    What a call that did not end has left in the store is removed.
+    """
     folder = Path(folder)
     record, log = records.read(folder), _log(folder)
     identity = fingerprint(record.weights_sha256, record.params, log)
     with store(root) as client:
         experiment = _experiment(client, root, record.suite)
-        if client.search_runs(
-            [experiment], f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'", max_results=1
-        ):
+        found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}'")
+        if any(run.info.status == "FINISHED" for run in found):
             return False
+        for run in found:
+            for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
+                client.delete_run(child.info.run_id)
+            client.delete_run(run.info.run_id)
         tags = {
             "suite": record.suite,
             "method": record.method,
@@ -238,9 +260,16 @@ def log_files(
 
 def relog(folders: list[str]) -> None:
     """python -m tripletkd.tracking runs/SUITE/METHOD ...: log the records that the store does not have."""
+    _prepare()
+    failed = False
     for name in folders:
-        logged = log_record(Path(os.environ.get("DVC_ROOT") or ".").resolve(), Path(name))
-        print(f"{name}: {'logged' if logged else 'already there'}")
+        try:
+            logged = log_record(Path(os.environ.get("DVC_ROOT") or ".").resolve(), Path(name))
+            print(f"{name}: {'logged' if logged else 'already there'}")
+        except Exception as error:  # whatever a store can raise
+            print(f"error: {name}: not logged to MLflow ({_first_line(error)})", file=sys.stderr)
+            failed = True
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
