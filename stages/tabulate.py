@@ -50,11 +50,16 @@ def tabulate(stage: Stage) -> tuple[dict[str, float], list[Path]]:
 def _measured(stage: Stage, method: str) -> Any:
     path = stage.place("results", "measured", f"{method}.json")
     try:
-        return json.loads(path.read_text())
+        measured = json.loads(path.read_text())
+        if (measured["suite"], measured["method"]) != (stage.config.suite, method) or not measured["seeds"]:
+            raise Problem(
+                f"{path}: measurements of {measured['suite']}/{measured['method']}; run the evaluate stage again"
+            )
+        return measured
     except FileNotFoundError:
         raise Problem(f"{path}: not there; run the evaluate stage (dvc repro) first") from None
-    except ValueError as error:
-        raise Problem(f"{path}: not JSON ({error}); run the evaluate stage again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{path}: not measurements ({error!r}); run the evaluate stage again") from None
 
 
 if __name__ == "__main__":

@@ -342,7 +342,7 @@ def test_of_two_dvc_repro_at_once_the_second_says_who_holds_the_lock(undisturbed
 # --- no room, no rights, damage ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bytes_a_file", [1, 200, 1000, 5000, 20000])
+@pytest.mark.parametrize("bytes_a_file", [400, 1000, 5000, 20000])  # what is printed is a file too
 @pytest.mark.parametrize("name", STAGES)
 def test_no_room_for_a_file(
     name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
@@ -354,7 +354,7 @@ def test_no_room_for_a_file(
     with trial("no room for a file (a limit of its size)") as fault:
         assert code == 1
         fault.seen = f"`{stage.error()}`"
-        assert re.match(r"error: (data|runs|results|checkpoints)/digits\S+: File too large; mend that", stage.error())
+        assert re.match(r"error: (data|runs|results|checkpoints)/digits\S*: File too large; mend that", stage.error())
         assert not [file for file in folder.rglob("*") if ".partial" in file.name]
         assert_goes_on(name, stage, states, earlier, folder)
 

@@ -243,7 +243,7 @@ def records(trained: Path, tmp_path: Path) -> Path:
 
 
 def python(folder: Path, *words: str, **variables: str) -> str:
-    return command(folder, sys.executable, *words, PYTHONPATH=str(ROOT), **variables)
+    return command(folder, sys.executable, *words, check=True, PYTHONPATH=str(ROOT), **variables)
 
 
 def runs_of(folder: Path) -> list[str]:
