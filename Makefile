@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro paper export test smoke lint ui relog bench pictures clean
+.PHONY: help env repro paper export test smoke reliability lint ui relog bench pictures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ test: env ## all tests but those marked slow, network or smoke
 
 smoke: env ## the whole pipeline, shrunk, in a clean copy
 	pytest -m smoke
+
+reliability: env ## kill, starve and mislead it in some 900 ways, and write docs/reliability.md: half an hour
+	pytest -m 'not network' --reliability docs/reliability.md tests/test_reliability.py tests/test_reliability_hostile.py tests/test_sources.py tests/test_methods.py
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files

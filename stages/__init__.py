@@ -47,11 +47,18 @@ class Stage:
         """What was measured of a method, the teacher or "ablations/<name>"; Problem if it was not."""
         path = self.place("results", "measured", split or self.config.split, f"{name}.json")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for block in found if isinstance(found, list) else [found]:
+                cell = block["cell"]
+                if block["suite"] != self.config.suite or name not in (cell, cell.rpartition("/")[0]):
+                    raise Problem(f"{path}: measurements of {block['suite']}/{cell}; run its stage again")
+                if not block["seeds"] and not block["failed"]:
+                    raise Problem(f"{path}: measurements of no seed; run its stage again")
         except FileNotFoundError:
             raise Problem(f"{path}: not there; run the stage that writes it (dvc repro) first") from None
-        except json.JSONDecodeError as error:
-            raise Problem(f"{path}: not JSON ({error}); run the stage that writes it again") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Problem(f"{path}: not measurements ({error!r}); run the stage that writes it again") from None
+        return found
 
     def log(self, **figures: Any) -> dict[str, Any]:
         """What differs from run to run, for log.json and MLflow."""
@@ -69,7 +76,9 @@ class Stage:
 def _commit() -> str | None:
     """Of the checkout; None in a plain copy, or on a machine without git."""
     with suppress(OSError):
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        git = subprocess.run(  # nosec B603 B607  # no word of it comes from outside, and git is the one on the PATH
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         return git.stdout.strip() or None
     return None
 
@@ -95,7 +104,7 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teac
     )
     parser.add_argument(
         "--max-minutes",
-        type=float,
+        type=_minutes,
         metavar="M",
         help="stop at a checkpoint after that time; the same command goes on from it",
     )
@@ -124,6 +133,16 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teac
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
         sys.exit(130)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < float("inf"):
+        raise ValueError(text)
+    return minutes
+
+
+_minutes.__name__ = "number of minutes"  # for argparse's message
 
 
 def _paths(root: Path) -> dict[str, Path]:

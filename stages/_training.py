@@ -145,12 +145,12 @@ def train(
     teacher: Teacher | None = None,
     watch: Watch | None = None,
     teacher_sha256: str | None = None,
-    keep_checkpoint: bool = False,
+    more: bool = False,
 ) -> tuple[Record, Fitted]:
     """Train the students, from a checkpoint where one is left, and write the run record runs/<suite>/<split>/<cell>.
 
-    keep_checkpoint: for a stage of several runs. One that is interrupted goes on with what was not finished, if it
-    removes the checkpoints only when all are.
+    more: whether the stage has more to train after this. The checkpoint stays until `done`, after all is written and
+    logged: until then no training is done twice.
     """
     dataset, split = setting.dataset, stage.config.split
     made = Record(
@@ -177,7 +177,7 @@ def train(
         fingerprint(asdict(made), _code(method)),
         minutes=stage.config.run.checkpoint_minutes,
         deadline=stage.deadline,
-        keep=keep_checkpoint,
+        more=more,
     )
     started = time.monotonic()
     fitted = fit(
@@ -198,14 +198,17 @@ def train(
     seconds = time.monotonic() - started
     images = len(dataset.train.labels) * recipe.epochs * len(seeds)
     log = stage.log(training_seconds=round(seconds, 2), training_images_per_second=round(images / seconds))
-    made = record.write(stage.place("runs", split, cell), made, fitted, log)
-    if not keep_checkpoint:
-        checkpoint.remove()
-    return made, fitted
+    return record.write(stage.place("runs", split, cell), made, fitted, log), fitted
 
 
 def checkpoint_path(stage: Stage, cell: str) -> Path:
     return stage.place("checkpoints", stage.config.split, f"{cell}.safetensors")
+
+
+def done(stage: Stage, *cells: str) -> None:
+    """All that the stage makes of these cells is written: their checkpoints may go."""
+    for cell in cells:
+        checkpoint_path(stage, cell).unlink(missing_ok=True)
 
 
 def refuse_failure(made: Record) -> None:

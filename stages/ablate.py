@@ -3,7 +3,7 @@
 from typing import Any
 
 from stages import Stage, run, tracking_root
-from stages._training import Setting, checkpoint_path, distill, load_teacher
+from stages._training import Setting, distill, done, load_teacher
 from tripletkd import evaluate, tracking
 from tripletkd.config import ABLATED, Variant
 from tripletkd.provenance import write_json
@@ -18,12 +18,11 @@ def main(stage: Stage) -> None:
         measured = [train_and_measure(stage, setting, *pair) for pair in zip(cells, variants, strict=True)]
         write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
         logger.record(*(stage.place("runs", split, cell) for cell in cells))
-    for cell in cells:
-        checkpoint_path(stage, cell).unlink()
+    done(stage, *cells)
 
 
 def train_and_measure(stage: Stage, setting: Setting, cell: str, variant: Variant) -> dict[str, Any]:
-    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, keep_checkpoint=True)
+    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=True)
     teacher, _ = load_teacher(stage, setting)
     configured = variant.params == stage.config.methods[ABLATED] and variant.recipe == stage.suite.student.recipe
     return {

@@ -3,7 +3,7 @@
 from functools import partial
 
 from stages import Stage, run, tracking_root
-from stages._training import Setting, refuse_failure, train
+from stages._training import Setting, done, refuse_failure, train
 from tripletkd import evaluate, methods, models, tracking
 from tripletkd.provenance import write_json
 
@@ -25,12 +25,12 @@ def main(stage: Stage) -> None:
             needs=scratch.NEEDS,
             params={},
         )
+        if fitted.networks:
+            measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
+            write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), measured)
         logger.record(stage.place("runs", stage.config.split, "teacher"))
+    done(stage, "teacher")
     refuse_failure(made)
-    write_json(
-        stage.place("results", "measured", stage.config.split, "teacher.json"),
-        evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test),
-    )
 
 
 if __name__ == "__main__":

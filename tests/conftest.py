@@ -2,6 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,67 @@ def golden(name: str) -> list[dict[str, Any]]:
     """The contents of all golden files that hold a `name` entry ("cases" or "runs")."""
     files = [path for folder in GOLDEN for path in sorted(folder.glob("*.json"))]
     return [content for path in files if name in (content := json.loads(path.read_text()))]
+
+
+# --- docs/reliability.md, written by `make reliability` --------------------------------------------------------------
+
+
+@dataclass
+class Fault:
+    """A line of the table."""
+
+    tried: int = 0
+    survived: int = 0
+    seen: str = ""
+
+
+FAULTS: dict[str, Fault] = {}
+FILES = {  # whose tests are a line together
+    "test_sources.py": ("bad image data (tests/test_sources.py)", "the file's name, what is wrong with it, what to do"),
+    "test_methods.py": ("degenerate batches in every method's formula (tests/test_methods.py)", "finite numbers"),
+}
+HEAD = """# What a run survives
+
+Written by `make reliability`, which injected every fault below in {tried} attempts: {survived} survived.
+
+A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
+the bytes of a run that was never disturbed.
+
+| fault | times tried | survived | what the user saw |
+| --- | ---: | ---: | --- |
+"""
+
+
+@contextmanager
+def trial(name: str) -> Iterator[Fault]:
+    """One attempt; survived if the block ends. The block may set what the user sees."""
+    fault = FAULTS.setdefault(name, Fault())
+    fault.tried += 1
+    yield fault
+    fault.survived += 1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, help="write the table of faults there")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name, seen = FILES.get(Path(report.nodeid.split("::")[0]).name, ("", ""))
+    if name and report.when == "call":
+        fault = FAULTS.setdefault(name, Fault(seen=seen))
+        fault.tried += 1
+        fault.survived += report.passed
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if path := session.config.getoption("--reliability"):
+        lines = [
+            f"| {name} | {fault.tried} | {fault.survived} | {fault.seen.replace('|', '/')} |"
+            for name, fault in sorted(FAULTS.items())
+        ]
+        total = Fault(*(sum(getattr(fault, key) for fault in FAULTS.values()) for key in ("tried", "survived")))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(HEAD.format(tried=total.tried, survived=total.survived) + "\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,12 @@ WRONG = {
     "methods.dkd.suites={nope: {nckd: 1}}": "methods.dkd.suites",
     "methods.dkd.suites.cifar100_vgg13_vgg8.nckd=-1": "methods.dkd.suites.cifar100_vgg13_vgg8.nckd: found -1.0",
     "=3": "",
+    "run.holdout=99999999999999999999": "run.holdout: found 99999999999999999999, expected a value of at most 64 bits",
+    "run.device=${oc.env:HOME}": "run.device: found 'run.device=${oc.env:HOME}', expected the value itself",
+    "run.holdout=1,2": "run.holdout: found several values",
+    "run.device=é": "'run.device=é' on the command line: cannot be read",
+    "hydra.run.dir=x": "hydra.run.dir: unknown key",
+    "methods.rkd.layers=[]": "methods.rkd.layers: found an empty list",
 }
 
 
@@ -75,6 +81,13 @@ def test_what_is_wrong_is_named(override: str) -> None:
         ("run:", "run: !!python/object:os.system", "params.yaml"),
         ("precision: float32", "precission: float32", "run.precission: unknown key"),
         ("seeds: [1, 2, 3, 4, 5]", "seeds: 5", "run.seeds"),
+        ("seeds: [1, 2, 3, 4, 5]", "seeds: [[1]]", "run.seeds[0]: found [1], expected a value >= 0"),
+        ("seeds: [1, 2, 3, 4, 5]", "seeds: &a [*a]", "params.yaml, line 6: an alias, *a"),
+        ("seeds: [1, 2, 3, 4, 5]", "seeds: " + 5000 * "[", "params.yaml, line 6: more than 20 blocks and lists"),
+        ("holdout: 0 ", f"holdout: {5000 * '9'} ", "run.holdout: 5000 characters"),
+        ("device: auto", "device: ${oc.env:HOME}", "run.device: found '${oc.env:HOME}', expected the value itself"),
+        ("run:\n", "defaults: [params]\nrun:\n", "defaults[0]: unknown key"),
+        ("  digits:\n", "  ../../elsewhere:\n", "found '../../elsewhere' as a name"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -5,23 +5,16 @@ standing for anything and a number for any number. A block ```LANGUAGE in FILE i
 ```yaml under KEY: in params.yaml goes there.
 """
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from shrunk import ENVIRONMENT, GIT
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)(?: (in|under) ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ENVIRONMENT = {
-    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))},
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-}
 
 
 def bash(folder: Path, command: str) -> str:
@@ -84,8 +77,7 @@ def test_a_guide_works_as_it_says(guide: Path, tmp_path: Path) -> None:
     for name in kept:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
-    identity = "-c user.name=test -c user.email=test@localhost"
-    bash(folder, f"git init -q && git add -A && git {identity} commit -qm start")
+    bash(folder, f"git init -q && git add -A && {' '.join(GIT)} commit -qm start")
     follow(folder, guide.read_text())
 
 

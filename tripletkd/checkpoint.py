@@ -1,5 +1,6 @@
 """Long runs survive: a file from which an interrupted run goes on, to the same bits."""
 
+import hashlib
 import json
 import signal
 import time
@@ -9,11 +10,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from . import Problem
 from .provenance import whole
+
+PROGRESS = "progress"  # a tensor of JSON's bytes: the header, where such things belong, is limited to 100 MB
 
 
 class Paused(Problem):
@@ -33,16 +37,18 @@ class Checkpoint:
     """Saves the tensors that training changes, and the progress, between epochs.
 
     It is written every `minutes`, after `deadline` (of time.monotonic()), and after the first SIGINT or SIGTERM, which
-    let the epoch end; the last two then raise Paused. A second signal acts at once. With `keep` the last epoch is saved
-    too. Only whole epochs are saved: every random number is a function of seed, epoch and step, so that no generator
-    has a state to save. A file whose fingerprint, of all that the run depends on, is another one is not used.
+    let the epoch end; the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every
+    random number is a function of seed, epoch and step, so that no generator has a state to save. The last epoch is
+    saved too: training that is done is not done again when the process dies before its results are written. A file
+    whose fingerprint, of all that the run depends on, is another one is not used, nor is one whose bytes are not those
+    that were written.
     """
 
     def __init__(
-        self, path: Path, fingerprint: str, minutes: float = 5.0, deadline: float | None = None, keep: bool = False
+        self, path: Path, fingerprint: str, minutes: float = 5.0, deadline: float | None = None, more: bool = False
     ) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self.minutes, self.deadline, self.keep = minutes, deadline, keep
+        self.minutes, self.deadline, self.more = minutes, deadline, more
         self.saved = time.monotonic()
         self.signal: str | None = None
         self.handlers: dict[int, Any] = {}
@@ -67,23 +73,23 @@ class Checkpoint:
             signal.signal(*self.handlers.popitem())
 
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
-        """Save if it is time to; raises Paused if it is time to stop and there is something left to do."""
+        """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is more to train."""
         now = time.monotonic()
         stop = self.signal or ("--max-minutes" if self.deadline is not None and now >= self.deadline else None)
-        last = progress.epoch >= epochs
-        if (last and self.keep) or (not last and (stop or now - self.saved >= 60 * self.minutes)):
+        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.minutes:
             self.save(tensors, progress)
-            if stop:
-                raise Paused(
-                    f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
-                )
+        if stop and (progress.epoch < epochs or self.more):
+            raise Paused(
+                f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
+            )
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        state = json.dumps({"fingerprint": self.fingerprint, **vars(progress)})
+        state = torch.frombuffer(bytearray(json.dumps(vars(progress)).encode()), dtype=torch.uint8)
+        content = {PROGRESS: state, **{name: tensor.contiguous() for name, tensor in tensors.items()}}
         with whole(self.path) as beside:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, {"progress": state})
+            beside.write_bytes(save(content, {"fingerprint": self.fingerprint, "sha256": _digest(content)}))
         self.saved = time.monotonic()
 
     def load(self, tensors: Mapping[str, Tensor]) -> Progress:
@@ -94,11 +100,13 @@ class Checkpoint:
             return Progress()
         try:
             with safe_open(self.path, "pt") as file:
-                state = json.loads(file.metadata()["progress"])
-                if state.pop("fingerprint") != self.fingerprint:
+                if file.metadata()["fingerprint"] != self.fingerprint:
                     tqdm.write(f"{self.path}: belongs to a run with other inputs; starting anew")
                     return Progress()
-                saved = {name: file.get_tensor(name) for name in tensors}
+                saved = {name: file.get_tensor(name) for name in (PROGRESS, *tensors)}
+                if file.metadata()["sha256"] != _digest(saved):
+                    raise ValueError("its bytes are not those that were written")
+            state = json.loads(saved[PROGRESS].numpy().tobytes())
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             tqdm.write(f"{self.path}: cannot be read ({error}); starting anew")
             return Progress()
@@ -110,3 +118,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(dict(tensors))).hexdigest()

@@ -5,6 +5,7 @@ A constraint stands in the annotation: Annotated[int, ">= 1"], Annotated[str, "i
 
 import dataclasses
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from .data import Inputs
 from .train import Recipe
 
 ABLATED = "triplet_family"  # the method whose parameters, and the student's recipe, an ablation varies
+MAX_BYTES, MAX_DEPTH, MAX_LENGTH = 2**20, 20, 4000  # of params.yaml, of its blocks in blocks, of one value
 NETWORK = f"in {' '.join(models.NETWORKS)} {models.TORCHVISION}NAME"  # decided by models.known
 
 
@@ -156,13 +158,88 @@ def load(folder: Path, overrides: Sequence[str] = (), teacher: bool = False) -> 
 
     teacher: whether method=teacher is accepted.
     """
-    config = _compose(folder, list(overrides))
-    _refuse_violations(config, "")
-    _check_names(config, teacher)
-    suite = config.suite or config.run.suites[0]
-    config.methods = {name: _method(name, block, config, suite) for name, block in config.methods.items()}
-    config.ablations = {name: _variants(name, block, config, suite) for name, block in config.ablations.items()}
+    try:
+        _check_file(folder / "params.yaml")
+        for override in overrides:
+            _check_override(override)
+        config = _compose(folder, list(overrides))
+        _refuse_violations(config, "")
+        _check_names(config, teacher)
+        suite = config.suite or config.run.suites[0]
+        config.methods = {name: _method(name, block, config, suite) for name, block in config.methods.items()}
+        config.ablations = {name: _variants(name, block, config, suite) for name, block in config.ablations.items()}
+    except Problem as problem:  # which may quote anything
+        raise Problem(" ".join(str(problem).split())) from None
     return config
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what Hydra would follow without end, or read otherwise than DVC, which reads the same file."""
+    import yaml
+
+    if not path.is_file():
+        raise Problem(f"{path}: not there; run stages from the project's root")
+    if path.stat().st_size > MAX_BYTES:
+        raise Problem(f"{path}: {path.stat().st_size} bytes, more than {MAX_BYTES} are refused")
+    depth = 0
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            place = f"params.yaml, line {event.start_mark.line + 1}"
+            if isinstance(event, yaml.AliasEvent):
+                raise Problem(f"{place}: an alias, *{event.anchor}; expected the value itself")
+            if depth > MAX_DEPTH:
+                raise Problem(f"{place}: more than {MAX_DEPTH} blocks and lists within each other")
+        for key, value in _scalars(yaml.compose(text, yaml.SafeLoader), ""):
+            if re.split(r"[.\[]", key)[0] in ("defaults", "hydra"):  # Hydra's own
+                raise Problem(f"{key}: unknown key; expected one of run, suites, methods, claims")
+            _check_text(key, value)
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise Problem(f"params.yaml: cannot be read ({error})") from None
+
+
+def _scalars(node: Any, path: str) -> Iterable[tuple[str, str]]:
+    """(key, text) of every single value in a YAML node."""
+    from yaml import MappingNode, SequenceNode
+
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            yield from _scalars(value, f"{path}.{key.value}".lstrip("."))
+    elif isinstance(node, SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _scalars(item, f"{path}[{i}]")
+    elif node is not None:
+        yield path, node.value
+
+
+def _check_override(override: str) -> None:
+    """Hydra's own messages for a text that it cannot read do not name it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key = override.partition("=")[0][:MAX_LENGTH]
+    _check_text(key, override)
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        sweep = parsed.is_sweep_override()
+    except (HydraException, RecursionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "no text"
+        raise Problem(
+            f"{override!r} on the command line: cannot be read ({reason}); expected key=value, and a value of other "
+            "than ASCII letters in quotes"
+        ) from None
+    if sweep:
+        raise Problem(f"{key}: found several values, {override!r}; expected one: `dvc exp run --queue` tries several")
+    if key.lstrip("+~").split(".")[0].split("/")[0] in ("hydra", "defaults"):
+        raise Problem(f"{key}: unknown key; expected one of run, suites, methods, claims, suite, method")
+
+
+def _check_text(key: str, text: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise Problem(f"{key}: {len(text)} characters, more than {MAX_LENGTH} are refused")
+    if "${" in text:  # Hydra would also look up environment variables, and records are written of what it finds
+        raise Problem(f"{key}: found {text!r}, expected the value itself: DVC and Hydra read a reference differently")
 
 
 def _compose(folder: Path, overrides: list[str]) -> Config:
@@ -173,8 +250,6 @@ def _compose(folder: Path, overrides: list[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    if not (folder / "params.yaml").is_file():
-        raise Problem(f"{folder / 'params.yaml'}: not there; run stages from the project's root")
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
@@ -219,7 +294,7 @@ def _satisfies(value: Any, constraint: str) -> bool:
     relation, _, bound = constraint.partition(" ")
     if relation == "in":
         return value in bound.split()
-    return _COMPARE[relation](value, float(bound))
+    return isinstance(value, int | float) and _COMPARE[relation](value, float(bound))
 
 
 def _refuse_violations(block: Any, path: str) -> None:
@@ -240,6 +315,8 @@ def _check(value: Any, hint: Any, path: str) -> Iterable[tuple[str, Any, str]]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         yield path, value, "that is a finite number"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield path, value, "of at most 64 bits"
     elif origin is Annotated:
         for constraint in arguments[1:]:
             if not _satisfies(value, constraint):
@@ -284,6 +361,8 @@ def _method(name: str, found: Any, config: Config, suite: str) -> Any:
     except KeyError:
         raise Problem(f"{key}: unknown method; expected one of {', '.join(methods.names())}") from None
     block = dict(_block(found, key))
+    if block.get("layers") == []:
+        raise Problem(f"{key}.layers: found an empty list, expected at least one")
     special = _block(block.pop("suites", {}), f"{key}.suites")
     params = {"": _filled(module.Params, block, key)}
     for other, changes in special.items():
@@ -315,7 +394,11 @@ def _variants(name: str, found: Any, config: Config, suite: str) -> list[Variant
 
 
 def _check_names(config: Config, teacher: bool) -> None:
-    """What is asked for exists, and nothing is named twice."""
+    """What is asked for exists, nothing is named twice, and what names a folder can."""
+    for kind, blocks in (("suites", config.suites), ("ablations", config.ablations)):
+        for name in blocks:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise Problem(f"{kind}.{name}: found {name!r} as a name, expected letters, digits and _ - . in it")
     run, trained = config.run, ["teacher", *config.methods]
     checks: list[tuple[str, list[Any], list[str] | None]] = [
         ("run.suites", run.suites, list(config.suites)),

@@ -89,13 +89,13 @@ class Dataset:
 
 def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
     """Write the canonical files, images.safetensors and dataset.json; returns what the latter says."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialised
 
     arrays: dict[str, NDArray[Any]] = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
     # Of an array that is not contiguous, safetensors would write other values.
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / IMAGES)
+    (folder / IMAGES).write_bytes(serialised({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     mean, std = _channel_statistics(dataset.train.images)
     description = {
         "source": source,

@@ -37,6 +37,7 @@ def measure(
     return {
         "suite": made.suite,
         "split": made.split,
+        "cell": made.cell,
         "method": made.method,
         "network": made.network,
         "parameters": models.parameter_count(example),

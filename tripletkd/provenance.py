@@ -24,17 +24,28 @@ def fingerprint(*parts: Any) -> str:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file or folder to; it takes the place of `path` only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    _remove(beside)
+    """A place beside `path` to write a file or folder to; it takes the place of `path` only if the block succeeds.
+
+    An earlier folder is moved away before it is removed: a process killed at any moment leaves the earlier one, the new
+    one or none at `path`, and never a part of one. Write with Python's own means: safetensors' save_file leaves a file
+    of a name of its own when it is killed, and where the disk is full it raises no OSError.
+    """
+    beside, earlier = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "earlier.partial"))
     try:
-        yield beside
-        if beside.is_dir():
-            _remove(path)
-        beside.replace(path)
-    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove(beside)
+        try:
+            yield beside
+            if beside.is_dir() and path.exists():
+                _remove(earlier)
+                path.replace(earlier)
+            beside.replace(path)
+        finally:
+            _remove(beside)
+            _remove(earlier)
+    except OSError as error:  # where the disk is full there is no name in the error
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -68,7 +68,7 @@ def weights_path(folder: Path, seed: int | str) -> Path:
 
 def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) -> Record:
     """Write a finished run, in the place of any earlier one; returns the record with the hashes of the weights."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from . import models
 
@@ -76,7 +76,7 @@ def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) 
         (beside / "weights").mkdir(parents=True)
         for seed, network in fitted.networks.items():
             path = weights_path(beside, seed)
-            save_file(models.weights(network), path)
+            path.write_bytes(save(models.weights(network)))
             record.weights_sha256[str(seed)] = sha256(path)
         write_csv(beside / "history.csv", fitted.history)
         write_json(beside / "record.json", asdict(record))
@@ -91,14 +91,21 @@ def read(folder: Path) -> Record:
         return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise Problem(f"{path}: not there; run the stage that makes it (dvc repro) first") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise Problem(f"{path}: not a run record of this version ({error}); run the stage again") from None
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows as they were written: seed and epoch are integers, empty cells (epochs without evaluation) are left out."""
-    with path.open(newline="") as file:
+    """Rows as they were written: seed and epoch are integers, empty cells (epochs without evaluation) are left out.
+
+    Problem if the file is damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
         return [
             {name: int(value) if name in ("seed", "epoch") else float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
+            for row in rows
         ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise Problem(f"{path}: not a history ({error}); run the stage that makes it again") from None

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,10 +43,22 @@ def store(root: Path) -> Iterator[Any]:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         yield MlflowClient(tracking_uri=uri)
         return
-    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-    with FileLock(root / ".mlflow.lock"):
+    with FileLock(root / ".mlflow.lock", timeout=SECONDS_TO_LOG):
+        _check_writable(root / "mlflow.db")
+        client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
         client.search_experiments(max_results=1)  # the first call creates the tables
     yield client
+
+
+def _check_writable(path: Path) -> None:
+    """MLflow itself would try for two minutes, with a warning each time."""
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 class Logger:
@@ -59,7 +71,8 @@ class Logger:
     def __init__(self, root: Path) -> None:
         self.root = root
         code = Path(__file__).parent.parent
-        self.process = subprocess.Popen(  # in a session of its own: Ctrl-C is for the stage
+        # In a session of its own: Ctrl-C is for the stage.
+        self.process = subprocess.Popen(  # nosec B603  # this interpreter, with words that stand here
             [sys.executable, "-m", "tripletkd.tracking"],
             stdin=subprocess.PIPE,
             text=True,
@@ -126,7 +139,11 @@ def _serve() -> None:
             }
             calls[name](Path(root), *arguments)
     except Exception as error:  # whatever a store can raise
-        _warn((str(error).splitlines() or [type(error).__name__])[0])
+        _warn(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def log_records(root: Path, folders: Sequence[str]) -> None:
@@ -141,7 +158,7 @@ def log_record(root: Path, folder: str | Path) -> bool:
     identity = fingerprint(record.weights_sha256, record.params, log)
     with store(root) as client:
         experiment = _experiment(client, root, record.suite)
-        if _finished(client, experiment, identity):
+        if _already_there(client, experiment, identity):
             return False
         tags = {
             "suite": record.suite,
@@ -186,9 +203,16 @@ def run_name(record: records.Record) -> str:
     return name if record.split == "test" else f"{name} ({record.split})"
 
 
-def _finished(client: Any, experiment: str, identity: str) -> bool:
-    wanted = f"tags.`{RECORD_TAG}` = '{identity}' and attributes.status = 'FINISHED'"
-    return bool(client.search_runs([experiment], wanted, max_results=1))
+def _already_there(client: Any, experiment: str, identity: str) -> bool:
+    """Whether the store has that run, whole; what a call that did not end has left of it is removed."""
+    found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}'")
+    if any(run.info.status == "FINISHED" for run in found):
+        return True
+    for run in found:
+        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
+            client.delete_run(child.info.run_id)
+        client.delete_run(run.info.run_id)
+    return False
 
 
 def _log(folder: Path) -> dict[str, Any]:
@@ -294,7 +318,7 @@ def log_model(root: Path, folder: str | Path) -> bool:
     identity = fingerprint(exported, log)
     with store(root) as client:
         experiment = _experiment(client, root, exported["suite"])
-        if _finished(client, experiment, identity):
+        if _already_there(client, experiment, identity):
             return False
         tags = {
             "suite": exported["suite"],
@@ -344,10 +368,16 @@ def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
 
 def relog(folders: list[str]) -> None:
     """python -m tripletkd.tracking runs exports: log what in these folders the store does not have."""
-    root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    _prepare()
+    root, failed = Path(os.environ.get("DVC_ROOT") or ".").resolve(), False
     for file, log in (("record.json", log_record), ("export.json", log_model)):
         for folder in [path.parent for name in folders for path in sorted(Path(name).rglob(file))]:
-            print(f"{folder}: {'logged' if log(root, folder) else 'already there'}")
+            try:
+                print(f"{folder}: {'logged' if log(root, folder) else 'already there'}")
+            except Exception as error:  # whatever a store can raise
+                print(f"error: {folder}: not logged to MLflow ({_first_line(error)})", file=sys.stderr)
+                failed = True
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""Faults on order, for tests: a process that dies, or fails, at a chosen moment. The project knows nothing of them.
+
+A fault is three words: what happens, where, and at which time of getting there.
+
+    kill files 3                                 SIGKILL before the third change of a file below the current folder
+    kill tripletkd.train:Trainer.step 20         SIGKILL before the 20th call
+    crash ...                                    SIGKILL to the whole process group, DVC among it
+    interrupt ...                                SIGINT to it, as a terminal's Ctrl-C
+    poison tripletkd.train:Trainer.step 20       all weights of the second seed become infinite, before the 20th call
+
+`python faults.py` is a process that has imported all that is slow and forks one for each stage it is asked to run: a
+hundred kills in the time of ten.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+WRITES = os.O_WRONLY | os.O_RDWR
+PRELOADED = [
+    "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl",
+    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config", "tripletkd.evaluate",
+    "tripletkd.page", "tripletkd.sources", "jinja2",
+]  # fmt: skip
+
+
+def install(fault: str) -> None:
+    """Into this process, before it does anything."""
+    action, place, time_ = fault.split()
+    remaining = [int(time_)]
+
+    def reached(*arguments: Any) -> None:
+        remaining[0] -= 1
+        if remaining[0] == 0:
+            ACTIONS[action](*arguments)
+
+    if place == "files":
+        sys.addaudithook(lambda event, arguments: reached() if _changes_a_file(event, arguments) else None)
+    else:
+        module, _, name = place.partition(":")
+        if module in sys.modules:
+            _wrap(sys.modules[module], name, reached)
+        else:
+            sys.meta_path.insert(0, Finder(module, name, reached))
+
+
+def _kill(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _crash(*_: Any) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def _interrupt(*_: Any) -> None:
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.1)
+
+
+def _poison(trainer: Any, *_: Any) -> None:
+    for param in trainer.students.params.values():
+        param.detach()[1] = float("inf")
+
+
+ACTIONS: dict[str, Callable[..., None]] = {"kill": _kill, "crash": _crash, "interrupt": _interrupt, "poison": _poison}
+
+
+def _changes_a_file(event: str, arguments: Any) -> bool:
+    """Of the audit events. What is written by compiled code raises none."""
+    if event == "open":
+        name, _, flags = arguments
+        return isinstance(name, str) and _here(name) and bool(flags & WRITES)
+    names = [name for name in arguments[:2] if isinstance(name, str | bytes | os.PathLike)]
+    return event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir") and all(_here(name) for name in names)
+
+
+def _here(name: Any) -> bool:
+    return Path(os.fsdecode(name)).absolute().is_relative_to(Path.cwd())
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Imports one module as always, then wraps a function of it."""
+
+    def __init__(self, module: str, name: str, reached: Callable[..., None]) -> None:
+        self.module, self.name, self.reached = module, name, reached
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != self.module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def execute_and_wrap(module: ModuleType) -> None:
+            execute(module)
+            _wrap(module, self.name, self.reached)
+
+        spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+def _wrap(module: ModuleType, name: str, reached: Callable[..., None]) -> None:
+    *outer, last = name.split(".")
+    holder: Any = module
+    for part in outer:
+        holder = getattr(holder, part)
+    original = getattr(holder, last)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        reached(*arguments)
+        return original(*arguments, **named)
+
+    setattr(holder, last, wrapped)
+
+
+def install_from_environment() -> None:
+    """FAULT, in those processes only whose command line mentions FAULT_IN."""
+    if os.environ.get("FAULT") and os.environ["FAULT_IN"] in " ".join(sys.orig_argv):
+        install(os.environ["FAULT"])
+
+
+# --- a process that forks stages --------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """A request a line on standard input, a stage's exit status and most memory a line on standard output."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _run_stage(**request)
+        _, status, usage = os.wait4(pid, 0)
+        print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, flush=True)
+
+
+def _run_stage(
+    folder: str, stage: str, words: list[str], output: str, variables: dict[str, str], fault: str, bytes_a_file: int
+) -> None:
+    """In the forked process; never returns."""
+    code = 1
+    try:
+        signal.alarm(120)
+        os.chdir(folder)
+        os.environ.update(variables)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (descriptor, 1), (descriptor, 2)):
+            os.dup2(source, target)
+        if bytes_a_file:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fault == "kill" else signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
+        if " " in fault:
+            install(fault)
+        sys.argv = [f"stages/{stage}.py", *words]
+        runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
