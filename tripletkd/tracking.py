@@ -377,7 +377,8 @@ def relog(folders: list[str]) -> None:
             except Exception as error:  # whatever a store can raise
                 print(f"error: {folder}: not logged to MLflow ({_first_line(error)})", file=sys.stderr)
                 failed = True
-    sys.exit(failed)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
