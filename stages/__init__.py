@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tripletkd import Problem
+from tripletkd import Problem, tracking
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Stage:
     paths: dict[str, Path]
     deadline: float | None = None  # of time.monotonic(), at which to stop at a checkpoint
     quiet: bool = False  # neither bars nor tables: warnings and errors only
+    logger: Any = None  # a tracking.Logger, for one call
     started: float = field(default_factory=time.time)
 
     @property
@@ -88,10 +89,13 @@ def tracking_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
-def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teacher: bool = False) -> None:
+def run(
+    main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), logs: bool = True, teacher: bool = False
+) -> None:
     """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1.
 
-    teacher: whether the stage takes method=teacher.
+    logs: whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch: what takes
+    long to import, a stage imports in `main`. teacher: whether it takes method=teacher.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
@@ -111,18 +115,18 @@ def run(main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), teac
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only; as TRIPLETKD_QUIET=1")
     arguments = parser.parse_args()
     try:
-        from tripletkd import config
+        with tracking.Logger(tracking_root()) if logs else nullcontext() as logger:
+            from tripletkd import config
 
-        settings = config.load(Path.cwd(), arguments.overrides, teacher)
-        for need in needs:
-            if getattr(settings, need) is None:
-                raise Problem(
-                    f"{need}: not given; expected {need}=NAME with one of {', '.join(getattr(settings, need + 's'))}"
-                )
-        minutes = arguments.max_minutes
-        deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
-        main(Stage(settings, _paths(Path.cwd()), deadline, quiet))
+            settings = config.load(Path.cwd(), arguments.overrides, teacher)
+            for need in needs:
+                if getattr(settings, need) is None:
+                    names = ", ".join(getattr(settings, need + "s"))
+                    raise Problem(f"{need}: not given; expected {need}=NAME with one of {names}")
+            minutes = arguments.max_minutes
+            deadline = None if minutes is None else time.monotonic() + 60 * minutes
+            quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
+            main(Stage(settings, _paths(Path.cwd()), deadline, quiet, logger))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

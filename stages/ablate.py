@@ -2,26 +2,28 @@
 
 from typing import Any
 
-from stages import Stage, run, tracking_root
-from stages._training import Setting, distill, done, load_teacher
-from tripletkd import evaluate, tracking
-from tripletkd.config import ABLATED, Variant
+from stages import Stage, run
 from tripletkd.provenance import write_json
 
 
 def main(stage: Stage) -> None:
-    name, split = stage.config.ablation, stage.config.split
+    from stages._training import Setting, done
+
+    name, split, setting = stage.config.ablation, stage.config.split, Setting.of(stage)
     variants = stage.config.ablations[name]
     cells = [f"ablations/{name}/{variant.label.replace(', ', '_').replace(' ', '-')}" for variant in variants]
-    with tracking.Logger(tracking_root()) as logger:
-        setting = Setting.of(stage)
-        measured = [train_and_measure(stage, setting, *pair) for pair in zip(cells, variants, strict=True)]
-        write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
-        logger.record(*(stage.place("runs", split, cell) for cell in cells))
+    measured = [train_and_measure(stage, setting, *pair) for pair in zip(cells, variants, strict=True)]
+    write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
+    stage.logger.record(*(stage.place("runs", split, cell) for cell in cells))
     done(stage, *cells)
 
 
-def train_and_measure(stage: Stage, setting: Setting, cell: str, variant: Variant) -> dict[str, Any]:
+def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any) -> dict[str, Any]:
+    """One variant of config.Variant, in a _training.Setting."""
+    from stages._training import distill, load_teacher
+    from tripletkd import evaluate
+    from tripletkd.config import ABLATED
+
     made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=True)
     teacher, _ = load_teacher(stage, setting)
     configured = variant.params == stage.config.methods[ABLATED] and variant.recipe == stage.suite.student.recipe

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages import Stage, run, tracking_root
-from tripletkd import Problem, card, data, export, models, record, tracking
+from stages import Stage, run
+from tripletkd import Problem, card, data, export, models, record
 from tripletkd.config import InputSettings
 from tripletkd.export import Classifier
 from tripletkd.provenance import whole, write_json
@@ -22,9 +22,7 @@ EXAMPLES = 2
 
 
 def main(stage: Stage) -> None:
-    with tracking.Logger(tracking_root()) as logger:
-        folder = write(stage)
-        logger.model(folder)
+    stage.logger.model(write(stage))
 
 
 def write(stage: Stage) -> Path:

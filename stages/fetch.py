@@ -1,41 +1,49 @@
 """Fetch a suite's images and write the canonical data set: one file, and a description with counts and hashes."""
 
+from __future__ import annotations  # the types' modules import PyTorch
+
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages import Stage, run, tracking_root
-from tripletkd import Problem, data, sources, tracking
-from tripletkd.config import Data
+from stages import Stage, run
+from tripletkd import Problem
 from tripletkd.provenance import whole
+
+if TYPE_CHECKING:
+    from tripletkd.config import Data
+    from tripletkd.data import Dataset
 
 TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
 
 
 def main(stage: Stage) -> None:
+    from tripletkd import data
+
     settings, target = stage.suite.data, stage.place("data")
-    with tracking.Logger(tracking_root()) as logger:
-        dataset = obtain(settings)
-        if settings.per_class:
-            dataset = dataset.limited(settings.per_class)
-        stage.suite.inputs.build(dataset.image_shape[2])
-        origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
-        with whole(target) as beside:
-            beside.mkdir()
-            description = data.save(dataset, beside, origin)
-        stage.say(f"{target}: {summary(description)}")
-        counts = {
-            "train_images": description["images"]["train"],
-            "test_images": description["images"]["test"],
-            "classes": len(description["classes"]),
-            **description["duplicates"],
-        }
-        params = {"source": origin, "data_sha256": description["sha256"]}
-        logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
+    dataset = obtain(settings)
+    if settings.per_class:
+        dataset = dataset.limited(settings.per_class)
+    stage.suite.inputs.build(dataset.image_shape[2])
+    origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
+    with whole(target) as beside:
+        beside.mkdir()
+        description = data.save(dataset, beside, origin)
+    stage.say(f"{target}: {summary(description)}")
+    counts = {
+        "train_images": description["images"]["train"],
+        "test_images": description["images"]["test"],
+        "classes": len(description["classes"]),
+        **description["duplicates"],
+    }
+    params = {"source": origin, "data_sha256": description["sha256"]}
+    stage.logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
 
 
-def obtain(settings: Data) -> data.Dataset:
+def obtain(settings: Data) -> Dataset:
     """The images of any of the sources, in memory."""
+    from tripletkd import sources
+
     if settings.source == "digits":
         return sources.digits()
     if settings.source == "torchvision":

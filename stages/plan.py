@@ -123,4 +123,4 @@ def disk_mib(images: int, shape: tuple[int, int, int]) -> float:
 
 
 if __name__ == "__main__":
-    run(main, needs=())
+    run(main, needs=(), logs=False)

@@ -1,23 +1,31 @@
 """Turn a suite's measurements into its table, verdicts, pictures, report and summary."""
 
+from __future__ import annotations  # the types' module imports SciPy
+
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stages import Stage, run, tracking_root
-from tripletkd import ablation, figures, page, record, report, tables, tracking
+from stages import Stage, run
 from tripletkd.provenance import whole, write_csv, write_json, write_text
+
+if TYPE_CHECKING:
+    from tripletkd.report import Results
 
 
 def main(stage: Stage) -> None:
-    with tracking.Logger(tracking_root()) as logger:
-        results = gather(stage)
-        summary, files = write(stage, results)
-        verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
-        logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
+    from tripletkd import tables
+
+    results = gather(stage)
+    summary, files = write(stage, results)
+    verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
+    stage.logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
 
 
-def gather(stage: Stage) -> report.Results:
+def gather(stage: Stage) -> Results:
     """What was measured of the configured methods and ablations, whatever else lies there."""
+    from tripletkd import ablation, record, report
+
     config, methods = stage.config, stage.config.run.methods
     place = stage.place("results", "measured", config.split)
     measured = {name: stage.measured(name) for name in ["teacher", *methods]}
@@ -44,8 +52,10 @@ def gather(stage: Stage) -> report.Results:
     )
 
 
-def write(stage: Stage, results: report.Results) -> tuple[dict[str, float], list[Path]]:
+def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]:
     """All files of the table; returns the summary and the files that people look at."""
+    from tripletkd import figures, page, report, tables
+
     place, rows = stage.place("results"), results.rows
     pictures = page.pictures(results)
     texts = {

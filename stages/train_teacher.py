@@ -2,33 +2,33 @@
 
 from functools import partial
 
-from stages import Stage, run, tracking_root
-from stages._training import Setting, done, refuse_failure, train
-from tripletkd import evaluate, methods, models, tracking
+from stages import Stage, run
 from tripletkd.provenance import write_json
 
 
 def main(stage: Stage) -> None:
-    with tracking.Logger(tracking_root()) as logger:
-        settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
-        shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
-        made, fitted = train(
-            stage,
-            setting,
-            cell="teacher",
-            method="teacher",
-            network=settings.network,
-            students=[models.build(settings.network, shape, classes, settings.seed)],
-            loss=partial(scratch.loss, params=scratch.Params(ce=1.0)),
-            seeds=[settings.seed],
-            recipe=settings.recipe,
-            needs=scratch.NEEDS,
-            params={},
-        )
-        if fitted.networks:
-            measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
-            write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), measured)
-        logger.record(stage.place("runs", stage.config.split, "teacher"))
+    from stages._training import Setting, done, refuse_failure, train
+    from tripletkd import evaluate, methods, models
+
+    settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
+    shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
+    made, fitted = train(
+        stage,
+        setting,
+        cell="teacher",
+        method="teacher",
+        network=settings.network,
+        students=[models.build(settings.network, shape, classes, settings.seed)],
+        loss=partial(scratch.loss, params=scratch.Params(ce=1.0)),
+        seeds=[settings.seed],
+        recipe=settings.recipe,
+        needs=scratch.NEEDS,
+        params={},
+    )
+    if fitted.networks:
+        measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
+        write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), measured)
+    stage.logger.record(stage.place("runs", stage.config.split, "teacher"))
     done(stage, "teacher")
     refuse_failure(made)
 

@@ -56,7 +56,7 @@ WRONG = {
     "methods.dkd.suites={nope: {nckd: 1}}": "methods.dkd.suites",
     "methods.dkd.suites.cifar100_vgg13_vgg8.nckd=-1": "methods.dkd.suites.cifar100_vgg13_vgg8.nckd: found -1.0",
     "=3": "",
-    "suites.digits.holdout=99999999999999999999": "suites.digits.holdout: found 99999999999999999999, expected a value of",
+    "suites.digits.holdout=99999999999999999999": "suites.digits.holdout: found 99999999999999999999, expected a",
     "run.device=${oc.env:HOME}": "run.device: found 'run.device=${oc.env:HOME}', expected the value itself",
     "run.holdout=1,2": "run.holdout: found several values",
     "run.device=é": "'run.device=é' on the command line: cannot be read",

@@ -29,7 +29,7 @@ from tripletkd import Problem, config
 pytestmark = pytest.mark.slow
 
 DERANDOMIZED = settings(
-    max_examples=200,
+    max_examples=150,
     derandomize=True,
     database=None,
     deadline=None,

@@ -52,6 +52,9 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         paint(*figure.subplots(1, columns, squeeze=False)[0])
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # once is enough: saving draws twice
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _embeddable(file.getvalue(), name, description, inches=size[0])
 
