@@ -16,7 +16,7 @@ from pathlib import Path
 import faults
 import pytest
 from conftest import ROOT, trial
-from shrunk import ENVIRONMENT, clone, command, lock, shrink
+from shrunk import BIN, ENVIRONMENT, clone, command, lock, shrink
 
 pytestmark = pytest.mark.slow
 
@@ -339,7 +339,8 @@ def test_of_two_dvc_repro_at_once_the_second_says_who_holds_the_lock(undisturbed
             first.stdout.read()
         assert str(first.pid) in printed, printed
         assert first.returncode == 0 and lock(undisturbed) == before
-        fault.seen = f"`{next(line for line in printed.splitlines() if str(first.pid) in line).strip()}`"
+        line = next(line for line in printed.splitlines() if str(first.pid) in line)
+        fault.seen = f"`{line.strip().replace(f'{BIN}/', '')}`"
 
 
 # --- no room, no rights, damage ---------------------------------------------------------------------------------------

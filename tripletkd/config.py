@@ -218,7 +218,7 @@ def _check_override(override: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    key = override.partition("=")[0][:MAX_LENGTH]
+    key = override.partition("=")[0][:80]
     _check_text(key, override)
     try:
         parsed = OverridesParser.create().parse_override(override)

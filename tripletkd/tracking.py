@@ -26,8 +26,10 @@ SECONDS_TO_LOG = 600
 def _prepare() -> None:
     """Import what takes seconds.
 
-    Unless the environment says otherwise, a server out of reach is given up soon, and MLflow's makers are told nothing.
+    Unless the environment says otherwise, a server out of reach is given up soon, MLflow prints nothing itself (one line
+    of ours says what went wrong), and its makers are told nothing.
     """
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
