@@ -26,7 +26,7 @@ SECONDS_TO_LOG = 600
 def _prepare() -> None:
     """Import what takes seconds.
 
-    Unless the environment says otherwise, a server out of reach is given up soon, MLflow prints nothing itself (one line
+    Unless the environment says otherwise, a server out of reach is given up soon, MLflow prints nothing itself (a line
     of ours says what went wrong), and its makers are told nothing.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
