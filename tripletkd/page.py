@@ -76,9 +76,15 @@ def marked(text: str) -> Any:
     """Markdown's ** and * as HTML, all else escaped."""
     from markupsafe import Markup, escape
 
-    # Markup is safe here: what stands between the tags was escaped.
-    safe = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
-    return Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", safe))  # noqa: S704
+    parts = re.split(r"(\*\*.+?\*\*|\*.+?\*)", text)
+    return Markup("").join(
+        Markup("<b>{}</b>").format(part[2:-2])
+        if part.startswith("**")
+        else Markup("<i>{}</i>").format(part[1:-1])
+        if part.startswith("*")
+        else escape(part)
+        for part in parts
+    )
 
 
 def finding(results: Results) -> str:
