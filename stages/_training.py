@@ -22,6 +22,13 @@ from tripletkd.provenance import environment, fingerprint, sha256
 from tripletkd.record import Record
 from tripletkd.train import Fitted, Loss, Recipe, Teacher, Trainer, Watch, accuracy, fit
 
+# run.precision -> the type of weights, losses and measurements; that of the networks' passes in training, if another
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "float64": (torch.float64, None),
+    "tf32": (torch.float32, None),
+    "bfloat16": (torch.float32, torch.bfloat16),
+}
 SMALL_IMAGE = 16  # up to this height one seed's kernels leave a processor idle, and all seeds go into each
 
 
@@ -34,20 +41,17 @@ class Setting:
     test: DeviceSplit
     device: torch.device
     dtype: torch.dtype
+    autocast: torch.dtype | None
     folded: bool
+    captured: bool
 
     @classmethod
     def of(cls, stage: Stage, dataset: data.Dataset | None = None) -> "Setting":
-        """Deterministic algorithms, the suite's data checked by its hash; Problem if run.device is not there."""
+        """The process set up as `run` says, the suite's data checked by its hash; Problem if the device lacks that."""
         settings = stage.config.run
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        # As use_deterministic_algorithms(True), which imports a compiler (3 s a process).
-        torch.set_deterministic_debug_mode("error")
-        has_cuda = torch.cuda.is_available()
-        if settings.device == "cuda" and not has_cuda:
-            raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
-        device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
-        dtype = getattr(torch, settings.precision)
+        device = _device(settings)
+        _set_up(settings)
+        dtype, autocast = PRECISIONS[settings.precision]
         dataset = dataset or data.load(stage.place("data"))
         if stage.config.split == "validation":
             dataset = dataset.with_holdout(stage.suite.holdout)
@@ -57,7 +61,30 @@ class Setting:
         if small and device.type == "cpu":
             torch.set_num_threads(1)  # a second one gains nothing on kernels this small: it spins and waits
         fold = {"auto": small or device.type == "cuda", "always": True, "never": False}[settings.folding]
-        return cls(dataset, train, test, device, dtype, fold)
+        captured = settings.capture and device.type == "cuda"
+        return cls(dataset, train, test, device, dtype, autocast, fold, captured)
+
+
+def _device(settings: Any) -> torch.device:
+    """run.device, as far as it is here."""
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
+    device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
+    if settings.precision == "tf32" and device.type == "cpu":
+        raise Problem("run.precision: tf32 is computed by a CUDA device, this run is on a CPU; expected another one")
+    return device
+
+
+def _set_up(settings: Any) -> None:
+    """What PyTorch keeps for the whole process."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        # As use_deterministic_algorithms(True), which imports a compiler (3 s a process).
+        torch.set_deterministic_debug_mode("error")
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    # PyTorch lets convolutions use TF32 unless told not to: float32 here means float32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
 
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
@@ -112,7 +139,7 @@ def guide(teacher: nn.Module, setting: Setting, needs: Collection[str]) -> Teach
     """The teacher as the loop asks it, if the method does."""
     if "teacher" not in needs:
         return None
-    return Teacher(teacher, setting.train, "features" in needs, "teacher_negative" in needs)
+    return Teacher(teacher, setting.train, "features" in needs, "teacher_negative" in needs, setting.autocast)
 
 
 def own_layers(
@@ -167,10 +194,19 @@ def train(
         data_sha256=dataset.sha256(),
         teacher_sha256=teacher_sha256,
         environment=environment(setting.device.type)
-        | {"precision": stage.config.run.precision, "folded": setting.folded},
+        | {"precision": stage.config.run.precision, "deterministic": stage.config.run.deterministic}
+        | {"folded": setting.folded, "captured": setting.captured},
     )
     trainer = Trainer(
-        students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in needs, layers
+        students,
+        loss,
+        recipe,
+        setting.device,
+        setting.dtype,
+        setting.folded,
+        features="features" in needs,
+        layers=layers,
+        autocast=setting.autocast,
     )
     checkpoint = Checkpoint(
         checkpoint_path(stage, cell),
@@ -192,6 +228,7 @@ def train(
         evaluate_every=stage.suite.evaluate_every,
         checkpoint=checkpoint,
         description=f"{stage.config.suite}/{cell}",
+        captured=setting.captured,
         quiet=stage.quiet,
     )
     made.failed.update({str(seed): why for seed, why in fitted.failed.items()})
@@ -223,6 +260,7 @@ def _code(method: str) -> list[str]:
     library = Path(sys.modules["tripletkd"].__file__ or "").parent
     names = [
         "train.py",
+        "capture.py",
         "ensemble.py",
         "models.py",
         "networks.py",

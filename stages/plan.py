@@ -94,13 +94,21 @@ def made_up(images: int, shape: tuple[int, int, int], classes: int, test_share: 
 def seconds(
     stage: Stage, setting: Setting, name: str, students: list[nn.Module], teacher: nn.Module, recipe: Recipe
 ) -> float:
-    """Of one epoch over the made-up images, evaluation included, after one to warm up."""
+    """Of one epoch over the made-up images, evaluation included, after one to warm up; not captured as a CUDA graph."""
     method, params = methods.load(name), stage.config.methods[name]
     seeds, needs = list(range(len(students))), methods.needs(method, params)
     layers = own_layers(method, params, students, teacher, seeds, setting)
     loss: Any = partial(method.loss, params=params)
     trainer = Trainer(
-        students, loss, recipe, setting.device, setting.dtype, setting.folded, "features" in needs, layers
+        students,
+        loss,
+        recipe,
+        setting.device,
+        setting.dtype,
+        setting.folded,
+        features="features" in needs,
+        layers=layers,
+        autocast=setting.autocast,
     )
     sampler = Sampler(setting.dataset.train.labels, setting.train.inputs, "negative" in needs)
     one = dataclasses.replace(recipe, epochs=1)

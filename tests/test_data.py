@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split, crop_and_flip
+from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split, crop_and_flip, normalise
 
+CPU = torch.device("cpu")
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 2, 2, 0], dtype=np.int64)  # classes of 3, 3 and 5 images
 PLAIN = Inputs()
 AUGMENTED = Inputs(crop_padding=2, flip=True)
@@ -112,7 +113,7 @@ def test_crop_and_flip_is_what_plain_loops_do(padding: int, shape: tuple[int, ..
 @pytest.mark.parametrize("inputs", [Inputs((0.5,), (0.25,)), Inputs((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))])
 def test_normalise_is_a_channel_s_mean_and_deviation(inputs: Inputs) -> None:
     pixels = torch.randint(256, (2, 5, 4, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    found = inputs.normalise(pixels, torch.float64)
+    found = normalise(pixels, *inputs.statistics(CPU, torch.float64))
     assert found.shape == (2, 3, 5, 4)
     for image, row, column, channel in np.ndindex(2, 5, 4, 3):
         mean, std = (values[channel % len(values)] for values in (inputs.mean, inputs.std))
@@ -128,9 +129,8 @@ def test_device_split_gives_the_planned_images(inputs: Inputs) -> None:
     images = torch.from_numpy(pixels)[plan.index]
     if plan.shift is not None and plan.flip is not None:
         images = crop_and_flip(images, plan.shift, plan.flip, inputs.crop_padding)
-    assert torch.equal(split.take(plan), inputs.normalise(images, torch.float64))
+    assert torch.equal(split.take(plan), normalise(images, *inputs.statistics(CPU, torch.float64)))
     chunks = list(split.chunks(4))
     assert torch.equal(torch.cat([labels for _, labels in chunks]), torch.from_numpy(LABELS))
-    assert torch.equal(
-        torch.cat([chunk for chunk, _ in chunks]), inputs.normalise(torch.from_numpy(pixels), torch.float64)
-    )
+    expected = normalise(torch.from_numpy(pixels), *inputs.statistics(CPU, torch.float64))
+    assert torch.equal(torch.cat([chunk for chunk, _ in chunks]), expected)

@@ -395,7 +395,7 @@ def agree(name: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        network(inputs.normalise(torch.from_numpy(split.images), torch.float32))
+        network(data.normalise(torch.from_numpy(split.images), *inputs.statistics(torch.device("cpu"), torch.float32)))
     classifier = Classifier(network, inputs)
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
     assert b"tripletkd" not in model and str(ROOT).encode() not in model

@@ -37,7 +37,9 @@ class Run:
     split: Split  # the one that the table is measured on
     ablation_split: Split
     device: Annotated[str, "in auto cpu cuda"]
-    precision: Annotated[str, "in float32 float64"]
+    precision: Annotated[str, "in float32 float64 tf32 bfloat16"]
+    deterministic: bool
+    capture: bool  # on a GPU, training steps as CUDA graphs?
     folding: Annotated[str, "in auto always never"]  # all seeds in each kernel?
     checkpoint_minutes: Annotated[float, "> 0"]
     export: list[str]  # methods whose students, and `teacher`, are written as ONNX files

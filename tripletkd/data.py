@@ -173,11 +173,10 @@ class Inputs:
     def augments(self) -> bool:
         return self.flip or self.crop_padding > 0
 
-    def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [..., H, W, C] -> dtype [..., C, H, W], channels last in memory."""
-        mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
-        std = torch.tensor(self.std, dtype=dtype, device=images.device)
-        return ((images.to(dtype) / 255 - mean) / std).movedim(-1, -3)
+    def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and std, [C] each: made once, for a CUDA graph cannot hold a copy from the host."""
+        mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (self.mean, self.std))
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -195,6 +194,12 @@ class Plan:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
         shift, flip = (None if t is None else function(t) for t in (self.shift, self.flip))
         return Plan(function(self.index), shift, flip)
+
+    def copy_(self, other: "Plan") -> None:
+        """In place; of the same shape."""
+        for mine, its in ((self.index, other.index), (self.shift, other.shift), (self.flip, other.flip)):
+            if mine is not None and its is not None:
+                mine.copy_(its)
 
     @staticmethod
     def stack(plans: Sequence["Plan"]) -> "Plan":
@@ -260,6 +265,7 @@ class DeviceSplit:
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.inputs, self.dtype = inputs, dtype
+        self.mean, self.std = inputs.statistics(device, dtype)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -269,12 +275,17 @@ class DeviceSplit:
         images = self.images[plan.index]
         if plan.shift is not None and plan.flip is not None:
             images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
-        return self.inputs.normalise(images, self.dtype)
+        return normalise(images, self.mean, self.std)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
-            yield self.inputs.normalise(images, self.dtype), labels
+            yield normalise(images, self.mean, self.std), labels
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixels / 255 - mean) / std: uint8 [..., H, W, C] -> [..., C, H, W] of the statistics' type, channels last."""
+    return ((images.to(mean.dtype) / 255 - mean) / std).movedim(-1, -3)
 
 
 def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> Tensor:

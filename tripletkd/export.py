@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import Problem
-from .data import Inputs, Split
+from .data import Inputs, Split, normalise
 
 OPSET = 18  # what PyTorch's exporter writes without converting; onnxruntime reads it since 1.14
 TOLERANCE = 1e-4  # of a probability: far above float32's rounding, far below what a wrong operator does
@@ -33,7 +33,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: uint8 [N, H, W, C]; returns float32 [N, classes], rows that sum to 1."""
-        probabilities: Tensor = self.network(self.inputs.normalise(images, torch.float32)).logits.softmax(1)
+        mean, std = self.inputs.statistics(images.device, torch.float32)
+        probabilities: Tensor = self.network(normalise(images, mean, std)).logits.softmax(1)
         return probabilities
 
 

@@ -1,7 +1,7 @@
 """One training loop for the teacher and for every method, all seeds at once."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
+from .capture import Captured, Terms
 from .checkpoint import Checkpoint, Progress
 from .data import DeviceSplit, Plan, Sampler
 from .ensemble import Ensemble, State, stack
@@ -40,15 +41,31 @@ class Recipe:
         return self.lr * self.decay_factor ** sum(epoch > boundary for boundary in self.decay_epochs)
 
 
+def passed(network: Callable[[Tensor], Outputs], images: Tensor, autocast: torch.dtype | None) -> Outputs:
+    """A network's outputs in the images' type; on the way, what PyTorch deems safe is computed in `autocast`."""
+    if autocast is None:
+        return network(images)
+    with torch.autocast(images.device.type, autocast, cache_enabled=False):  # a cache would hold a graph's memory
+        outputs = network(images)
+    return outputs.map(lambda t: t.to(images.dtype))
+
+
 class Teacher:
     """A frozen network in eval mode. Where nothing is augmented and no features are used, logits are computed once.
 
     features, negatives: whether the method uses its features, and its outputs for x'.
     """
 
-    def __init__(self, network: nn.Module, train: DeviceSplit, features: bool = False, negatives: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        train: DeviceSplit,
+        features: bool = False,
+        negatives: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         self.network = copy.deepcopy(network).to(train.images.device, train.dtype).eval().requires_grad_(False)
-        self.features, self.negatives = features, negatives
+        self.features, self.negatives, self.autocast = features, negatives, autocast
         self.logits = None if features or train.inputs.augments else self._all_logits(train)
 
     @torch.no_grad()
@@ -60,7 +77,7 @@ class Teacher:
         """Outputs [S, B, ...] for images [S, B, C, H, W], which stand at `index` [S, B] of the training split."""
         if self.logits is not None:
             return Outputs(self.logits[index], {})
-        logits, features = self.network(images.flatten(0, 1))
+        logits, features = passed(self.network, images.flatten(0, 1), self.autocast)
         return Outputs(logits, features if self.features else {}).map(lambda t: t.unflatten(0, index.shape))
 
 
@@ -88,7 +105,8 @@ class Trainer:
     """The optimisation step of all seeds: a batch in, one SGD update of every student, its terms out.
 
     loss: from a Batch of one seed to its terms. features: whether it uses them, or the logits alone. layers: the
-    method's own layers, one module a seed, trained along.
+    method's own layers, one module a seed, trained along. autocast: the type of the networks' forward and backward
+    passes; weights, losses and measurements keep `dtype`.
     """
 
     def __init__(
@@ -101,7 +119,9 @@ class Trainer:
         folded: bool = True,
         features: bool = False,
         layers: Sequence[nn.Module] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self.autocast = autocast
         self.loss, self.features, self.epoch = loss, features, torch.ones((), device=device, dtype=dtype)
         self.students = Ensemble(students, device, dtype, folded)
         self.layers = copy.deepcopy(layers[0]) if layers else None
@@ -115,9 +135,7 @@ class Trainer:
         self.epoch.fill_(epoch)
         self.optimiser.lr.fill_(lr)
 
-    def step(
-        self, images: Tensor, labels: Tensor, negatives: Tensor | None = None, **teacher: Outputs
-    ) -> dict[str, Tensor]:
+    def step(self, images: Tensor, labels: Tensor, negatives: Tensor | None = None, **teacher: Outputs) -> Terms:
         """One update. images, negatives: [S, B, C, H, W]; labels: [S, B]; `teacher`, `teacher_negative`: [S, B, ...].
 
         Returns the unweighted terms before the update by name, and their weighted sum as "loss": [S] each.
@@ -125,7 +143,7 @@ class Trainer:
         student, negative = self._outputs(images, negatives)
         seen: dict[str, Any] = {"labels": labels, "student": student, **teacher}
         seen |= {} if negative is None else {"negative": negative}
-        terms: dict[str, Tensor] = torch.vmap(self._terms)(seen, self.layer_params, self.layer_buffers)
+        terms: Terms = torch.vmap(self._terms)(seen, self.layer_params, self.layer_buffers)
         self.optimiser.step(torch.autograd.grad(terms["loss"].sum(), self.optimiser.params))
         return {name: value.detach() for name, value in terms.items()}
 
@@ -138,10 +156,10 @@ class Trainer:
         return both.map(lambda t: t[:, :size]), both.map(lambda t: t[:, size:])
 
     def _seen(self, images: Tensor) -> Outputs:
-        logits, features = self.students(images)
+        logits, features = passed(self.students, images, self.autocast)
         return Outputs(logits, features if self.features else {})
 
-    def _terms(self, seen: dict[str, Any], layer_params: State, layer_buffers: State) -> dict[str, Tensor]:
+    def _terms(self, seen: dict[str, Any], layer_params: State, layer_buffers: State) -> Terms:
         """Of one seed."""
         layers = self.layers and partial(functional_call, self.layers, (layer_params, layer_buffers))
         terms = self.loss(Batch(**seen, epoch=self.epoch, layers=layers))
@@ -179,13 +197,14 @@ def fit(
     evaluate_every: int = 1,
     checkpoint: Checkpoint | None = None,
     description: str = "training",
+    captured: bool = False,
     quiet: bool = False,
 ) -> Fitted:
     """Train all seeds to the last epoch. The test split is measured, never used to choose.
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
     every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images,
-    and what `watch` makes of the test split's logits.
+    and what `watch` makes of the test split's logits. captured: on a GPU, run the steps as a CUDA graph.
     A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused. A terminal
     shows a bar with the time that is left, unless `quiet`.
     """
@@ -193,12 +212,16 @@ def fit(
     steps = -(-len(train) // recipe.batch_size)
     hidden = True if quiet else None  # None: shown on a terminal only
     bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps, desc=description, unit="step", disable=hidden)
+    step: Callable[[Plan], Terms] = partial(_step, trainer, train, teacher)
+    step = Captured(step) if captured else step
+    plans = _plans(sampler, seeds, range(done.epoch + 1, recipe.epochs + 1))
     with bar, checkpoint or nullcontext():
-        while done.epoch < recipe.epochs and len(done.failed) < len(seeds):
+        upcoming = next(plans, None)
+        while upcoming and len(done.failed) < len(seeds):
             epoch = done.epoch + 1
             trainer.begin_epoch(epoch, recipe.lr_at(epoch))
-            plans = [sampler.draw(seed, epoch) for seed in seeds]
-            terms = _train_epoch(trainer, plans, recipe, train, teacher, bar)
+            terms = _train_epoch(step, upcoming.map(lambda t: t.to(train.images.device)), recipe.batch_size, bar)
+            upcoming = next(plans, None)  # here, for until the terms are read, a GPU is at work and the host is free
             measured: dict[str, list[float]] = {}
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 measured = _measure(trainer.students, train, test, watch)
@@ -209,19 +232,28 @@ def fit(
     return _finish(trainer, seeds, done)
 
 
-def _train_epoch(
-    trainer: Trainer, plans: list[Plan], recipe: Recipe, train: DeviceSplit, teacher: Teacher | None, bar: Any
-) -> dict[str, Tensor]:
+def _plans(sampler: Sampler, seeds: Sequence[int], epochs: Sequence[int]) -> Iterator[Plan]:
+    """What all seeds do in each epoch."""
+    for epoch in epochs:
+        yield Plan.stack([sampler.draw(seed, epoch) for seed in seeds])
+
+
+def _step(trainer: Trainer, train: DeviceSplit, teacher: Teacher | None, batch: Plan) -> Terms:
+    """All of a step that the device does, from the indices of its images on."""
+    views = train.take(batch)
+    index, images = batch.index[:, 0], views[:, 0]
+    guide = {"teacher": teacher(index, images)} if teacher else {}
+    if teacher and teacher.negatives:
+        guide["teacher_negative"] = teacher(batch.index[:, 1], views[:, 1])
+    negatives = views[:, 1] if views.shape[1] > 1 else None
+    return trainer.step(images, train.labels[index], negatives, **guide)
+
+
+def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, batch_size: int, bar: Any) -> Terms:
     """One pass over the training split; the terms of every step, [steps, S] each, without waiting for the device."""
     rows = []
-    for batch in Plan.stack(plans).map(lambda t: t.to(train.images.device)).batches(recipe.batch_size):
-        views = train.take(batch)
-        index, images = batch.index[:, 0], views[:, 0]
-        guide = {"teacher": teacher(index, images)} if teacher else {}
-        if teacher and teacher.negatives:
-            guide["teacher_negative"] = teacher(batch.index[:, 1], views[:, 1])
-        negatives = views[:, 1] if views.shape[1] > 1 else None
-        rows.append(trainer.step(images, train.labels[index], negatives, **guide))
+    for batch in plan.batches(batch_size):
+        rows.append(step(batch))
         bar.update()
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -249,7 +281,7 @@ def _record(
     seeds: Sequence[int],
     epoch: int,
     recipe: Recipe,
-    terms: dict[str, Tensor],
+    terms: Terms,
     measured: dict[str, list[float]],
     images: int,
 ) -> None:
@@ -274,7 +306,7 @@ def _record(
     done.epoch = epoch
 
 
-def _summary(terms: dict[str, Tensor], measured: dict[str, list[float]]) -> dict[str, str]:
+def _summary(terms: Terms, measured: dict[str, list[float]]) -> dict[str, str]:
     """For the progress bar: means over seeds."""
     values = {name: f"{value.nanmean().item():.3f}" for name, value in terms.items()}
     accuracies = {name: 100 * sum(v) / len(v) for name, v in measured.items() if name.endswith("_accuracy")}
