@@ -1,18 +1,21 @@
-"""Images per second and seed of the paper's distillation epoch: this project against a plain per-image loop.
+"""Images per second and seed of a distillation epoch: this project against a plain loop, in one process.
 
-    python -m benchmarks.step [--images 2000] [--seeds 1 5 10] [--size 32] [--width 32] [--device cpu] [--repeats 3]
+    python -m benchmarks.step paper    # the paper's epoch: CIFAR-10's shape, its networks, triplet loss
+    python -m benchmarks.step field    # resnet32x4 to resnet8x4, batch 64, augmented, KD
+    python -m benchmarks.step paper --seeds 1 2 4 8 16 32 --images 1000 10000 50000 --plain-images 0    # growth
+    python -m benchmarks.step paper --precision float32 tf32 bfloat16 --capture on off                  # on a GPU
 
-The plain loop is the protocol of the authors' public code: a torchvision-style data set that returns one PIL image and
-its negative at a time, ToTensor, a DataLoader with two workers, three forward passes a step (teacher, student, student
-of the negative), torch.optim.SGD, and a full evaluation of training and test images after each epoch. Both do the same
-work on the same images in one process, in turn; the ratio is the figure to quote, times depend on the machine's mood.
+benchmarks/README.md says how to read what it prints.
 """
 
 import argparse
+import itertools
 import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,117 +24,285 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, triplet_margin_loss
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import ToTensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
 
-from tripletkd import models
-from tripletkd.data import DeviceSplit, Inputs, Sampler, Split
-from tripletkd.methods import triplet
-from tripletkd.train import Recipe, Teacher, Trainer, fit
+from stages._training import PRECISIONS, SMALL_IMAGE, set_up
+from tripletkd import methods, models
+from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split
+from tripletkd.methods._terms import kl_divergence
+from tripletkd.train import Recipe, Teacher, Trainer, _step, fit
 
-RECIPE = Recipe(epochs=1, batch_size=100, lr=0.01, momentum=0.9, weight_decay=0.007, decay_epochs=[], decay_factor=1.0)
+
+@dataclass(frozen=True)
+class Case:
+    """An experiment whose epoch is timed."""
+
+    teacher: str
+    student: str
+    method: str
+    params: dict[str, float]
+    classes: int
+    recipe: Recipe
+    inputs: Inputs
+    transform: Callable[[Image.Image], Tensor]  # what the plain loop does to an image it trains on
+
+    def loss(self, student: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, negative: Tensor) -> Tensor:
+        """The plain loop's, with PyTorch's own functions; a forward pass for each of its parts."""
+        with torch.no_grad():
+            target = teacher(x).logits
+        output = student(x).logits
+        if self.method == "triplet":
+            return cross_entropy(output, y) + 2 * triplet_margin_loss(
+                target, output, student(negative).logits, margin=5.0
+            )
+        return 0.1 * cross_entropy(output, y) + 0.9 * kl_divergence(output, target, 4.0)
+
+
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+CASES = {
+    "paper": Case(
+        "paper_teacher",
+        "paper_student",
+        "triplet",
+        {"ce": 1.0, "triplet": 2.0, "margin": 5.0},
+        10,
+        Recipe(1, 100, lr=0.01, momentum=0.9, weight_decay=0.007, decay_epochs=[], decay_factor=1.0),
+        Inputs(),
+        transforms.ToTensor(),
+    ),
+    "field": Case(
+        "resnet32x4",
+        "resnet8x4",
+        "kd",
+        {"ce": 0.1, "kl": 0.9, "temperature": 4.0},
+        100,
+        Recipe(1, 64, lr=0.05, momentum=0.9, weight_decay=0.0005, decay_epochs=[], decay_factor=1.0),
+        Inputs(MEAN, STD, crop_padding=4, flip=True),
+        transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        ),
+    ),
+}
+
+
+# --- the plain loop ---------------------------------------------------------------------------------------------------
 
 
 class PerImage(Dataset[tuple[Tensor, int, Tensor]]):
     """One image, its label and an image of another class, each converted on its own."""
 
-    def __init__(self, split: Split) -> None:
-        self.split, self.convert = split, ToTensor()
-        self.others = [np.flatnonzero(split.labels != label) for label in range(10)]
+    def __init__(self, split: Split, case: Case, training: bool) -> None:
+        self.split = split
+        plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(case.inputs.mean, case.inputs.std)])
+        self.convert = case.transform if training else plain
+        self.pairs = training and case.method == "triplet"
+        self.others = [np.flatnonzero(split.labels != label) for label in range(case.classes)]
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
         label = int(self.split.labels[i])
+        x = self.convert(Image.fromarray(self.split.images[i]))
+        if not self.pairs:
+            return x, label, x
         other = self.others[label][torch.randint(len(self.others[label]), ()).item()]
-        x, negative = (self.convert(Image.fromarray(self.split.images[j])) for j in (i, other))
-        return x, label, negative
+        return x, label, self.convert(Image.fromarray(self.split.images[other]))
 
 
-def plain_epoch(student: nn.Module, teacher: nn.Module, train: Split, test: Split, device: torch.device) -> float:
-    """Seconds of one epoch, evaluation included."""
-    loader, test_loader = (
-        DataLoader(
-            PerImage(split), batch_size=RECIPE.batch_size, shuffle=shuffle, num_workers=2, persistent_workers=True
+def plain_epoch(
+    case: Case, student: nn.Module, teacher: nn.Module, splits: Sequence[Split], device: torch.device, workers: int
+) -> float:
+    """Seconds of one epoch, evaluation included: on the test images, and in the paper's case on the training images."""
+
+    def loader(split: Split, training: bool) -> DataLoader[tuple[Tensor, int, Tensor]]:
+        made = DataLoader(
+            PerImage(split, case, training),
+            batch_size=case.recipe.batch_size,
+            shuffle=training,
+            num_workers=workers,
+            persistent_workers=True,
         )
-        for split, shuffle in ((train, True), (test, False))
-    )
+        next(iter(made))  # the workers' start is not counted
+        return made
+
+    train, *evaluated = loader(splits[0], True), loader(splits[1], False)
+    if case.method == "triplet":
+        evaluated.append(loader(splits[0], False))
     student.to(device), teacher.to(device).eval()
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=0.007)
-    for batches in (loader, test_loader):  # the workers' start is not counted
-        next(iter(batches))
+    recipe = case.recipe
+    optimiser = torch.optim.SGD(
+        student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
     started = time.perf_counter()
-    for batch in loader:
-        x, y, negative = (t.to(device) for t in batch)
-        with torch.no_grad():
-            target = teacher(x).logits
-        output = student(x).logits
-        loss = cross_entropy(output, y) + 2 * triplet_margin_loss(target, output, student(negative).logits, margin=5.0)
+    for batch in train:
+        loss = case.loss(student, teacher, *(t.to(device) for t in batch))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        for batches in (loader, test_loader):
+        for batches in evaluated:
             sum((student(x.to(device)).logits.argmax(1).cpu() == y).sum().item() for x, y, _ in batches)
     return time.perf_counter() - started
 
 
-def our_epoch(
-    students: list[nn.Module], teacher: nn.Module, train: Split, test: Split, device: torch.device, folded: bool
-) -> float:
-    """Seconds of one epoch of all seeds, evaluation and the teacher's logits included."""
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class How:
+    """Of our epoch: seeds at once, and how a device computes it."""
+
+    device: torch.device
+    seeds: int
+    precision: str = "float32"
+    capture: bool = True
+
+    @property
+    def captured(self) -> bool:
+        return self.capture and self.device.type == "cuda"
+
+    def folded(self, size: int) -> bool:
+        return self.device.type == "cuda" or size <= SMALL_IMAGE
+
+
+def prepared(
+    case: Case, how: How, students: list[nn.Module], teacher: nn.Module, train: Split, device: torch.device
+) -> tuple[Trainer, DeviceSplit, Teacher, Sampler]:
+    """All that an epoch of ours needs, as the stages make it; the teacher's logits are computed here."""
+    method, (dtype, autocast) = methods.load(case.method), PRECISIONS[how.precision]
+    on_device = DeviceSplit(train, case.inputs, device, dtype)
+    params = method.Params(**case.params)
+    loss = partial(method.loss, params=params)
+    folded = how.folded(train.images.shape[1])
+    trainer = Trainer(students, loss, case.recipe, device, dtype, folded, autocast=autocast)
+    guide = Teacher(teacher, on_device, autocast=autocast)
+    return trainer, on_device, guide, Sampler(train.labels, case.inputs, "negative" in methods.needs(method, params))
+
+
+def our_epoch(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
+    """Seconds of one epoch of all seeds; the teacher's logits and accuracy on either split are part of it."""
     started = time.perf_counter()
-    splits = [DeviceSplit(split, Inputs(), device, torch.float32) for split in (train, test)]
-    loss = partial(triplet.loss, params=triplet.Params(ce=1, triplet=2, margin=5))
-    trainer = Trainer(students, loss, RECIPE, device, folded=folded)
-    sampler = Sampler(train.labels, Inputs(), negatives=True)
-    guide = Teacher(teacher, splits[0], features=False)
-    fit(trainer, list(range(len(students))), RECIPE, sampler, splits[0], splits[1], teacher=guide, description="ours")
+    trainer, train, guide, sampler = prepared(case, how, students, teacher, splits[0], how.device)
+    test = DeviceSplit(splits[1], case.inputs, how.device, train.dtype)
+    seeds = range(len(students))
+    fit(trainer, seeds, case.recipe, sampler, train, test, teacher=guide, captured=how.captured, quiet=True)
     return time.perf_counter() - started
 
 
-def median(epoch: Callable[[], float], repeats: int) -> float:
+def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
+    """Floating-point operations of our epoch's convolutions and matrix products, counted by PyTorch; none is computed.
+
+    A step's times the number of steps, and the evaluation's forward passes.
+    """
+    train, test = splits
+    meta, size = torch.device("meta"), case.recipe.batch_size
+    with FlopCounterMode(display=False) as step_counter:
+        trainer, on_device, guide, sampler = prepared(case, how, students, teacher, train.select(np.arange(size)), meta)
+        plan = Plan.stack([sampler.draw(seed, 1) for seed in range(how.seeds)]).map(lambda t: t.to(meta))
+        _step(trainer, on_device, guide, plan)
+        total = step_counter.get_total_flops()
+    with FlopCounterMode(display=False) as forward:
+        trainer.students.predict(torch.zeros(size, 3, *train.images.shape[1:3], device=meta))
+    return total / size * len(train.labels) + forward.get_total_flops() / size * (len(train.labels) + len(test.labels))
+
+
+def matrix_rate(how: How) -> float:
+    """Floating-point operations a second of one large matrix product: what this device can do at best."""
+    dtype, autocast = PRECISIONS[how.precision]
+    size = 8192 if how.device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=how.device, dtype=autocast or dtype)
+    return 2 * size**3 / median(lambda: timed(lambda: a @ a, how.device), 5)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds, until the device is done."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def median(seconds: Callable[[], float], repeats: int) -> float:
     """After one to warm up."""
-    epoch()
-    return statistics.median(epoch() for _ in range(repeats))
+    seconds()
+    return statistics.median(seconds() for _ in range(repeats))
+
+
+def peak_gib(device: torch.device) -> float:
+    """Of the GPU's memory; on a CPU of this process so far, all that it imported among it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def made_up(case: Case, images: int, size: int) -> tuple[Split, Split]:
+    """Noise: a training split, and a test split of a fifth of its size."""
+    rng = np.random.default_rng(0)
+    train, test = (
+        Split(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n, dtype=np.int64) % case.classes)
+        for n in (images, max(images // 5, case.classes))
+    )
+    return train, test
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 10])
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--images", type=int, nargs="+", default=[2000], help="of the training split")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 5, 10], help="trained at once")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    device, shape = torch.device(arguments.device), (arguments.size, arguments.size, 3)
-    rng = np.random.default_rng(0)
-    train, test = (
-        Split(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n, dtype=np.int64) % 10)
-        for n in (arguments.images, arguments.images // 5)
-    )
-    teacher = models.PaperTeacher(3, arguments.size, 10, arguments.width)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["float32"])
+    parser.add_argument("--capture", nargs="+", choices=["on", "off"], default=["on"], help="on a GPU: as CUDA graphs")
+    parser.add_argument("--not-deterministic", action="store_true")
+    parser.add_argument("--plain-images", type=int, default=2000, help="of the plain loop; 0: leave it out")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain loop's loader")
+    parser.add_argument("--repeats", type=int, default=3, help="the median counts")
+    report(parser.parse_args())
 
-    def student() -> nn.Module:
-        return models.PaperStudent(3, arguments.size, 10, arguments.width)
 
-    print(f"torch {torch.__version__}, {platform.machine()}, {device}, {torch.get_num_threads()} threads, {shape}")
-    plain = arguments.images / median(lambda: plain_epoch(student(), teacher, train, test, device), arguments.repeats)
-    print(f"plain per-image loop: {plain:8.0f} images/s")
-    folded = device.type == "cuda" or arguments.size <= 16
-    first = None
-    for seeds in arguments.seeds:
-        spent = median(
-            lambda n=seeds: our_epoch([student() for _ in range(n)], teacher, train, test, device, folded),  # type: ignore[misc]
-            arguments.repeats,
-        )
-        first = first or spent / seeds
-        ours = arguments.images * seeds / spent
-        print(
-            f"ours, {seeds:2} seeds:       {ours:8.0f} images/s over all seeds, {ours / plain:5.2f} times the plain "
-            f"loop; {spent / first:5.2f} times the time of one seed"
-        )
+def report(given: argparse.Namespace) -> None:
+    """A table, a line a setting."""
+    case, device = CASES[given.case], torch.device(given.device)
+
+    def network(name: str) -> nn.Module:
+        return models.build(name, (given.size, given.size, 3), case.classes, 1)
+
+    teacher, plain = network(case.teacher), None
+    print(f"torch {torch.__version__}, {platform.machine()}, {device}, {torch.get_num_threads()} threads")
+    if given.plain_images:
+        set_up("float32", not given.not_deterministic)
+        splits = made_up(case, given.plain_images, given.size)
+        work = partial(plain_epoch, case, network(case.student), teacher, splits, device, given.workers)
+        plain = given.plain_images / median(work, given.repeats)
+        print(f"plain loop: {plain:.0f} images/s, peak {peak_gib(device):.2f} GiB")
+    print("| images | seeds | precision | graph | s | images/s/seed | images/s | times plain | roofline | peak GiB |")
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for precision in given.precision:
+        set_up(precision, not given.not_deterministic)
+        rate = matrix_rate(How(device, 1, precision))
+        for capture, images, seeds in itertools.product(given.capture, given.images, given.seeds):
+            how, splits = How(device, seeds, precision, capture == "on"), made_up(case, images, given.size)
+            students = [network(case.student) for _ in range(seeds)]
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = median(partial(our_epoch, case, how, students, teacher, splits), given.repeats)
+            share = operations(case, how, students, teacher, splits) / seconds / rate
+            speed = images * seeds / seconds
+            times = "" if plain is None else f"{speed / plain:.2f}"
+            print(
+                f"| {images} | {seeds} | {precision} | {'yes' if how.captured else 'no'} | {seconds:.2f} "
+                f"| {images / seconds:.0f} | {speed:.0f} | {times} | {100 * share:.0f} % | {peak_gib(device):.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

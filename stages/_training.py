@@ -50,7 +50,7 @@ class Setting:
         """The process set up as `run` says, the suite's data checked by its hash; Problem if the device lacks that."""
         settings = stage.config.run
         device = _device(settings)
-        _set_up(settings)
+        set_up(settings.precision, settings.deterministic)
         dtype, autocast = PRECISIONS[settings.precision]
         dataset = dataset or data.load(stage.place("data"))
         if stage.config.split == "validation":
@@ -76,15 +76,15 @@ def _device(settings: Any) -> torch.device:
     return device
 
 
-def _set_up(settings: Any) -> None:
+def set_up(precision: str, deterministic: bool) -> None:
     """What PyTorch keeps for the whole process."""
-    if settings.deterministic:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         # As use_deterministic_algorithms(True), which imports a compiler (3 s a process).
         torch.set_deterministic_debug_mode("error")
-    torch.backends.cudnn.benchmark = not settings.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     # PyTorch lets convolutions use TF32 unless told not to: float32 here means float32.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:

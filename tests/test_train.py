@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fill, golden, unit_hash
+from conftest import ROOT, fill, golden, unit_hash
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tripletkd import methods, models, sources
+from stages import Stage
+from stages._training import PRECISIONS, Setting, set_up
+from tripletkd import Problem, config, methods, models, sources
 from tripletkd.checkpoint import Checkpoint, Paused
 from tripletkd.data import Dataset, DeviceSplit, Inputs, Sampler
 from tripletkd.methods._terms import Batch, Outputs, Term
@@ -140,6 +142,7 @@ def run(
     checkpoint: Checkpoint | None = None,
     inputs: Inputs = INPUTS,
     loss: Any = None,
+    autocast: torch.dtype | None = None,
 ) -> Fitted:
     """Six epochs of a method on 120 digits, augmented, under an untrained teacher."""
     module = methods.load(method)
@@ -150,9 +153,9 @@ def run(
     train, test = (DeviceSplit(split, inputs, CPU, dtype) for split in (dataset.train, dataset.test))
     students = [models.build(network, dataset.image_shape, 10, seed) for seed in seeds]
     network_above = models.build("paper_teacher_quarter", dataset.image_shape, 10, 1)
-    teacher = Teacher(network_above, train, negatives="teacher_negative" in needs)
+    teacher = Teacher(network_above, train, negatives="teacher_negative" in needs, autocast=autocast)
     return fit(
-        Trainer(students, loss or partial(module.loss, params=params), SHORT, CPU, dtype, folded),
+        Trainer(students, loss or partial(module.loss, params=params), SHORT, CPU, dtype, folded, autocast=autocast),
         seeds,
         SHORT,
         Sampler(dataset.train.labels, inputs, "negative" in needs),
@@ -186,6 +189,26 @@ def test_two_runs_give_the_same_bits(digits: Dataset) -> None:
     first, second = (run(digits, [1, 2], dtype=torch.float32, network="paper_teacher_quarter") for _ in range(2))
     assert first.history == second.history
     same(first, second, 2, 0.0)
+
+
+@pytest.mark.parametrize("network", ["paper_student_quarter", "paper_teacher_quarter"])
+@pytest.mark.parametrize("folded", [True, False])
+def test_bfloat16_is_of_the_passes_alone(digits: Dataset, network: str, folded: bool) -> None:
+    """Losses and weights stay float32, and near those of float32: bfloat16 has 8 bits, and its noise averages out."""
+    seen: set[torch.dtype] = set()
+
+    def loss(batch: Batch) -> dict[str, Term]:
+        seen.update((batch.student.logits.dtype, *(feature.dtype for feature in batch.student.features.values())))
+        return {"ce": Term(1.0, cross_entropy(batch.student.logits, batch.labels))}
+
+    settings: dict[str, Any] = {"folded": folded, "network": network, "dtype": torch.float32, "loss": loss}
+    plain, low = (run(digits, [1, 2], autocast=kind, **settings) for kind in (None, torch.bfloat16))
+    assert seen == {torch.float32}
+    assert {p.dtype for net in low.networks.values() for p in net.parameters()} == {torch.float32}
+    losses = [[row["ce"] for row in fitted.history] for fitted in (plain, low)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+    again = run(digits, [1, 2], autocast=torch.bfloat16, **settings)
+    assert again.history == low.history
 
 
 @pytest.mark.parametrize("network", ["paper_student_quarter", "paper_teacher_quarter"])
@@ -262,3 +285,35 @@ def test_sgd_equals_that_of_pytorch() -> None:
             p.grad = grad.clone()
         reference.step()
     assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(ours, theirs, strict=True))
+
+
+# --- how the machine computes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a CUDA device")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("run.device=cuda", "run.device: cuda, but PyTorch finds no"), ("run.precision=tf32", "run.precision: tf32 is")],
+)
+def test_what_the_machine_lacks_is_said(override: str, message: str) -> None:
+    with pytest.raises(Problem, match=message):
+        Setting.of(Stage(config.load(ROOT, ["suite=digits", override]), {}), sources.digits())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_float32_is_float32(precision: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, PyTorch's convolutions use TF32 and any algorithm unless told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        set_up(precision, deterministic)
+        assert torch.get_deterministic_debug_mode() == (2 if deterministic else 0)
+        assert torch.backends.cudnn.benchmark is not deterministic
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+    allowed = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    assert allowed == ((True, True) if precision == "tf32" else (False, False))

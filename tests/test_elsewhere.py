@@ -1,0 +1,45 @@
+"""Train elsewhere, record here, with an environment of its own for the other machine: another Python, an older PyTorch,
+and nothing but what training needs. (tests/test_architecture.py and docs/train-elsewhere.md do without the network.)"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from shrunk import clone, command, stages_run
+
+NEEDED = ["torch==2.11.0", "numpy", "safetensors", "tqdm", "hydra-core", "omegaconf"]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of Python 3.12 with NEEDED and what those ask for; 5 GB, from PyPI."""
+    uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
+    folder = tmp_path_factory.mktemp("elsewhere") / "environment"
+    if subprocess.run([uv, "venv", "--quiet", "--python", "3.12", folder], check=False).returncode:
+        pytest.skip("needs uv and Python 3.12")
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", folder / "bin/python", *NEEDED], check=True)
+    return folder / "bin/python"
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_run_made_elsewhere_is_recorded_here(python: Path, tmp_path: Path) -> None:
+    here, there = clone(tmp_path / "here"), tmp_path / "there"
+    command(here, "dvc", "repro", "fetch@digits")
+    there.mkdir()
+    for name in ("stages", "tripletkd", "data", "params.yaml", "dvc.yaml"):
+        copy = shutil.copytree if (here / name).is_dir() else shutil.copy
+        copy(here / name, there / name)
+    for stage, words in (("train_teacher", ["split=test"]), ("distill", ["method=triplet", "split=test"])):
+        printed = command(there, str(python), "-m", f"stages.{stage}", "suite=digits", *words, PATH="/nowhere")
+        assert "not logged to MLflow" in printed and "Traceback" not in printed
+    shutil.copytree(there / "runs", here / "runs", dirs_exist_ok=True)
+    shutil.copytree(there / "results", here / "results", dirs_exist_ok=True)
+    for stage in ("train_teacher@digits-test", "distill@digits-triplet"):
+        command(here, "dvc", "commit", "--force", stage)
+    assert "runs/digits/test/triplet: logged" in command(here, "python", "-m", "tripletkd.tracking", "runs")
+    assert stages_run(command(here, "dvc", "repro", "evaluate@digits-triplet")) == ["evaluate@digits-triplet"]
+    record = (here / "runs/digits/test/triplet/record.json").read_text()
+    assert '"torch": "2.11.0' in record and '"python": "3.12.' in record
