@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -300,20 +301,24 @@ def test_what_the_machine_lacks_is_said(override: str, message: str) -> None:
         Setting.of(Stage(config.load(ROOT, ["suite=digits", override]), {}), sources.digits())
 
 
+@pytest.fixture
+def process() -> Iterator[None]:
+    """As PyTorch sets itself up; put back afterwards."""
+    cudnn, matmul, mode = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_deterministic_debug_mode()
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    torch.set_deterministic_debug_mode("default")
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+    torch.set_deterministic_debug_mode(mode)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_float32_is_float32(precision: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_float32(precision: str, deterministic: bool, process: None) -> None:
     """On a GPU, PyTorch's convolutions use TF32 and any algorithm unless told not to."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("default")
-    try:
-        set_up(precision, deterministic)
-        assert torch.get_deterministic_debug_mode() == (2 if deterministic else 0)
-        assert torch.backends.cudnn.benchmark is not deterministic
-    finally:
-        torch.set_deterministic_debug_mode(mode)
+    set_up(precision, deterministic)
+    assert torch.get_deterministic_debug_mode() == (2 if deterministic else 0)
+    assert torch.backends.cudnn.benchmark is not deterministic
     allowed = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     assert allowed == ((True, True) if precision == "tf32" else (False, False))
