@@ -31,7 +31,7 @@ from stages._training import PRECISIONS, SMALL_IMAGE, set_up
 from tripletkd import methods, models
 from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split
 from tripletkd.methods._terms import kl_divergence
-from tripletkd.train import Recipe, Teacher, Trainer, _step, fit
+from tripletkd.train import Recipe, Teacher, Trainer, fit, update
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Modu
     with FlopCounterMode(display=False) as step_counter:
         trainer, on_device, guide, sampler = prepared(case, how, students, teacher, train.select(np.arange(size)), meta)
         plan = Plan.stack([sampler.draw(seed, 1) for seed in range(how.seeds)]).map(lambda t: t.to(meta))
-        _step(trainer, on_device, guide, plan)
+        update(trainer, on_device, guide, plan)
         total = step_counter.get_total_flops()
     with FlopCounterMode(display=False) as forward:
         trainer.students.predict(torch.zeros(size, 3, *train.images.shape[1:3], device=meta))

@@ -78,7 +78,7 @@ def test_no_step_waits_for_the_device_or_copies_from_the_host(method: str, netwo
     plan = Plan.stack([sampler.draw(seed, 1) for seed in (1, 2)]).map(lambda t: t.to("meta"))
     trainer.begin_epoch(1, 0.1)
     with OnDevice():
-        terms = train._step(trainer, on_device, teacher, next(plan.batches(20)))
+        terms = train.update(trainer, on_device, teacher, next(plan.batches(20)))
     assert {value.shape for value in terms.values()} == {(2,)}
 
 

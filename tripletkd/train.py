@@ -212,7 +212,7 @@ def fit(
     steps = -(-len(train) // recipe.batch_size)
     hidden = True if quiet else None  # None: shown on a terminal only
     bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps, desc=description, unit="step", disable=hidden)
-    step: Callable[[Plan], Terms] = partial(_step, trainer, train, teacher)
+    step: Callable[[Plan], Terms] = partial(update, trainer, train, teacher)
     step = Captured(step) if captured else step
     plans = _plans(sampler, seeds, range(done.epoch + 1, recipe.epochs + 1))
     with bar, checkpoint or nullcontext():
@@ -238,7 +238,7 @@ def _plans(sampler: Sampler, seeds: Sequence[int], epochs: Sequence[int]) -> Ite
         yield Plan.stack([sampler.draw(seed, epoch) for seed in seeds])
 
 
-def _step(trainer: Trainer, train: DeviceSplit, teacher: Teacher | None, batch: Plan) -> Terms:
+def update(trainer: Trainer, train: DeviceSplit, teacher: Teacher | None, batch: Plan) -> Terms:
     """All of a step that the device does, from the indices of its images on."""
     views = train.take(batch)
     index, images = batch.index[:, 0], views[:, 0]
