@@ -47,8 +47,9 @@ ui: env ## MLflow's pages on http://127.0.0.1:5000
 relog: env ## log every run record and export that MLflow does not have yet
 	python -m tripletkd.tracking runs exports
 
-bench: env ## images per second, ours against a plain loop
-	python -m benchmarks.step
+bench: env ## images per second, ours against a plain loop: see benchmarks/README.md
+	python -m benchmarks.step paper
+	python -m benchmarks.step field --images 512 --plain-images 512
 
 pictures: env ## the README's pictures of pages again, with Chromium
 	python docs/pictures.py
