@@ -6,13 +6,14 @@ Where things are is said once, in dvc.yaml under `vars: paths`; the stages read 
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,50 @@ def tracking_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Problem if another process is in such a block with this path.
+
+    The kernel frees the lock when its holder dies, however that happens. Where no file can be written, or the file
+    system knows no locks, nobody is refused.
+    """
+    descriptor = None
+    with suppress(OSError):
+        descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """A descriptor of the file, which is locked until it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                with suppress(OSError):  # for the message below only
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode()
+            os.close(descriptor)
+            who = f"process {holder}" if holder else "another process"
+            raise Problem(
+                f"{path}: {who} runs this stage here already; wait until it ends, or stop it, and run the same command "
+                "again"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has removed it meanwhile
+
+
 def run(
     main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), logs: bool = True, teacher: bool = False
 ) -> None:
@@ -126,7 +171,9 @@ def run(
             minutes = arguments.max_minutes
             deadline = None if minutes is None else time.monotonic() + 60 * minutes
             quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
-            main(Stage(settings, _paths(Path.cwd()), deadline, quiet, logger))
+            words = [parser.prog.rpartition(".")[2], *(getattr(settings, need) for need in needs), settings.split]
+            with alone(Path(".".join(["", *words, "lock"]))) if needs else nullcontext():
+                main(Stage(settings, _paths(Path.cwd()), deadline, quiet, logger))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

@@ -3,20 +3,30 @@
 Each attempt is counted (conftest.trial); `make reliability` runs all of it and writes docs/reliability.md.
 """
 
+import fcntl
+import itertools
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import sqlite3
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import faults
+import numpy as np
 import pytest
 from conftest import ROOT, trial
-from shrunk import BIN, ENVIRONMENT, clone, command, lock, shrink
+from PIL import Image
+from shrunk import BIN, ENVIRONMENT, GIT, clone, command, lock, shrink
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +36,11 @@ STAGES = {
     "distill": ["method=triplet"],
     "evaluate": ["method=triplet"],
     "tabulate": [],
+    "ablate": ["ablation=margin", "split=validation"],
+    "export": ["method=teacher"],
 }  # fmt: skip
 # Other outputs than those of the shrunk parameters: a half-replaced one is then told from a whole one.
-EARLIER = ["suites.digits.data.per_class=30", "suites.digits.student.recipe.lr=0.02"]
+EARLIER = ["suites.digits.data.per_class=30", "suites.digits.holdout=10", "suites.digits.student.recipe.lr=0.02"]
 OUTPUTS = {
     "fetch": ["data/digits"],
     "train_teacher": ["runs/digits/test/teacher", "results/digits/measured/test/teacher.json"],
@@ -38,6 +50,11 @@ OUTPUTS = {
         f"results/digits/{name}"
         for name in ("table.md", "table.csv", "table.json", "summary.json", "curves.csv", "report.html", "figures")
     ],
+    "ablate": [
+        *(f"runs/digits/validation/ablations/margin/margin-{margin}" for margin in (1, 5)),
+        "results/digits/measured/validation/ablations/margin.json",
+    ],
+    "export": ["exports/digits/teacher"],
 }
 
 Contents = dict[str, bytes]
@@ -97,7 +114,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 def contents(folder: Path, *below: str) -> Contents:
     """Of all files that a run leaves, but for its log."""
-    tops = [folder / name for name in below or ("data", "runs", "results", "checkpoints")]
+    tops = [folder / name for name in below or ("data", "runs", "results", "checkpoints", "exports")]
     files = [file for top in tops for file in ([top] if top.is_file() else sorted(top.rglob("*"))) if file.is_file()]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "log.json"}
 
@@ -113,6 +130,8 @@ def run_all(stage: Runner, folder: Path, *words: str) -> dict[str, Path]:
         if name == "evaluate":
             for step in ("distill", "evaluate"):
                 assert stage(folder, step, *words, "method=scratch") == 0, stage.printed()
+        if name == "ablate":
+            assert stage(folder, "train_teacher", *words, "split=validation") == 0, stage.printed()
         shutil.copytree(folder, states[name])
         assert stage(folder, name, *words) == 0, stage.printed()
     return states | {"end": folder}
@@ -185,6 +204,21 @@ MOMENTS = {
         ),
         "tripletkd.tracking:Logger._send 1",
     ],
+    "ablate": [
+        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 12, 36, 37, 48, 72)),  # the second variant from 37 on
+        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (3, 4, 6)),
+        *(f"tripletkd.{name} {n}" for name in ("record:write", "evaluate:measure") for n in (1, 2)),
+        "tripletkd.provenance:write_json 1",
+        "tripletkd.tracking:Logger._send 1",
+    ],
+    "export": [
+        *(
+            f"tripletkd.{name} 1"
+            for name in ("record:read", "data:load", "export:to_onnx", "export:verify", "card:markdown")
+        ),
+        "tripletkd.export:latency 2",
+        "tripletkd.tracking:Logger._send 1",
+    ],
 }
 
 
@@ -194,7 +228,7 @@ def assert_goes_on(name: str, stage: Runner, states: dict[str, Path], earlier: P
     assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 0, stage.printed()
     after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
     assert after == contents(states["end"], *OUTPUTS[name])
-    assert not [file for file in folder.rglob("*") if ".partial" in file.name]
+    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
     assert not contents(folder, "checkpoints")
 
 
@@ -203,7 +237,7 @@ def test_killed_before_any_change_of_a_file(
     name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
 ) -> None:
     """Before the first, the second, ... until it is not killed any more."""
-    for n in range(1, 100):
+    for n in range(1, 200):
         folder = with_earlier_outputs(name, states, earlier, tmp_path / str(n))
         code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault=f"kill files {n}")
         if code == 0:
@@ -212,6 +246,7 @@ def test_killed_before_any_change_of_a_file(
             assert code == -signal.SIGKILL, stage.printed()
             assert_goes_on(name, stage, states, earlier, folder)
             fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+    assert code == 0
     assert n > 5, "hardly a file was written: the fault was not injected"
 
 
@@ -225,14 +260,46 @@ def test_killed_at_a_step_of_the_computation(
         assert code == -signal.SIGKILL, stage.printed()
         assert_goes_on(name, stage, states, earlier, folder)
         fault.seen = "nothing; the same command again ends with the undisturbed bytes"
-        if (
-            moment.startswith(("tripletkd.record:write", "tripletkd.evaluate", "tripletkd.tracking"))
-            and "train" in name
-        ):
+        written = ("tripletkd.record:write", "tripletkd.evaluate", "tripletkd.tracking")
+        if name in ("train_teacher", "ablate") and moment.startswith(written):
             assert "going on after epoch 3" in stage.printed()  # what was trained is not trained again
 
 
-@pytest.mark.parametrize("bytes_a_file", [1, 100, 1000, 5000, 20000, 60000])
+def images_in(kind: str, folder: Path) -> Path:
+    """Class folders of grey images, or an archive of them."""
+    rng = np.random.default_rng(0)
+    for part, name, number in itertools.product(("train", "test"), "ab", range(5)):
+        file = folder / "images" / part / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    if kind == "folder":
+        return folder / "images"
+    made = shutil.make_archive(str(folder / "archive"), {"tar.gz": "gztar"}.get(kind, kind), folder / "images")
+    return Path(made)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
+def test_killed_while_images_are_decoded(
+    kind: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    path = images_in(kind, tmp_path)
+    words = [f"suites.digits.data.source={'folder' if kind == 'folder' else 'archive'}"]
+    words += [f"suites.digits.data.path={path}"]
+    sound = copied(states, "fetch", tmp_path / "sound")
+    assert stage(sound, "fetch", *words) == 0, stage.printed()
+    moments = [*(f"_pixels {n}" for n in (1, 2, 10, 19, 20)), "_class_folders 1", "_by_class 1", "_read 1"]
+    for moment in moments:
+        folder = with_earlier_outputs("fetch", states, earlier, tmp_path / moment)
+        with trial("kill -9 in fetch, while a folder or an archive of images is decoded") as fault:
+            code = stage(folder, "fetch", *words, fault=f"kill tripletkd.sources:{moment}")
+            assert code == -signal.SIGKILL, stage.printed()
+            assert contents(folder, "data") == contents(earlier, "data")
+            assert stage(folder, "fetch", *words) == 0, stage.printed()
+            assert everything(folder) == everything(sound)
+            fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+
+
+@pytest.mark.parametrize("bytes_a_file", [1, 10, 100, 1000, 5000, 20000, 60000])
 @pytest.mark.parametrize("name", STAGES)
 def test_killed_in_the_midst_of_writing_a_file(
     name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
@@ -246,6 +313,104 @@ def test_killed_in_the_midst_of_writing_a_file(
         assert code == -signal.SIGXFSZ, stage.printed()
         assert_goes_on(name, stage, states, earlier, folder)
         fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+
+
+# --- twice at once ----------------------------------------------------------------------------------------------------
+
+
+def start(
+    stage: Runner, folder: Path, name: str, *words: str, before: Sequence[str] = (), to: int | None = None
+) -> subprocess.Popen[str]:
+    """A stage in a process of its own, as a person starts it."""
+    command_line = ["python", "-m", f"stages.{name}", "suite=digits", "run.ablations=[]", *STAGES[name], *words]
+    return subprocess.Popen(
+        [*before, *command_line],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), stage.variables["PYTHONPATH"]])},
+        stdout=to or subprocess.PIPE,
+        stderr=to or subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int) -> str:
+    """What it says on standard error, but for the tests' lack of MLflow."""
+    _, printed = process.communicate()
+    assert process.returncode == code, printed
+    return "\n".join(line for line in printed.splitlines() if not line.startswith("warning: not logged to MLflow"))
+
+
+def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
+    """What a process says that has found another one at work."""
+    line = ended(process, 1)
+    assert "\n" not in line
+    words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
+    lock = ".".join(["", *words, *(["test"] if name != "ablate" else []), "lock"])
+    assert line.startswith(f"error: {lock}: process {holder} runs this stage here already; wait until it ends, or")
+    return line
+
+
+def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
+    assert contents(folder, *OUTPUTS[name]) == contents(states["end"], *OUTPUTS[name])
+    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+    assert not contents(folder, "checkpoints")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_runs_already_is_not_started_again(
+    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    with trial("a stage, run directly, that another process runs already in the same folder") as fault:
+        first = start(stage, folder, name)
+        while not (locks := [lock for lock in folder.glob(".*.lock") if lock.read_text()]):
+            assert first.poll() is None
+        os.kill(first.pid, signal.SIGSTOP)
+        assert locks[0].read_text() == str(first.pid)
+        fault.seen = f"`{refusal(start(stage, folder, name), name, first.pid).replace(str(first.pid), '6589')}`"
+        os.kill(first.pid, signal.SIGCONT)
+        ended(first, 0)
+        assert_undisturbed(name, states, folder)
+
+
+def test_a_lock_dies_with_the_process_that_held_it(
+    stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs("distill", states, earlier, tmp_path / "folder")
+    with trial("a stage whose other process is killed") as fault:
+        first = start(stage, folder, "distill")
+        while not [lock for lock in folder.glob(".*.lock") if lock.read_text()]:
+            assert first.poll() is None
+        first.kill()
+        first.communicate()
+        assert [*folder.glob(".*.lock")]
+        assert stage(folder, "distill") == 0, stage.printed()
+        assert_undisturbed("distill", states, folder)
+        fault.seen = "nothing; the file that is left locks nobody out"
+
+
+MANY_WRITES = ["suites.digits.student.recipe.epochs=100", "run.checkpoint_minutes=0.000001"]
+
+
+def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without a lock they take each other's half-written files away."""
+    alone = copied(states, "distill", tmp_path / "alone")
+    assert stage(alone, "distill", *MANY_WRITES) == 0
+    for seconds in (0, 0.3, 1):
+        folder = copied(states, "distill", tmp_path / f"{time.time_ns()}")
+        with trial("a stage started twice, hardly a moment apart") as fault:
+            first = start(stage, folder, "distill", *MANY_WRITES)
+            time.sleep(seconds)
+            second = start(stage, folder, "distill", *MANY_WRITES)
+            first.wait()
+            winner, loser = (second, first) if first.returncode else (first, second)
+            refusal(loser, "distill", winner.pid)
+            ended(winner, 0)
+            assert contents(folder, "runs", "checkpoints") == contents(alone, "runs", "checkpoints")
+            assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+            fault.seen = "that message, of either of them; the other one leaves the undisturbed bytes"
 
 
 def copied(states: dict[str, Path], name: str, folder: Path) -> Path:
@@ -343,6 +508,48 @@ def test_of_two_dvc_repro_at_once_the_second_says_who_holds_the_lock(undisturbed
         fault.seen = f"`{line.strip().replace(f'{BIN}/', '')}`"
 
 
+QUEUED = {f"margin-{margin}": margin for margin in (1, 2, 10, 20)}
+
+
+def test_four_queued_experiments_at_once_all_succeed_and_log_to_the_main_store(tmp_path: Path) -> None:
+    folder = clone(tmp_path / "clone")
+    assert str(folder).isascii()
+    command(folder, "dvc", "repro")
+    command(folder, "git", "add", "-A")
+    command(folder, *GIT, "commit", "-qm", "a baseline")
+    for name, margin in QUEUED.items():
+        command(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"methods.triplet.margin={margin}")
+    with trial("four queued experiments at once (`dvc queue start -j 4`)") as fault:
+        command(folder, "dvc", "queue", "start", "-j", "4")
+        finished = time.monotonic() + 500
+        while not all(f"{name} Success" in (printed := queue_status(folder)) for name in QUEUED):
+            assert "Failed" not in printed and time.monotonic() < finished, printed + logs_of_queue(folder)
+            time.sleep(2)
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            query = (
+                "SELECT e.value, p.value FROM runs r JOIN params p ON p.run_uuid = r.run_uuid "
+                "JOIN tags e ON e.run_uuid = r.run_uuid AND e.key = 'log.experiment' "
+                "WHERE p.key = 'method.margin' AND r.status = 'FINISHED' AND r.lifecycle_stage = 'active'"
+            )
+            found = sorted((name, float(margin)) for name, margin in database.execute(query))
+        # A run for the method and one for each of its two seeds.
+        assert found == sorted((name, float(margin)) for name, margin in QUEUED.items() for _ in range(3))
+        shown = command(folder, "dvc", "exp", "show", "--csv")
+        assert all(re.search(rf"\b{name}\b", shown) for name in QUEUED)
+        fault.seen = "`Success` for each in `dvc queue status`, and in MLflow's main store all their runs"
+
+
+def queue_status(folder: Path) -> str:
+    """A line for each: its name and its state."""
+    rows = [line.split() for line in command(folder, "dvc", "queue", "status").splitlines()]
+    return "\n".join(f"{row[1]} {row[-1]}" for row in rows if len(row) > 2 and row[1] in QUEUED)
+
+
+def logs_of_queue(folder: Path) -> str:
+    logs = [command(folder, "sh", "-c", f"dvc queue logs {name} 2>&1 || true") for name in QUEUED]
+    return "\n".join(log[-2000:] for log in logs)
+
+
 # --- no room, no rights, damage ---------------------------------------------------------------------------------------
 
 
@@ -358,7 +565,9 @@ def test_no_room_for_a_file(
     with trial("no room for a file (a limit of its size)") as fault:
         assert code == 1
         fault.seen = f"`{stage.error()}`"
-        assert re.match(r"error: (data|runs|results|checkpoints)/digits\S*: File too large; mend that", stage.error())
+        assert re.match(
+            r"error: (data|runs|results|checkpoints|exports)/digits\S*: File too large; mend that", stage.error()
+        )
         assert not [file for file in folder.rglob("*") if ".partial" in file.name]
         assert_goes_on(name, stage, states, earlier, folder)
 
@@ -387,6 +596,9 @@ def test_a_full_disk(stage: Runner, states: dict[str, Path], tmp_path: Path) -> 
         ("distill", "runs/digits/test/triplet/weights"),
         ("evaluate", "results"),
         ("tabulate", "results/digits/table.md"),
+        ("ablate", "runs/digits/validation/ablations"),
+        ("ablate", "results/digits/measured/validation/ablations"),
+        ("export", "exports"),
     ],
 )
 def test_a_place_that_cannot_be_written(
@@ -407,17 +619,70 @@ def test_a_place_that_cannot_be_written(
         fault.seen = f"`{stage.error()}`"
 
 
+READ = {
+    "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
+    "evaluate": [f"runs/digits/test/triplet/{name}" for name in ("weights/seed-1.safetensors", "record.json")],
+    "tabulate": ["results/digits/measured/test/triplet.json"],
+    "ablate": ["runs/digits/validation/teacher/weights/seed-1.safetensors"],
+    "export": ["runs/digits/test/teacher/weights/seed-1.safetensors"],
+}
+
+
+def without_rights_of_root() -> list[str]:
+    """What a command begins with so that file modes hold for it, as they do for anyone but root."""
+    if os.getuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv, or not to be root")
+    gone = "-dac_override,-dac_read_search,-fowner"
+    return ["setpriv", f"--bounding-set={gone}", f"--inh-caps={gone}"]
+
+
+def set_modes(folder: Path, files: int, folders: int) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(folders if path.is_dir() else files)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_folder_that_may_be_read_and_not_written(
+    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    before = everything(folder)
+    with trial("a folder of someone else, that may be read and not written") as fault:
+        set_modes(folder, 0o444, 0o555)
+        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
+        set_modes(folder, 0o644, 0o755)
+        fault.seen = f"`{printed}`"
+        assert re.match(r"error: (data|runs|results|checkpoints|exports)\S*: Permission denied; mend that and", printed)
+        assert everything(folder) == before
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name in READ for file in READ[name]])
+def test_a_file_that_may_not_be_read_is_named(
+    name: str, file: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, name, tmp_path / "folder")
+    before = everything(folder)
+    with trial("a file that may not be read") as fault:
+        (folder / file).chmod(0)
+        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
+        (folder / file).chmod(0o644)
+        fault.seen = f"`{printed}`"
+        assert re.match(rf"error: {file}: (Permission denied|cannot be read)", printed), printed
+        assert everything(folder) == before
+
+
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "cut off": lambda content: content[: len(content) // 2],
     "a bit changed": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
     "garbage": lambda content: b"\xff" * 1000,
     "another file": lambda content: b"{}",
-}
-READ = {
-    "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
-    "evaluate": [f"runs/digits/test/triplet/{name}" for name in ("weights/seed-1.safetensors", "record.json")],
-    "tabulate": ["results/digits/measured/test/triplet.json"],
 }
 
 
@@ -543,6 +808,68 @@ def test_five_thousand_epochs(stage: Runner, states: dict[str, Path], tmp_path: 
         assert 50 < a_row < 300
         assert grown < 20
         fault.seen = f"{grown:.0f} MiB more memory than 500 epochs; the checkpoint grows by {a_row:.0f} bytes an epoch"
+
+
+def test_five_thousand_epochs_leave_no_bar_in_a_file(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(states, "fetch", tmp_path / "folder")
+    assert stage(folder, "fetch", "suites.digits.data.per_class=1") == 0
+    words = ["suites.digits.teacher.recipe.epochs=5000", "suites.digits.evaluate_every=100"]
+    with trial("5,000 epochs with the output in a file") as fault:
+        with (tmp_path / "output.txt").open("w") as output:
+            process = start(stage, folder, "train_teacher", *words, "run.checkpoint_minutes=0.02", to=output.fileno())
+        assert process.wait() == 0
+        lines = (tmp_path / "output.txt").read_text().splitlines()
+        assert [line.partition(" (")[0] for line in lines] == ["warning: not logged to MLflow"]
+        assert len((folder / "runs/digits/test/teacher/history.csv").read_text().splitlines()) == 5001
+        fault.seen = "warnings, if any: no bar, and no line an epoch"
+
+
+def shown(printed: str, columns: int) -> list[str]:
+    """The lines of a terminal after all of that, and those that ever stood there."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\r|\n|\x1b\[A|\x1b\[[\d;]*[A-Za-z]|.", printed):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+        elif part == "\x1b[A":
+            row = max(row - 1, 0)
+        elif not part.startswith("\x1b"):
+            if column == columns:
+                row, column = row + 1, 0
+            while len(lines) <= row:
+                lines.append("")
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("name", ["train_teacher", "distill", "ablate"])
+def test_the_bar_stays_on_one_line_of_a_terminal(
+    name: str, columns: int, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, name, tmp_path / "folder")
+    with trial("a terminal of 40, 80 or 200 columns") as fault:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        words = [f"suites.digits.{network}.recipe.epochs=40" for network in ("teacher", "student")]
+        process = start(stage, folder, name, *words, to=theirs)
+        os.close(theirs)
+        printed = b""
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(ours, 65536):
+                printed += part
+        os.close(ours)
+        assert process.wait() == 0, printed
+        text = re.sub(r"^warning: not logged to MLflow.*\n", "", printed.decode(), flags=re.MULTILINE)
+        lines = [line for line in shown(text, columns) if line]
+        bars = [line for line in lines if line.startswith("digits/")]
+        assert text.count("%|") > 10 * len(bars)  # it moved
+        assert len(bars) == (2 if name == "ablate" else 1), lines
+        assert lines == bars
+        assert all("100%|" in bar and len(bar) <= columns for bar in bars)
+        fault.seen = f"a bar for each run, for example `{bars[0]}`"
 
 
 def test_sixty_four_seeds(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:

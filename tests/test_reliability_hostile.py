@@ -4,6 +4,7 @@ Each attempt is counted (conftest.trial), see test_reliability.py.
 """
 
 import ast
+import json
 import math
 import os
 import shutil
@@ -18,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_sources
 import yaml
 from conftest import ROOT, trial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shrunk import ENVIRONMENT, command, shrink
 
-from tripletkd import Problem, config
+from tripletkd import Problem, config, data
 
 pytestmark = pytest.mark.slow
 
 DERANDOMIZED = settings(
-    max_examples=150,
+    max_examples=200,
     derandomize=True,
     database=None,
     deadline=None,
@@ -214,6 +216,94 @@ def test_a_stage_with_wrong_parameters_says_one_thing_and_writes_nothing(name: s
         assert len(lines) == 1 or ended.returncode == 2  # argparse adds the usage
         assert sorted(file.name for file in tmp_path.iterdir()) == ["dvc.yaml", "params.yaml"]
         fault.seen = f"for example `{next(line for line in reversed(lines) if line)[:110]}`"
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+DOWNLOAD = (
+    "import json, runpy, sys, torchvision.datasets as library\n"
+    "name, known = sys.argv[1], json.loads(sys.argv[2])\n"
+    "for key, value in known.items(): setattr(getattr(library, name), key, value)\n"
+    "sys.argv = ['fetch.py', 'suite=digits', 'suites.digits.data.source=torchvision', *sys.argv[3:]]\n"
+    "runpy.run_module('stages.fetch', run_name='__main__')\n"
+)
+
+
+@contextmanager
+def a_data_set_of(name: str, folder: Path) -> Iterator[tuple[test_sources.Server, list[str]]]:
+    """A server of CIFAR10 or MNIST, small, and the command that fetches it."""
+    with test_sources.serving() as server:
+        if name == "MNIST":
+            known, channels = test_sources.mnist_from(server), 1
+        else:
+            known, channels = test_sources.cifar_from(server, folder, test_sources.BATCHES), 3
+        inputs = [f"suites.digits.inputs.{key}={[1] * channels}".replace(" ", "") for key in ("mean", "std")]
+        yield server, ["python", "-c", DOWNLOAD, name, json.dumps(known), f"suites.digits.data.name={name}", *inputs]
+
+
+def project_in(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A project with an earlier data set, and variables: a temporary folder of its own, no proxy, no MLflow."""
+    project = folder / "project"
+    project.mkdir()
+    (folder / "temporary").mkdir()
+    (folder / "mlflow.py").write_text("raise ImportError('no MLflow in this test')\n")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, project)
+    path = os.pathsep.join(map(str, (ROOT, folder)))
+    variables = {"TMPDIR": str(folder / "temporary"), "no_proxy": "*", "PYTHONPATH": path}
+    (project / "data/digits").mkdir(parents=True)
+    data.save(test_sources.small(), project / "data/digits", "earlier")
+    return project, variables
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "share"), [("CIFAR10", 0, 0), ("CIFAR10", 0, 0.5), ("CIFAR10", 0, 0.99), ("MNIST", 2, 0.5)]
+)
+def test_killed_in_a_download_that_stalls(name: str, sound: int, share: float, tmp_path: Path) -> None:
+    """share: of the file that comes after `sound` whole ones."""
+    project, variables = project_in(tmp_path)
+    with a_data_set_of(name, tmp_path) as (server, words):
+        before = files_of(project)
+        with trial("kill -9 in fetch, while a download stalls") as attempt:
+            server.fault, server.sound, server.share = "silence", sound, share
+            with subprocess.Popen(words, cwd=project, env=ENVIRONMENT | variables) as process:
+                assert server.silent.wait(60)
+                time.sleep(0.2)  # until it has arrived
+                process.kill()
+            assert process.returncode == -9
+            [lock] = set(files_of(project)) - set(before)
+            assert lock == ".fetch.digits.test.lock"
+            assert {file: content for file, content in files_of(project).items() if file != lock} == before
+            left = files_of(tmp_path / "temporary")
+            assert left
+            server.fault = ""
+            command(project, *words, check=True, **variables)
+            assert files_of(tmp_path / "temporary") == left  # the killed process's alone
+            killed = files_of(project)
+            shutil.rmtree(project / "data")
+            command(project, *words, check=True, **variables)
+            assert files_of(project) == killed and killed != before
+            attempt.seen = "nothing; the same command again ends with the undisturbed bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "share"), [("CIFAR10", 0, 0), ("CIFAR10", 0, 0.5), ("MNIST", 0, 0.99), ("MNIST", 3, 0.5)]
+)
+def test_a_server_that_closes_midway_gives_one_message(name: str, sound: int, share: float, tmp_path: Path) -> None:
+    project, variables = project_in(tmp_path)
+    with a_data_set_of(name, tmp_path) as (server, words):
+        before = files_of(project)
+        with trial("a server that closes in the midst of a file") as attempt:
+            server.fault, server.sound, server.share = "cut off", sound, share
+            printed = command(project, *words, check=False, **variables).splitlines()[-1]
+            assert printed.startswith(f"error: {name}: {test_sources.address(server)}")
+            assert "try again, take another source" in printed
+            assert files_of(project) == before and not files_of(tmp_path / "temporary")
+            attempt.seen = f"`{printed[:150]}...`"
 
 
 # --- tracking ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -503,11 +504,14 @@ def test_digits_are_the_published_ones_in_halves() -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path; `fault` says what it does wrong."""
+    """Serves `files` by path; `fault` says what it does wrong, after `sound` requests and `share` of the next file."""
 
     files: dict[str, bytes]
     fault: str
     closing: threading.Event
+    silent: threading.Event  # it has sent that share and says no more
+    sound: int = 0
+    share: float = 0.5
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is no matter."""
@@ -518,34 +522,45 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.server.files.get(self.path)
-        if content is None or self.server.fault == "404":
+        fault = self.server.fault if self.server.sound == 0 else ""
+        self.server.sound = max(self.server.sound - 1, 0)
+        if content is None or fault == "404":
             self.send_error(404)
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.server.fault in ("cut off", "silence"):
-            content = content[: len(content) // 2]
-        if self.server.fault == "changed":
+        if fault in ("cut off", "silence"):
+            content = content[: int(len(content) * self.server.share)]
+        if fault == "changed":
             content = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
         self.wfile.write(content)
-        if self.server.fault == "silence":
+        if fault == "silence":
             self.wfile.flush()
+            self.server.silent.set()
             self.server.closing.wait(30)
 
     def log_message(self, *_: Any) -> None:
         """Not on the terminal."""
 
 
+@contextmanager
+def serving() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.files, server.fault, server.closing, server.silent = {}, "", threading.Event(), threading.Event()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    with Server(("127.0.0.1", 0), Handler) as serving:
-        serving.files, serving.fault, serving.closing = {}, "", threading.Event()
-        threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
-        yield serving
-        serving.closing.set()
-        serving.shutdown()
+    with serving() as server:
+        yield server
 
 
 def address(server: Server) -> str:
@@ -573,12 +588,12 @@ BATCHES = {
 }
 
 
-def serve_cifar(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batches: Contents) -> None:
-    """CIFAR10 is then an archive of `batches` with its md5, and inner files with the md5 of BATCHES."""
+def cifar_from(server: Server, tmp_path: Path, batches: Contents) -> dict[str, Any]:
+    """What torchvision's class must hold for an archive of `batches` with its md5, inner files with that of BATCHES."""
     path = in_tar(tmp_path / "cifar.tar.gz", {f"cifar-10-batches-py/{name}": body for name, body in batches.items()})
     server.files["/cifar.tar.gz"] = path.read_bytes()
     known = [[name, md5(content)] for name, content in BATCHES.items()]
-    attributes = {
+    return {
         "url": address(server) + path.name,
         "filename": path.name,
         "tgz_md5": md5(path.read_bytes()),
@@ -586,14 +601,18 @@ def serve_cifar(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
         "test_list": known[2:3],
         "meta": {"filename": "batches.meta", "key": "label_names", "md5": known[3][1]},
     }
-    for name, value in attributes.items():
+
+
+def serve_cifar(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batches: Contents) -> None:
+    for name, value in cifar_from(server, tmp_path, batches).items():
         monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
 
 
 MNIST_PIXELS = random_pixels(4, 28, 28)
 
 
-def serve_mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def mnist_from(server: Server) -> dict[str, Any]:
+    """What torchvision's class must hold."""
     resources = []
     for part, images in (("train", MNIST_PIXELS[:2]), ("t10k", MNIST_PIXELS[2:])):
         for name, content in (
@@ -602,8 +621,12 @@ def serve_mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             server.files[f"/{name}"] = gzip.compress(content)
             resources.append((name, md5(server.files[f"/{name}"])))
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address(server)])
+    return {"resources": resources, "mirrors": [address(server)]}
+
+
+def serve_mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in mnist_from(server).items():
+        monkeypatch.setattr(torchvision.datasets.MNIST, name, value)
 
 
 @pytest.fixture
