@@ -4,6 +4,7 @@ Each attempt is counted (conftest.trial), see test_reliability.py.
 """
 
 import ast
+import copy
 import json
 import math
 import os
@@ -37,7 +38,8 @@ DERANDOMIZED = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+TEXT = (ROOT / "params.yaml").read_text()
+PARAMS = yaml.safe_load(TEXT)
 Path_ = tuple[Any, ...]
 
 
@@ -65,33 +67,39 @@ UNKNOWN = ["nope", "é", "", " ", "a b", "../x", "_target_", "defaults", "hydra"
 KINDS = ["change", "remove", "add", "twice", "text"]
 
 
+def dumped(params: Any) -> str:
+    """As yaml.safe_dump writes it, by the library in C if there is one."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(params, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, Path_ | None, Any]:
     """A params.yaml with one thing changed; where, and to what, if its values are still known."""
     kind, path, value = draw(st.sampled_from(KINDS)), draw(st.sampled_from(PLACES)), draw(st.sampled_from(VALUES))
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = copy.deepcopy(PARAMS)
     block = params
     for key in path[:-1]:
         block = block[key]
     if kind == "text":
-        text = (ROOT / "params.yaml").read_text()
+        text = TEXT
         at = draw(st.integers(0, len(text)))
         odd = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
         inserted = draw(st.sampled_from(["{", "[", ": ", "\n", "\t", "- ", "&a ", "*a", "'", '"', "|", "? "]) | odd)
         return text[:at] + inserted + text[at + draw(st.integers(0, 3)) :], None, None
     if kind == "twice" and isinstance(path[-1], str):
-        line = yaml.safe_dump({path[-1]: value}, allow_unicode=True)
-        return yaml.safe_dump(params, sort_keys=False) + yaml.safe_dump({path[0]: {}}) + line, None, None
+        return dumped(params) + dumped({path[0]: {}}) + dumped({path[-1]: value}), None, None
     if kind == "remove":
         del block[path[-1]]
-        return yaml.safe_dump(params, sort_keys=False), path, KeyError
+        return dumped(params), path, KeyError
     if kind == "add" and isinstance(block, dict):
         path = (
             *path[:-1],
             draw(st.sampled_from(UNKNOWN)),
         )
     block[path[-1]] = value
-    return yaml.safe_dump(params, sort_keys=False, allow_unicode=True), path, value
+    return dumped(params), path, value
 
 
 def loaded(settings: Any, path: Path_) -> Any:
