@@ -191,6 +191,7 @@ PROCESSES: dict[str, tuple[str, str, list[str]]] = {  # params.yaml's text repla
     "unknown": ("", "", ["run.nope=1"]),
     "no such suite": ("", "", ["suite=nope"]),
     "no key": ("", "", ["nonsense"]),
+    "a list for a name": ("", "", ["claims=[{method:triplet,over:[[]]}]"]),
     "no suite": ("", "", ["suite=null"]),
     "option": ("", "", ["--nope"]),
     "minutes": ("", "", ["--max-minutes", "nan"]),

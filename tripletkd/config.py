@@ -425,7 +425,7 @@ def _check_names(config: Config, teacher: bool) -> None:
                 raise Problem(f"{key}: {name!r} stands there {names.count(name)} times, expected once")
     for i, claim in enumerate(config.claims):
         for key, name in [("method", claim.method), *(("over", base) for base in claim.over)]:
-            if name not in config.methods:
+            if name not in list(config.methods):  # found may be a list too, which has no hash
                 raise Problem(f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}")
     if config.ablations and ABLATED not in config.methods:
         raise Problem(f"methods.{ABLATED}: missing; the ablations vary it")
