@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro paper export test smoke reliability lint ui relog bench pictures clean
+.PHONY: help env repro paper export test smoke reliability lint audit ui relog bench pictures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ reliability: env ## kill, starve and mislead it in some 1,100 ways, and write do
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files
+
+audit: env ## what is known of holes in the locked packages; asks PyPI, so it needs the network
+	$(UV) export --locked --no-emit-project --quiet | pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r /dev/stdin
 
 ui: env ## MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
