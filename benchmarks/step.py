@@ -168,19 +168,21 @@ class How:
     def captured(self) -> bool:
         return self.capture and self.device.type == "cuda"
 
-    def folded(self, size: int) -> bool:
-        return self.device.type == "cuda" or size <= SMALL_IMAGE
-
 
 def prepared(
-    case: Case, how: How, students: list[nn.Module], teacher: nn.Module, train: Split, device: torch.device
+    case: Case,
+    how: How,
+    students: list[nn.Module],
+    teacher: nn.Module,
+    train: Split,
+    device: torch.device,
+    folded: bool,
 ) -> tuple[Trainer, DeviceSplit, Teacher, Sampler]:
     """All that an epoch of ours needs, as the stages make it; the teacher's logits are computed here."""
     method, (dtype, autocast) = methods.load(case.method), PRECISIONS[how.precision]
     on_device = DeviceSplit(train, case.inputs, device, dtype)
     params = method.Params(**case.params)
     loss = partial(method.loss, params=params)
-    folded = how.folded(train.images.shape[1])
     trainer = Trainer(students, loss, case.recipe, device, dtype, folded, autocast=autocast)
     guide = Teacher(teacher, on_device, autocast=autocast)
     return trainer, on_device, guide, Sampler(train.labels, case.inputs, "negative" in methods.needs(method, params))
@@ -189,7 +191,8 @@ def prepared(
 def our_epoch(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
     """Seconds of one epoch of all seeds; the teacher's logits and accuracy on either split are part of it."""
     started = time.perf_counter()
-    trainer, train, guide, sampler = prepared(case, how, students, teacher, splits[0], how.device)
+    folded = how.device.type == "cuda" or splits[0].images.shape[1] <= SMALL_IMAGE
+    trainer, train, guide, sampler = prepared(case, how, students, teacher, splits[0], how.device, folded)
     test = DeviceSplit(splits[1], case.inputs, how.device, train.dtype)
     seeds = range(len(students))
     fit(trainer, seeds, case.recipe, sampler, train, test, teacher=guide, captured=how.captured, quiet=True)
@@ -199,12 +202,14 @@ def our_epoch(case: Case, how: How, students: list[nn.Module], teacher: nn.Modul
 def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
     """Floating-point operations of our epoch's convolutions and matrix products, counted by PyTorch; none is computed.
 
-    A step's times the number of steps, and the evaluation's forward passes.
+    A step's times the number of steps, and the evaluation's forward passes. Seed by seed: the counter takes the
+    gradients of grouped convolutions for those of whole ones.
     """
     train, test = splits
     meta, size = torch.device("meta"), case.recipe.batch_size
     with FlopCounterMode(display=False) as step_counter:
-        trainer, on_device, guide, sampler = prepared(case, how, students, teacher, train.select(np.arange(size)), meta)
+        some = train.select(np.arange(size))
+        trainer, on_device, guide, sampler = prepared(case, how, students, teacher, some, meta, folded=False)
         plan = Plan.stack([sampler.draw(seed, 1) for seed in range(how.seeds)]).map(lambda t: t.to(meta))
         update(trainer, on_device, guide, plan)
         total = step_counter.get_total_flops()
