@@ -104,6 +104,8 @@ def files(draw: st.DrawFn) -> tuple[str, Path_ | None, Any]:
 
 def loaded(settings: Any, path: Path_) -> Any:
     for key in path:
+        if isinstance(settings, config.Variant):
+            return settings.changed.get(path[-1])
         settings = settings[key] if isinstance(settings, list | dict) else getattr(settings, key)
     return settings
 
