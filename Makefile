@@ -35,7 +35,7 @@ test: env ## all tests but those marked slow, network or smoke
 smoke: env ## the whole pipeline, shrunk, in a clean copy
 	pytest -m smoke
 
-reliability: env ## kill, starve and mislead it in some 1,500 ways, and write docs/reliability.md: an hour
+reliability: env ## kill, starve and mislead it in some 1,600 ways, and write docs/reliability.md: an hour
 	pytest -m 'not network' --reliability docs/reliability.md tests/test_reliability.py tests/test_reliability_hostile.py tests/test_sources.py tests/test_methods.py
 
 lint: env ## what pre-commit checks

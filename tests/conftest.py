@@ -62,6 +62,7 @@ FILES = {  # whose tests are a line together
 HEAD = """# What a run survives
 
 Written by `make reliability`, which injected every fault below in {tried} attempts: {survived} survived.
+Lines that its last run did not try are of an earlier one.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
 the bytes of a run that was never disturbed.
