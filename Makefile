@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SUITE ?= digits
 METHOD ?= triplet
+RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,dkd,dist]
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -11,7 +12,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro paper export test smoke reliability lint audit ui relog bench pictures clean
+.PHONY: help env repro resnets paper export test smoke slow reliability lint audit ui relog bench pictures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +22,10 @@ env: .venv/.synced ## the environment, from uv.lock
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
 	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
 	dvc repro $(if $(QUIET),--quiet)
+
+resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets: 20 minutes on two CPU cores
+	dvc exp run --set-param 'run.suites=[digits_resnet]' --set-param 'run.methods=$(RESNETS)' \
+		--set-param 'run.ablations=[]' --set-param 'run.splits=[test]'
 
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10
@@ -35,13 +40,16 @@ test: env ## all tests but those marked slow, network or smoke
 smoke: env ## the whole pipeline, shrunk, in a clean copy
 	pytest -m smoke
 
+slow: env ## the tests marked slow, the reliability suite among them; an hour and a half
+	pytest -m 'slow or network'
+
 reliability: env ## kill, starve and mislead it in some 1,600 ways, and write docs/reliability.md: an hour
 	pytest -m 'not network' --reliability docs/reliability.md tests/test_reliability.py tests/test_reliability_hostile.py tests/test_sources.py tests/test_methods.py
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files
 
-audit: env ## what is known of holes in the locked packages; asks PyPI, so it needs the network
+audit: env ## known vulnerabilities in the locked packages; asks PyPI, so it needs the network
 	$(UV) export --locked --no-emit-project --quiet | pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r /dev/stdin
 
 ui: env ## MLflow's pages on http://127.0.0.1:5000

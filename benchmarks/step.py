@@ -3,12 +3,13 @@
     python -m benchmarks.step paper    # the paper's epoch: CIFAR-10's shape, its networks, triplet loss
     python -m benchmarks.step field    # resnet32x4 to resnet8x4, batch 64, augmented, KD
     python -m benchmarks.step paper --seeds 1 2 4 8 16 32 --images 1000 10000 50000 --plain-images 0    # growth
-    python -m benchmarks.step paper --precision float32 tf32 bfloat16 --capture on off                  # on a GPU
+    python -m benchmarks.step paper --precision float32 tf32 bfloat16 --capture on off --folding always never   # GPU
 
 benchmarks/README.md says how to read what it prints.
 """
 
 import argparse
+import dataclasses
 import itertools
 import platform
 import resource
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from stages._training import PRECISIONS, SMALL_IMAGE, set_up
+from stages._training import PRECISIONS, folds, set_up
 from tripletkd import methods, models
 from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split
 from tripletkd.methods._terms import kl_divergence
@@ -163,6 +164,7 @@ class How:
     seeds: int
     precision: str = "float32"
     capture: bool = True
+    folding: str = "auto"
 
     @property
     def captured(self) -> bool:
@@ -191,7 +193,7 @@ def prepared(
 def our_epoch(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
     """Seconds of one epoch of all seeds; the teacher's logits and accuracy on either split are part of it."""
     started = time.perf_counter()
-    folded = how.device.type == "cuda" or splits[0].images.shape[1] <= SMALL_IMAGE
+    folded = folds(how.folding, how.device, splits[0].images.shape[1])
     trainer, train, guide, sampler = prepared(case, how, students, teacher, splits[0], how.device, folded)
     test = DeviceSplit(splits[1], case.inputs, how.device, train.dtype)
     seeds = range(len(students))
@@ -209,7 +211,8 @@ def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Modu
     meta, size = torch.device("meta"), case.recipe.batch_size
     with FlopCounterMode(display=False) as step_counter:
         some = train.select(np.arange(size))
-        trainer, on_device, guide, sampler = prepared(case, how, students, teacher, some, meta, folded=False)
+        plain = dataclasses.replace(how, precision="float32")  # as many operations, and `meta` knows no autocast
+        trainer, on_device, guide, sampler = prepared(case, plain, students, teacher, some, meta, folded=False)
         plan = Plan.stack([sampler.draw(seed, 1) for seed in range(how.seeds)]).map(lambda t: t.to(meta))
         update(trainer, on_device, guide, plan)
         total = step_counter.get_total_flops()
@@ -267,6 +270,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["float32"])
     parser.add_argument("--capture", nargs="+", choices=["on", "off"], default=["on"], help="on a GPU: as CUDA graphs")
+    parser.add_argument("--folding", nargs="+", choices=["auto", "always", "never"], default=["auto"])
     parser.add_argument("--not-deterministic", action="store_true")
     parser.add_argument("--plain-images", type=int, default=2000, help="of the plain loop; 0: leave it out")
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's loader")
@@ -289,13 +293,15 @@ def report(given: argparse.Namespace) -> None:
         work = partial(plain_epoch, case, network(case.student), teacher, splits, device, given.workers)
         plain = given.plain_images / median(work, given.repeats)
         print(f"plain loop: {plain:.0f} images/s, peak {peak_gib(device):.2f} GiB")
-    print("| images | seeds | precision | graph | s | images/s/seed | images/s | times plain | roofline | peak GiB |")
-    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    words, numbers = ["images", "seeds"], ["s", "images/s/seed", "images/s", "times plain", "roofline", "peak GiB"]
+    print(f"| {' | '.join([*words, 'precision', 'graph', 'folding', *numbers])} |")
+    print("| ---: | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for precision in given.precision:
         set_up(precision, not given.not_deterministic)
         rate = matrix_rate(How(device, 1, precision))
-        for capture, images, seeds in itertools.product(given.capture, given.images, given.seeds):
-            how, splits = How(device, seeds, precision, capture == "on"), made_up(case, images, given.size)
+        settings = itertools.product(given.capture, given.folding, given.images, given.seeds)
+        for capture, folding, images, seeds in settings:
+            how, splits = How(device, seeds, precision, capture == "on", folding), made_up(case, images, given.size)
             students = [network(case.student) for _ in range(seeds)]
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -304,7 +310,7 @@ def report(given: argparse.Namespace) -> None:
             speed = images * seeds / seconds
             times = "" if plain is None else f"{speed / plain:.2f}"
             print(
-                f"| {images} | {seeds} | {precision} | {'yes' if how.captured else 'no'} | {seconds:.2f} "
+                f"| {images} | {seeds} | {precision} | {'yes' if how.captured else 'no'} | {folding} | {seconds:.2f} "
                 f"| {images / seconds:.0f} | {speed:.0f} | {times} | {100 * share:.0f} % | {peak_gib(device):.2f} |",
                 flush=True,
             )

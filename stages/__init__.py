@@ -76,10 +76,13 @@ class Stage:
 
 
 def _commit() -> str | None:
-    """Of the checkout; None in a plain copy, or on a machine without git."""
+    """Of the checkout, "-dirty" after it where tracked files were changed; None in a plain copy, or without git."""
     with suppress(OSError):
         git = subprocess.run(  # nosec B603 B607  # no word of it comes from outside, and git is the one on the PATH
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return git.stdout.strip() or None
     return None
@@ -91,7 +94,7 @@ def tracking_root() -> Path:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Problem if another process is in such a block with this path.
 
     The kernel frees the lock when its holder dies, however that happens. Where no file can be written, or the file
@@ -139,11 +142,12 @@ def run(
 ) -> None:
     """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1.
 
-    logs: whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch: what takes
-    long to import, a stage imports in `main`. teacher: whether it takes method=teacher.
+    needs: what of suite, method, ablation and split tells apart runs of this stage that may go on side by side. logs:
+    whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch: what takes long to
+    import, a stage imports in `main`. teacher: whether it takes method=teacher.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=__doc__.split("\n")[0]
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=sys.modules[main.__module__].__doc__
     )
     parser.add_argument(
         "overrides",
@@ -171,19 +175,34 @@ def run(
             minutes = arguments.max_minutes
             deadline = None if minutes is None else time.monotonic() + 60 * minutes
             quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
-            words = [parser.prog.rpartition(".")[2], *(getattr(settings, need) for need in needs), settings.split]
-            with alone(Path(".".join(["", *words, "lock"]))) if needs else nullcontext():
+            words = [parser.prog.rpartition(".")[2], *(getattr(settings, need) for need in needs)]
+            with exclusive(Path(".".join(["", *words, "lock"]))) if needs else nullcontext():
                 main(Stage(settings, _paths(Path.cwd()), deadline, quiet, logger))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # no room, no rights: what stood there before is whole, see provenance.whole
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}; mend that and run the same command again", file=sys.stderr)
+        print(f"error: {place}{error.strerror or error}; fix that and run the same command again", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not (help_text := _on_device(error)):
+            raise
+        print(f"error: {help_text}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
         sys.exit(130)
+
+
+def _on_device(error: RuntimeError) -> str | None:
+    """What a person can do about PyTorch's own errors; None for those that are ours."""
+    text = str(error).splitlines()[0]
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{text}; take fewer run.seeds, a smaller recipe.batch_size, or run.folding=never"
+    if "deterministic implementation" in text:
+        return f"run.deterministic: {text}; expected false for this network"
+    return None
 
 
 def _minutes(text: str) -> float:

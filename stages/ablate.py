@@ -12,19 +12,22 @@ def main(stage: Stage) -> None:
     name, split, setting = stage.config.ablation, stage.config.split, Setting.of(stage)
     variants = stage.config.ablations[name]
     cells = [f"ablations/{name}/{variant.label.replace(', ', '_').replace(' ', '-')}" for variant in variants]
-    measured = [train_and_measure(stage, setting, *pair) for pair in zip(cells, variants, strict=True)]
+    measured = [
+        train_and_measure(stage, setting, cell, variant, more=cell != cells[-1])
+        for cell, variant in zip(cells, variants, strict=True)
+    ]
     write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
     stage.logger.record(*(stage.place("runs", split, cell) for cell in cells))
     done(stage, *cells)
 
 
-def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any) -> dict[str, Any]:
-    """One variant of config.Variant, in a _training.Setting."""
+def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any, more: bool) -> dict[str, Any]:
+    """One variant of config.Variant, in a _training.Setting; more: whether others follow."""
     from stages._training import distill, load_teacher
     from tripletkd import evaluate
     from tripletkd.config import ABLATED
 
-    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=True)
+    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=more)
     teacher, _ = load_teacher(stage, setting)
     configured = variant.params == stage.config.methods[ABLATED] and variant.recipe == stage.suite.student.recipe
     return {
@@ -36,4 +39,4 @@ def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any) -> di
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "ablation"))
+    run(main, needs=("suite", "ablation", "split"))

@@ -15,4 +15,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "method"))
+    run(main, needs=("suite", "method", "split"))

@@ -27,4 +27,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "method"), logs=False)
+    run(main, needs=("suite", "method", "split"), logs=False)

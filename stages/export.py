@@ -45,7 +45,7 @@ def write(stage: Stage) -> Path:
         (beside / "MODEL_CARD.md").write_text(text, encoding="utf-8")
         (beside / "example.json").write_text(json.dumps(examples) + "\n")
         write_json(beside / "export.json", exported)
-        write_json(beside / "log.json", stage.log(**times))
+        record.write_log(beside, "export.json", stage.log(**times))
     stage.say(summary(folder, exported, times))
     return folder
 
@@ -81,7 +81,7 @@ def first(stage: Stage, made: Record) -> tuple[int, Classifier]:
     """The first seed that did not fail, whatever its accuracy, with the preprocessing that it was trained with."""
     seed = next(seed for seed in made.seeds if str(seed) in made.weights_sha256)
     alone = replace(made, weights_sha256={str(seed): made.weights_sha256[str(seed)]})
-    network = alone.load_networks(stage.place("runs", made.split, made.method))[seed]
+    network = alone.load_networks(stage.place("runs", made.split, made.method))[seed].float()
     inputs = InputSettings(**made.params["inputs"]).build(made.image_shape[2])
     return seed, Classifier(network, inputs)
 

@@ -21,13 +21,13 @@ def main(stage: Stage) -> None:
     from tripletkd import data
 
     settings, target = stage.suite.data, stage.place("data")
-    dataset = obtain(settings)
-    if settings.per_class:
-        dataset = dataset.limited(settings.per_class)
-    stage.suite.inputs.build(dataset.image_shape[2])
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
     with whole(target) as beside:
         beside.mkdir()
+        dataset = obtain(settings, beside)
+        if settings.per_class:
+            dataset = dataset.limited(settings.per_class)
+        stage.suite.inputs.build(dataset.image_shape[2])
         description = data.save(dataset, beside, origin)
     stage.say(f"{target}: {summary(description)}")
     counts = {
@@ -40,8 +40,8 @@ def main(stage: Stage) -> None:
     stage.logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
 
 
-def obtain(settings: Data) -> Dataset:
-    """The images of any of the sources, in memory."""
+def obtain(settings: Data, folder: Path) -> Dataset:
+    """The images of any of the sources, in memory; what is downloaded lies below `folder` meanwhile."""
     from tripletkd import sources
 
     if settings.source == "digits":
@@ -50,7 +50,7 @@ def obtain(settings: Data) -> Dataset:
         if not settings.name:
             raise Problem("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        return sources.torchvision(settings.name)
+        return sources.torchvision(settings.name, folder)
     if not settings.path:
         raise Problem(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages import Stage, run
+from tripletkd import Problem
 from tripletkd.provenance import whole, write_csv, write_json, write_text
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ def gather(stage: Stage) -> Results:
     place = stage.place("results", "measured", config.split)
     measured = {name: stage.measured(name) for name in ["teacher", *methods]}
     ablated_on = config.run.ablation_split
+    ablated = {name: stage.measured(f"ablations/{name}", ablated_on) for name in config.run.ablations}
+    refuse_strangers(measured["teacher"], [measured[name] for name in methods])
+    if ablated:
+        refuse_strangers(stage.measured("teacher", ablated_on), [line for lines in ablated.values() for line in lines])
     return report.Results(
         suite=config.suite,
         about=stage.suite.about,
@@ -46,10 +52,22 @@ def gather(stage: Stage) -> Results:
             if figure.curve
         },
         ablation_split=ablated_on,
-        ablations={
-            name: ablation.lines(stage.measured(f"ablations/{name}", ablated_on)) for name in config.run.ablations
-        },
+        ablations={name: ablation.lines(lines) for name, lines in ablated.items()},
     )
+
+
+def refuse_strangers(teacher: Mapping[str, Any], students: Iterable[Mapping[str, Any]]) -> None:
+    """Problem if a student had other images or another teacher: then a table would compare what cannot be compared."""
+    for block in students:
+        for what, found, expected in (
+            ("images", block["data_sha256"], [teacher["data_sha256"]]),
+            ("a teacher", block["teacher_sha256"], list(teacher["weights_sha256"].values())),
+        ):
+            if found not in expected:
+                raise Problem(
+                    f"{block['suite']}/{block['cell']}: measured with {what} of sha256 {found}, the table's teacher "
+                    f"has {' or '.join(expected)}; run its stages again"
+                )
 
 
 def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]:
@@ -68,7 +86,7 @@ def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]
     with whole(place / "figures") as beside:
         beside.mkdir()
         for name, svg in pictures.items():
-            write_text(beside / f"{name}.svg", figures.alone(svg))
+            write_text(beside / f"{name}.svg", figures.standalone(svg))
     write_json(
         place / "table.json",
         {"suite": results.suite, "rows": [asdict(row) for row in rows], "verdicts": results.verdicts},

@@ -34,4 +34,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, needs=("suite", "split"))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from stages import _training
 from tripletkd import methods
 
 LIBRARY = sorted((ROOT / "tripletkd").rglob("*.py"))
@@ -82,6 +83,19 @@ def test_heavy_imports_happen_where_they_are_used(path: Path) -> None:
     found = imports(path, "x", top_level_only=True)
     heavy = {"mlflow", "matplotlib", "sklearn", "torchvision", "pandas", "onnx", "onnxscript", "onnxruntime"}
     assert not {name.split(".")[0] for name in found} & heavy
+
+
+def test_a_checkpoint_is_of_the_code_that_dvc_yaml_names() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+    def code(stage: str) -> set[str]:
+        own = {f"stages/{stage}.py"}
+        return {name for name in stages[stage]["deps"] if name.startswith(("stages/", "tripletkd/"))} - own
+
+    assert set(_training.code("${item.method}")) == code("distill")
+    assert set(_training.code("triplet_family")) == code("ablate")
+    assert set(_training.code("teacher")) == code("train_teacher")
+    assert all((ROOT / name).is_file() for name in _training.code("teacher"))
 
 
 def test_training_runs_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Measurements against plain loops, scikit-learn and cases worked out by hand."""
 
+import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,28 +60,31 @@ def test_figures_of_student_and_teacher() -> None:
     assert other["kl_to_teacher"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
 
 
+RECORD = record.Record(
+    suite="digits",
+    split="test",
+    cell="kd",
+    method="kd",
+    network="paper_student_quarter",
+    image_shape=(8, 8, 1),
+    classes=10,
+    seeds=[1],
+    failed={},
+    params={},
+    data_sha256="d" * 64,
+    teacher_sha256=None,
+    environment={},
+)
+
+
 def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
     dataset = sources.digits().limited(10)
     train, test = (DeviceSplit(s, Inputs(), torch.device("cpu"), torch.float32) for s in (dataset.train, dataset.test))
     network = models.build("paper_student_quarter", dataset.image_shape, 10, seed=7)
-    made = record.Record(
-        suite="digits",
-        split="test",
-        cell="kd",
-        method="kd",
-        network="paper_student_quarter",
-        image_shape=dataset.image_shape,
-        classes=10,
-        seeds=[1],
-        failed={},
-        params={},
-        data_sha256=dataset.sha256(),
-        teacher_sha256=None,
-        environment={},
-    )
+    made = dataclasses.replace(RECORD, data_sha256=dataset.sha256())
     reached = evaluate.of_student(network(next(test.chunks(100))[0]).logits.detach(), test.labels)["test_accuracy"]
     history = [{"seed": 1, "epoch": 1, "test_accuracy": reached, "train_accuracy": 0.1}]
-    made = record.write(tmp_path / "run", made, Fitted({1: network}, history, {}), {})
+    made = record.write(tmp_path / "run", made, Fitted({1: network}, history, {}, seconds=1.0), {})
     networks = record.read(tmp_path / "run").load_networks(tmp_path / "run")
     measured = evaluate.measure(made, networks, history, train, test, teacher=network)
     assert measured["seeds"][0]["agreement"] == 1
@@ -96,6 +101,29 @@ def test_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
     record.weights_path(tmp_path / "run", 1).write_bytes(b"other")
     with pytest.raises(Problem, match=r"seed-1.safetensors: sha256 is"):
         made.load_networks(tmp_path / "run")
+
+
+def test_weights_keep_their_precision(tmp_path: Path) -> None:
+    network = models.build("paper_student_quarter", (8, 8, 1), 10, seed=7).double()
+    with torch.no_grad():
+        network.get_parameter("fc2.bias").fill_(1 / 3)
+    made = record.write(tmp_path / "run", RECORD, Fitted({1: network}, [], {}, seconds=1.0), {})
+    [(_, found)] = made.load_networks(tmp_path / "run").items()
+    assert found.get_parameter("fc2.bias")[0].item() == 1 / 3
+    assert all(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_a_log_is_of_the_record_beside_it(tmp_path: Path) -> None:
+    """DVC brings back an earlier record from its cache, and leaves the log that lies there: it is another run's."""
+    fitted = Fitted({1: models.build("paper_student_quarter", (8, 8, 1), 10, seed=7)}, [], {}, seconds=1.0)
+    first, second = tmp_path / "first", tmp_path / "second"
+    record.write(first, RECORD, fitted, {"commit": "a"})
+    record.write(second, dataclasses.replace(RECORD, params={"margin": 10}), fitted, {"commit": "b"})
+    assert record.read_log(first, "record.json") == {"commit": "a"}
+    shutil.copy(second / "log.json", first / "log.json")
+    assert record.read_log(first, "record.json") == {}
+    (first / "log.json").unlink()
+    assert record.read_log(first, "record.json") == {}
 
 
 @pytest.mark.parametrize("name", ["paper_teacher", "resnet8x4", "wrn_16_2", "vgg8"])

@@ -148,7 +148,7 @@ def test_known_names() -> None:
 
 
 def ensemble(members: Sequence[nn.Module], folded: bool) -> Ensemble:
-    made = Ensemble(members, CPU, DOUBLE, folded)
+    made = Ensemble(members, CPU, DOUBLE, folded, features=True)
     assert made.folded is (folded and len(members) > 1)
     return made
 

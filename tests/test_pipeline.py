@@ -39,14 +39,14 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    names = {"fetch", "tabulate", "teacher", "teacher/seed-1", "teacher (validation)", "teacher (validation)/seed-1"}
+    names = {"fetch", "tabulate", "teacher", "teacher/seed-0", "teacher (validation)", "teacher (validation)/seed-0"}
     variants = [f"margin-{margin} (validation)" for margin in (1, 5)]
     names |= {f"{variant}{seed}" for variant in variants for seed in ("", "/seed-1", "/seed-2")}
     names |= {f"{method}{seed}" for method in ("scratch", "triplet") for seed in ("", "/seed-1", "/seed-2")}
     assert set(runs) == {f"digits/{name}" for name in names}
     child, parent = runs["digits/triplet/seed-2"], runs["digits/triplet"]
     assert "2 of 2 seeds" in parent.data.tags["mlflow.note.content"]
-    assert "**triplet** cannot be told from scratch." in experiment.tags["mlflow.note.content"]
+    assert "**triplet** is not distinguishable from scratch." in experiment.tags["mlflow.note.content"]
     files = {file.path for file in client.list_artifacts(runs["digits/tabulate"].info.run_id)}
     assert {"report.html", "table.md", "curves.svg"} <= files
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id

@@ -345,7 +345,8 @@ def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
     line = ended(process, 1)
     assert "\n" not in line
     words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
-    lock = ".".join(["", *words, *(["test"] if name != "ablate" else []), "lock"])
+    by_split = name in ("train_teacher", "distill", "evaluate")
+    lock = ".".join(["", *words, *(["test"] if by_split else []), "lock"])
     assert line.startswith(f"error: {lock}: process {holder} runs this stage here already; wait until it ends, or")
     return line
 
@@ -566,7 +567,7 @@ def test_no_room_for_a_file(
         assert code == 1
         fault.seen = f"`{stage.error()}`"
         assert re.match(
-            r"error: (data|runs|results|checkpoints|exports)/digits\S*: File too large; mend that", stage.error()
+            r"error: (data|runs|results|checkpoints|exports)/digits\S*: File too large; fix that", stage.error()
         )
         assert not [file for file in folder.rglob("*") if ".partial" in file.name]
         assert_goes_on(name, stage, states, earlier, folder)
@@ -623,8 +624,8 @@ READ = {
     "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
     "evaluate": [f"runs/digits/test/triplet/{name}" for name in ("weights/seed-1.safetensors", "record.json")],
     "tabulate": ["results/digits/measured/test/triplet.json"],
-    "ablate": ["runs/digits/validation/teacher/weights/seed-1.safetensors"],
-    "export": ["runs/digits/test/teacher/weights/seed-1.safetensors"],
+    "ablate": ["runs/digits/validation/teacher/weights/seed-0.safetensors"],
+    "export": ["runs/digits/test/teacher/weights/seed-0.safetensors"],
 }
 
 
@@ -658,7 +659,7 @@ def test_a_folder_that_may_be_read_and_not_written(
         printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
         set_modes(folder, 0o644, 0o755)
         fault.seen = f"`{printed}`"
-        assert re.match(r"error: (data|runs|results|checkpoints|exports)\S*: Permission denied; mend that and", printed)
+        assert re.match(r"error: (data|runs|results|checkpoints|exports)\S*: Permission denied; fix that and", printed)
         assert everything(folder) == before
 
 

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tripletkd import ablation, figures, page, report, tables
+from stages import tabulate
+from tripletkd import Problem, ablation, figures, page, report, statistics, tables
 from tripletkd.config import Claim, Published
 
 CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim("triplet", ["triplet"])]
@@ -121,10 +122,57 @@ def test_verdicts_only_for_what_was_run() -> None:
     assert tables.verdicts(undecided).rows == [["triplet over scratch", "**undecided**", "", "", "", ""]]
 
 
+def test_a_method_worse_than_no_teacher_is_no_baseline() -> None:
+    """scratch is nearly two points below kd; a kd that had gone wrong would let anything look good."""
+    cells = CELLS | {"kd": measured({seed: 70.0 + 0.1 * seed for seed in range(1, 6)})}
+    answers = {answer["over"]: answer for answer in report.verdicts(cells, CLAIMS[:1])}
+    assert answers["kd"]["difference"]["mean"] > 10
+    assert answers["kd"]["corrected_p"] < 1e-4
+    assert (answers["kd"]["verdict"], answers["kd"]["failed_baseline"]) == ("undecided", True)
+    assert (answers["scratch"]["verdict"], answers["scratch"]["failed_baseline"]) == ("reproduced", False)
+    assert "| triplet over kd | **undecided** † |" in tables.markdown(results(verdicts=list(answers.values())))
+
+
+def test_one_comparison_is_corrected_for_once() -> None:
+    """scratch over kd is kd over scratch: three pairs, so the smallest p is tripled."""
+    measured_too = CELLS | {"pair": CELLS["triplet"]}
+    table = report.rows({name: measured_too[name] for name in ("scratch", "kd", "triplet")}, {})
+    smallest = min(gap.p for row in table for gap in row.over.values() if gap.p is not None)
+    assert min(p for row in table for p in row.corrected_p.values()) == pytest.approx(3 * smallest)
+    assert sum(len(row.over) for row in table) == 4
+
+
+def test_what_would_be_found_counts_the_claims() -> None:
+    answer = report.verdicts(CELLS, CLAIMS[:1])[0]  # over scratch, and over kd
+    std = answer["difference"]["std"]
+    assert answer["detectable"] == pytest.approx(statistics.detectable(4, std, tests=2))
+    assert answer["detectable"] > statistics.detectable(4, std)
+
+
+def test_cells_of_different_environments_are_said() -> None:
+    assert tables.mixed(results()) == []
+    assert "environments" not in tables.markdown(results())
+    other = CELLS | {"kd": CELLS["kd"] | {"environment": {"torch": "3"}}}
+    made = results(measured=other)
+    assert "## Cells of different environments\n\n- torch: 2, 3" in tables.markdown(made)
+    assert "torch: 2, 3" in page.html(made, {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"data_sha256": "e" * 64}, "measured with images of sha256 eee"), ({"teacher_sha256": "b" * 64}, "a teacher of")],
+)
+def test_a_table_of_strangers_is_refused(changed: dict[str, str], message: str) -> None:
+    student = CELLS["kd"] | {"suite": "digits", "cell": "kd", "teacher_sha256": "a" * 64}
+    tabulate.refuse_strangers(CELLS["teacher"], [student])
+    with pytest.raises(Problem, match=message):
+        tabulate.refuse_strangers(CELLS["teacher"], [student, student | changed])
+
+
 def test_the_text_says_it_all() -> None:
     text = tables.markdown(results())
     assert "| triplet | 4 | 81.10 ± 0.14 | ± 0.23 | **+1.02 ± 0.15** | **-1.00 ± 0.13** | 81.00 |" in text
-    assert "- **triplet** is better than scratch; is worse than kd; cannot be told from triplet." in text
+    assert "- **triplet** is better than scratch; is worse than kd; is not distinguishable from triplet." in text
     assert "| triplet over kd | **contradicted** | -1.00 ± 0.13 | 4 |" in text
     assert "- triplet, seed 4: triplet is nan at epoch 3, step 7" in text
     assert "OUTSIDE our 95 % prediction interval of one run" in text
@@ -142,7 +190,7 @@ def test_an_ablation_is_told_against_what_is_configured() -> None:
     assert lines[0].over_reference.mean == pytest.approx(-5.0)
     assert lines[1].over_reference is None
     assert lines[2].accuracy.n == 0
-    assert tables.outcome(lines) == "Best: **margin 5**, the reference; told apart from it: margin 1."
+    assert tables.outcome(lines) == "Best: **margin 5**, the reference; significantly below it: margin 1."
     text = tables.markdown(results())
     assert "| margin 1 | 3 | 70.10 ± 0.10 | ± 0.25 | **-5.00 ± 0.25** | 10.00 ± 0.00 |" in text
     assert "| margin 20 | 0 |  |  |  |  |" in text
@@ -153,15 +201,15 @@ def test_an_ablation_is_told_against_what_is_configured() -> None:
     ("accuracies", "expected"),
     [
         (
-            [{1: 70.0, 2: 70.5}, {1: 75.0, 2: 75.6}],
-            "**b**, +5.05 ± 0.64 points over a (corrected p = 0.0063): a differ",
+            [{1: 70.0, 2: 70.5, 3: 71.0}, {1: 75.0, 2: 75.6, 3: 76.2}],
+            "**b**, +5.10 ± 0.25 points over a (corrected p = 0.00013): sig",
         ),
         (
-            [{1: 70.0, 2: 75.0}, {1: 75.0, 2: 71.0}],
-            "**b**, +0.50 ± 57.18 points over a (corrected p = 0.93): no differ",
+            [{1: 70.0, 2: 75.0, 3: 72.0}, {1: 75.0, 2: 71.0, 3: 74.5}],
+            "**b**, +1.17 ± 11.54 points over a (corrected p = 0.71): not sig",
         ),
-        ([{1: 70.0}, {1: 71.0}], "**b**, on too few seeds to tell it apart from a."),
-        ([{1: 71.0}, {1: 70.0}], "**a**, the reference; none of the others can be told apart from it."),
+        ([{1: 70.0}, {1: 71.0}], "**b**, not tested against a: too few seeds, or no scatter."),
+        ([{1: 71.0}, {1: 70.0}], "**a**, the reference; no other differs significantly."),
     ],
 )
 def test_what_an_ablation_comes_to(accuracies: list[dict[int, float]], expected: str) -> None:
@@ -203,7 +251,7 @@ def test_pictures_are_svg_with_ids_of_their_own_and_the_same_every_time() -> Non
     )
     ids: list[str] = []
     for name, svg in drawn.items():
-        root = ElementTree.fromstring(figures.alone(svg))  # noqa: S314
+        root = ElementTree.fromstring(figures.standalone(svg))  # noqa: S314
         assert root.get("role") == "img"
         assert len(root.get("aria-label") or "") > 40
         own = [element.get("id") or "" for element in root.iter() if element.get("id")]

@@ -319,7 +319,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tar: hard link": (lambda p: in_tar(p, GOOD, member("train/a/3.png", tarfile.LNKTYPE, FIRST)), "a/3.png: a link"),
     "tar: device": (lambda p: in_tar(p, GOOD, member("train/a/3.png", tarfile.CHRTYPE)), "a/3.png: a link or a device"),
     "tar: pipe": (lambda p: in_tar(p, GOOD, member("train/a/3.png", tarfile.FIFOTYPE)), "a/3.png: a link or a device"),
-    "tar: a file twice": (lambda p: in_tar(p, GOOD, member(FIRST)), "train/a/1.png: stands there twice"),
+    "tar: a file twice": (lambda p: in_tar(p, GOOD, member(FIRST)), "train/a/1.png: is there twice"),
     "tar: claims a huge size": (huge, "train/a/0.png: 1099511627776 bytes; more than"),
     "tar: without members": (lambda p: in_tar(p, {}), "train: no class folders"),
     "tar: cut off in a member": (lambda p: patched(in_tar(p, GOOD), lambda b: b[:2000]), "cannot be unpacked"),
@@ -370,7 +370,7 @@ def test_a_bad_archive_gives_one_message_that_names_the_member(case: str, tmp_pa
 def test_a_zip_of_two_equal_names_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = in_zip(tmp_path / "images.zip", GOOD, (zipfile.ZipInfo(FIRST), GOOD[FIRST]))
-    with pytest.raises(Problem, match=r"train/a/1.png: stands there twice"):
+    with pytest.raises(Problem, match=r"train/a/1.png: is there twice"):
         sources.archive(path, None)
 
 
@@ -666,16 +666,18 @@ def test_cifar_in_torchvisions_format_gives_exact_pixels(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: Path
 ) -> None:
     serve_cifar(server, monkeypatch, tmp_path, BATCHES)
-    dataset = sources.torchvision("CIFAR10")
+    dataset = sources.torchvision("CIFAR10", tmp_path)
     np.testing.assert_array_equal([*dataset.train.images, *dataset.test.images], CIFAR_PIXELS)
     assert [*dataset.train.labels, *dataset.test.labels] == CIFAR_LABELS
     assert dataset.classes == ("cat", "dog")
-    assert not any(Path(tempfile.gettempdir()).iterdir())
+    assert not any(path.name.startswith("tmp") for path in tmp_path.iterdir())
 
 
-def test_mnist_in_torchvisions_format_gives_exact_pixels(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_in_torchvisions_format_gives_exact_pixels(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     serve_mnist(server, monkeypatch)
-    dataset = sources.torchvision("MNIST")
+    dataset = sources.torchvision("MNIST", tmp_path)
     np.testing.assert_array_equal([*dataset.train.images, *dataset.test.images], MNIST_PIXELS[..., None])
     assert dataset.train.labels.tolist() == dataset.test.labels.tolist() == [3, 9]
     assert len(dataset.classes) == 10
@@ -734,7 +736,7 @@ def test_a_tampered_file_within_the_archive_is_not_unpickled(
     canary = tmp_path / "canary"
     serve_cifar(server, monkeypatch, tmp_path, BATCHES | {name: pickle.dumps(Exploit(canary))})
     with pytest.raises(Problem, match="is not the file torchvision knows by its md5"):
-        sources.torchvision("CIFAR10")
+        sources.torchvision("CIFAR10", tmp_path)
     assert not canary.exists()
 
 
@@ -747,8 +749,8 @@ def test_files_that_lie_there_already_are_not_used(
     for folder in (tmp_path / "temporary", project, project / "data"):
         in_folder(folder / "cifar-10-batches-py", dict.fromkeys(BATCHES, exploit))
         in_folder(folder / "MNIST" / "processed", {"training.pt": exploit, "test.pt": exploit})
-    np.testing.assert_array_equal(sources.torchvision("CIFAR10").train.images, CIFAR_PIXELS[:4])
-    np.testing.assert_array_equal(sources.torchvision("MNIST").train.images, MNIST_PIXELS[:2, ..., None])
+    np.testing.assert_array_equal(sources.torchvision("CIFAR10", tmp_path).train.images, CIFAR_PIXELS[:4])
+    np.testing.assert_array_equal(sources.torchvision("MNIST", tmp_path).train.images, MNIST_PIXELS[:2, ..., None])
     assert not (tmp_path / "canary").exists()
 
 

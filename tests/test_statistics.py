@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tripletkd.statistics import Difference, cell, detectable, difference, holm, verdict
+from tripletkd.statistics import ALPHA, Difference, Summary, detectable, difference, holm, summarise, verdict
 
 SAMPLE = [80.1, 80.9, 81.3, 79.8, 80.6]
 
 
 def test_cell_is_the_t_interval() -> None:
-    found = cell(SAMPLE)
+    found = summarise(SAMPLE)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(SAMPLE), scale=stats.sem(SAMPLE))
     assert found.n == 5
     assert found.std == pytest.approx(np.std(SAMPLE, ddof=1))
@@ -26,14 +26,14 @@ def test_prediction_interval_holds_one_further_run_in_95_of_100() -> None:
     inside = 0
     for _ in range(4000):
         *sample, further = rng.normal(80, 0.5, 6)
-        interval = cell(sample).one_run
+        interval = summarise(sample).one_run
         assert interval is not None
         inside += interval[0] <= further <= interval[1]
     assert inside / 4000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
 
 
 def test_one_seed_has_a_mean_and_nothing_else() -> None:
-    assert cell([80.0]) == cell([80.0]).__class__(1, 80.0, None, None, None)
+    assert summarise([80.0]) == Summary(1, 80.0, None, None, None)
     assert difference({1: 80.0}, {1: 79.0}) == Difference(1, 1.0, None, None, None)
 
 
@@ -48,20 +48,35 @@ def test_difference_is_paired_by_seed() -> None:
     assert difference(first, {7: 1.0}) is None
 
 
-def test_differences_without_variance() -> None:
-    same = {1: 80.0, 2: 81.0}
-    assert (zero := difference(same, same)) is not None
-    assert zero.p == 1.0
-    assert (shifted := difference(same, {1: 79.0, 2: 80.0})) is not None
-    assert shifted.p == 0.0
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("gap", [0.0, 100 * 3 / 899])
+def test_without_scatter_nothing_is_tested(seeds: int, gap: float) -> None:
+    """Accuracies are counts of images, and few seeds may all differ by the same: that is no certainty."""
+    first = {seed: 100 * (800 + seed) / 899 for seed in range(seeds)}
+    found = difference(first, {seed: value - gap for seed, value in first.items()})
+    assert found is not None
+    assert found.mean == pytest.approx(gap)
+    assert found.p is None
+
+
+def test_two_seeds_are_too_few_to_test() -> None:
+    found = difference({1: 80.0, 2: 81.0}, {1: 79.0, 2: 80.01})
+    assert found is not None
+    assert (found.n, found.p) == (2, None)
+    assert found.half_width == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(("n", "effect"), [(2, 11.55), (5, 1.685), (10, 0.996), (20, 0.660)])
 def test_detectable_difference(n: int, effect: float) -> None:
-    """Effect sizes of a paired t-test, alpha 0.05, power 0.8: tabulated values (G*Power), and by simulation."""
+    """Effect sizes of a paired t-test, alpha 0.05, power 0.8: tabulated values (G*Power)."""
     assert detectable(n, 1.0) == pytest.approx(effect, abs=0.006)
-    samples = np.random.default_rng(n).normal(detectable(n, 2.0), 2.0, (20000, n))
-    power = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
+
+
+@pytest.mark.parametrize("tests", [1, 6, 33])
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_detectable_difference_by_simulation(n: int, tests: int) -> None:
+    samples = np.random.default_rng(n).normal(detectable(n, 2.0, tests), 2.0, (20000, n))
+    power = (stats.ttest_1samp(samples, 0, axis=1).pvalue < ALPHA / tests).mean()
     assert power == pytest.approx(0.8, abs=0.012)
 
 
@@ -85,5 +100,5 @@ def test_holm_is_the_closed_bonferroni_procedure() -> None:
      (1.0, None, "undecided")],
 )  # fmt: skip
 def test_verdict(mean: float, p: float | None, expected: str) -> None:
-    assert verdict(Difference(5, mean, 0.1, p, 0.2), p) == expected
+    assert verdict(Difference(5, mean, 0.2, 0.1, p), p) == expected
     assert verdict(None, p) == "undecided"

@@ -221,6 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits: Dataset, network: s
     resumed = run(digits, [1, 2], network=network, dtype=torch.float32, checkpoint=Checkpoint(path, "same"))
     assert resumed.history == whole.history
     same(resumed, whole, 1, 0.0)
+    assert resumed.seconds > 0.5 * whole.seconds  # of all epochs, not of the last one alone
 
 
 @pytest.mark.parametrize("damage", ["other run", "truncated", "empty"])

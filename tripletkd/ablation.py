@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .report import accuracies
-from .statistics import Cell, Difference, cell, difference, holm
+from .statistics import Difference, Summary, difference, holm, summarise
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Line:
     changed: dict[str, Any]
     reference: bool  # what the others are compared with
     seeds: dict[int, float]  # accuracy on the split
-    accuracy: Cell
-    train: Cell
+    accuracy: Summary
+    train: Summary
     over_reference: Difference | None
     corrected_p: float | None  # Holm, over the ablation's comparisons
-    violated_triplets: Cell
+    violated_triplets: Summary
     failed: dict[str, str]
 
 
@@ -40,11 +40,11 @@ def lines(measured: Sequence[Mapping[str, Any]]) -> list[Line]:
             changed=variant["changed"],
             reference=i == reference,
             seeds=accuracies(variant),
-            accuracy=cell(list(accuracies(variant).values())),
-            train=cell(list(accuracies(variant, "train_accuracy").values())),
+            accuracy=summarise(list(accuracies(variant).values())),
+            train=summarise(list(accuracies(variant, "train_accuracy").values())),
             over_reference=gaps[i],
             corrected_p=corrected.get(i),
-            violated_triplets=cell(list(accuracies(variant, "violated_triplets").values())),
+            violated_triplets=summarise(list(accuracies(variant, "violated_triplets").values())),
             failed=variant["failed"],
         )
         for i, variant in enumerate(measured)

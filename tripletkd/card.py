@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .record import Record
-from .statistics import Cell, cell
+from .statistics import Summary, summarise
 
 # data.source and data.name -> what its authors say of the images' licence, as far as is known
 LICENCES = {
@@ -23,7 +23,7 @@ UNKNOWN = "unknown, ask who gave you the images"
 # key of a measured seed -> its line of the card, factor, decimals
 MEASURES = {
     "test_accuracy": ("test accuracy, %", 100, 2),
-    "test_top5_accuracy": ("test accuracy of the best five, %", 100, 2),
+    "test_top5_accuracy": ("top-5 test accuracy, %", 100, 2),
     "test_cross_entropy": ("test cross-entropy", 1, 4),
     "test_calibration_error": ("calibration error, %", 100, 2),
     "train_accuracy": ("training accuracy, %", 100, 2),
@@ -133,7 +133,7 @@ def _results(exported: Mapping[str, Any], measured: Mapping[str, Any], teacher: 
     for key, (name, factor, decimals) in MEASURES.items():
         if key not in mine:
             continue
-        all_seeds = cell([factor * seed[key] for seed in seeds])
+        all_seeds = summarise([factor * seed[key] for seed in seeds])
         line = [name, f"{factor * mine[key]:.{decimals}f}", _mean(all_seeds, decimals), _interval(all_seeds, decimals)]
         if teacher is not None:
             of_teacher = teacher["seeds"][0].get(key)
@@ -149,12 +149,12 @@ def _results(exported: Mapping[str, Any], measured: Mapping[str, Any], teacher: 
     ]
 
 
-def _mean(value: Cell, decimals: int) -> str:
+def _mean(value: Summary, decimals: int) -> str:
     mean = f"{value.mean:.{decimals}f}"
     return mean if value.std is None else f"{mean} ± {value.std:.{decimals}f}"
 
 
-def _interval(value: Cell, decimals: int) -> str:
+def _interval(value: Summary, decimals: int) -> str:
     return "" if value.half_width is None else f"± {value.half_width:.{decimals}f}"
 
 
@@ -164,7 +164,7 @@ def _limits(exported: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
         f"like those it was trained on ({data['source']}), and on nothing else.",
         f"It knows {len(exported['classes'])} classes and answers with one of them whatever it is shown, a blank image "
         "too; a high probability does not say that the image is of its kind. Robustness to noise, other cameras and "
-        "ill will was not measured. Do not decide about people with it.",
+        "adversarial inputs was not measured. Do not decide about people with it.",
     ]
 
 

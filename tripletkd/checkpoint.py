@@ -26,9 +26,10 @@ class Paused(Problem):
 
 @dataclass
 class Progress:
-    """What of a training run is done: the last whole epoch, the history so far, the seeds that failed and why."""
+    """What of a training run is done: its last whole epoch and its time, the history, which seeds failed and why."""
 
     epoch: int = 0
+    seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
 
@@ -39,9 +40,8 @@ class Checkpoint:
     It is written every `minutes`, after `deadline` (of time.monotonic()), and after the first SIGINT or SIGTERM, which
     let the epoch end; the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every
     random number is a function of seed, epoch and step, so that no generator has a state to save. The last epoch is
-    saved too: training that is done is not done again when the process dies before its results are written. A file
-    whose fingerprint, of all that the run depends on, is another one is not used, nor is one whose bytes are not those
-    that were written.
+    saved too: training that is done is not done again when the process dies before its results are written. A file is
+    ignored if its fingerprint, of all that the run depends on, or the hash of its content does not match.
     """
 
     def __init__(
@@ -114,10 +114,7 @@ class Checkpoint:
             tensor.copy_(saved[name])
         failed = {int(seed): why for seed, why in state["failed"].items()}
         tqdm.write(f"{self.path}: going on after epoch {state['epoch']}")
-        return Progress(state["epoch"], state["history"], failed)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        return Progress(state["epoch"], state["seconds"], state["history"], failed)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -343,7 +343,7 @@ def _block(found: Any, key: str) -> dict[str, Any]:
 
 
 def _filled(schema: Any, block: dict[str, Any], key: str) -> Any:
-    """An object of a dataclass, or of an instance's with the block's values in the place of its own."""
+    """The dataclass built from the block; where `schema` is an instance, its values are the defaults."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -387,11 +387,11 @@ def _variants(name: str, found: Any, config: Config, suite: str) -> list[Variant
         params = _filled(config.methods[ABLATED], changed, key)
         recipe = _filled(config.suites[suite].student.recipe, of_recipe, f"{key}.recipe")
         variants.append(Variant(changed | of_recipe, params, recipe))
-    alike = set.intersection(*({*map(str, v.changed.items())} for v in variants))  # what all of them say is no news
+    alike = set.intersection(*({*map(str, v.changed.items())} for v in variants))  # leave out what all variants share
     for i, variant in enumerate(variants):
         variant.changed = {k: v for k, v in variant.changed.items() if str((k, v)) not in alike}
         if variant.label in [other.label for other in variants[:i]]:
-            raise Problem(f"ablations.{name}: {variant.label!r} stands there twice, expected once")
+            raise Problem(f"ablations.{name}: {variant.label!r} is listed twice, expected once")
     return variants
 
 
@@ -422,10 +422,16 @@ def _check_names(config: Config, teacher: bool) -> None:
             if known is not None and name not in known:
                 raise Problem(f"{key}: {name!r} is not there; expected one of {', '.join(known)}")
             if names.count(name) > 1:
-                raise Problem(f"{key}: {name!r} stands there {names.count(name)} times, expected once")
+                raise Problem(f"{key}: {name!r} is listed {names.count(name)} times, expected once")
     for i, claim in enumerate(config.claims):
         for key, name in [("method", claim.method), *(("over", base) for base in claim.over)]:
             if name not in list(config.methods):  # found may be a list too, which has no hash
                 raise Problem(f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}")
+    for name, suite in config.suites.items():
+        if suite.teacher.seed in run.seeds:
+            raise Problem(
+                f"suites.{name}.teacher.seed: found {suite.teacher.seed}, which is in run.seeds; expected another: "
+                "that student would begin with some of its teacher's weights, and see the images in its order"
+            )
     if config.ablations and ABLATED not in config.methods:
         raise Problem(f"methods.{ABLATED}: missing; the ablations vary it")

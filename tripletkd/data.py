@@ -142,6 +142,7 @@ def load(folder: Path) -> Dataset:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise Problem(f"{folder / DESCRIPTION}: cannot be read ({error!r}); {again}") from None
     try:
+        (folder / IMAGES).open("rb").close()  # safetensors calls a file that may not be read "not there"
         arrays = load_file(folder / IMAGES)
         train, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test"))
     except (SafetensorError, ValueError, KeyError, OSError) as error:
@@ -181,7 +182,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is random in an epoch of one seed or, stacked, of several: `index` [..., views, N], what augments it.
+    """All randomness of an epoch, of one seed or stacked over several: `index` [..., views, N] and what augments it.
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
     shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].

@@ -60,11 +60,19 @@ class Ensemble:
     """One network for several seeds.
 
     `folded` computes all seeds in each kernel (see `fold`), otherwise one seed after the other. Which is faster depends
-    on the device and the size of the images; the results are the same but for rounding.
+    on the device and the size of the images; the results are the same but for rounding. features: whether its outputs
+    have them, or the logits alone.
     """
 
-    def __init__(self, members: Sequence[nn.Module], device: torch.device, dtype: torch.dtype, folded: bool) -> None:
-        self.size = len(members)
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        device: torch.device,
+        dtype: torch.dtype,
+        folded: bool,
+        features: bool = False,
+    ) -> None:
+        self.size, self.features = len(members), features
         self.folded = folded and self.size > 1 and getattr(members[0], "foldable", False)
         self.params, self.buffers = stack(members, device, dtype)
         self.single = copy.deepcopy(members[0]).to(device=device, dtype=dtype)
@@ -73,16 +81,19 @@ class Ensemble:
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs [S, B, ...] of images [S, B, C, H, W]; in training mode buffers are updated in place."""
         if not self.folded:
-            rows = [functional_call(self.template, state, (x,)) for state, x in zip(self.states(), images, strict=True)]
-            return Outputs.stack(rows)
+            return Outputs.stack([self._one(state, x) for state, x in zip(self.states(), images, strict=True)])
         together = images.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        outputs: Outputs = functional_call(self.template, self._folded_state(), (together,))
+        outputs = self._one(self._folded_state(), together)
         return outputs.map(lambda t: t.unflatten(1, (self.size, -1)).movedim(1, 0))
+
+    def _one(self, state: State | tuple[State, State], images: Tensor) -> Outputs:
+        outputs: Outputs = functional_call(self.template, state, (images,))
+        return outputs if self.features else Outputs(outputs.logits, {})
 
     def states(self) -> list[tuple[State, State]]:
         """Each seed's parameters and buffers, in the memory of the stacked ones."""
         split = [{name: tensor.unbind() for name, tensor in group.items()} for group in (self.params, self.buffers)]
-        params, buffers = ([{k: v[seed] for k, v in group.items()} for seed in range(self.size)] for group in split)
+        params, buffers = ([{k: v[index] for k, v in group.items()} for index in range(self.size)] for group in split)
         return list(zip(params, buffers, strict=True))
 
     def _folded_state(self) -> State:
@@ -104,10 +115,10 @@ class Ensemble:
         self.template.train()
         return logits
 
-    def member(self, seed: int) -> nn.Module:
+    def member(self, index: int) -> nn.Module:
         """A copy of one member as an ordinary module."""
         network = copy.deepcopy(self.single)
-        params, buffers = self.states()[seed]
+        params, buffers = self.states()[index]
         with torch.no_grad():
             for name, tensor in (params | buffers).items():
                 (network.get_parameter(name) if name in params else network.get_buffer(name)).copy_(tensor)

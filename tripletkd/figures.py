@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .statistics import significant
+
 if TYPE_CHECKING:
     from .ablation import Line
     from .report import Row
@@ -75,7 +77,7 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
     return f'{opening} {width} role="img" aria-label="{escape(description)}"><title>{escape(description)}</title>{rest}'
 
 
-def alone(svg: str) -> str:
+def standalone(svg: str) -> str:
     """As a file: with colours of its own."""
     return svg.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
 
@@ -148,7 +150,7 @@ def forest(table: Sequence["Row"], bases: Sequence[str]) -> str:
             rows = [row for row in table if base in row.over][::-1]
             for y, row in enumerate(rows):
                 gap, p = row.over[base], row.corrected_p.get(base)
-                stands = p is not None and p < 0.05
+                stands = significant(p)
                 axes.errorbar(
                     gap.mean,
                     y,

@@ -61,6 +61,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         notes=tables.notes(results),
         published=tables.against_published(results),
         failures=tables.failures(results),
+        mixed=tables.mixed(results),
         ablations={
             name: (tables.of_ablation(results.ablation_split, lines), tables.outcome(lines))
             for name, lines in results.ablations.items()
@@ -99,12 +100,12 @@ def finding(results: Results) -> str:
 
 
 def _origin(results: Results) -> dict[str, str]:
-    """What all cells have in common."""
+    """What all cells have in common; an environment in which they differ has all that there are."""
     teacher = results.measured["teacher"]
     return {
         "data, sha256": teacher["data_sha256"],
         "teacher": f"{teacher['network']}, weights sha256 {', '.join(teacher['weights_sha256'].values())}",
-        **{key: str(value) for key, value in teacher["environment"].items() if value is not None},
+        **{key: " or ".join(values) for key, values in tables.environments(results).items()},
     }
 
 

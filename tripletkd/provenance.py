@@ -39,7 +39,12 @@ def whole(path: Path) -> Iterator[Path]:
             if beside.is_dir() and path.exists():
                 _remove(earlier)
                 path.replace(earlier)
-            beside.replace(path)
+            try:
+                beside.replace(path)
+            except OSError:
+                if earlier.exists():
+                    earlier.replace(path)
+                raise
         finally:
             _remove(beside)
             _remove(earlier)

@@ -11,7 +11,7 @@ from __future__ import annotations  # the types of train and torch are not impor
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +53,11 @@ class Record:
         for seed, expected in self.weights_sha256.items():
             path = weights_path(folder, seed)
             if not path.is_file():
-                raise Problem(f"{path}: not there, record.json names it; run the stage again, or `dvc pull`")
+                raise Problem(f"{path}: not there, record.json names it; run the stage again")
             if (found := sha256(path)) != expected:
                 raise Problem(f"{path}: sha256 is {found}, record.json says {expected}; run the stage again")
             network = models.build(self.network, self.image_shape, self.classes, seed=0)
-            network.load_state_dict(load_file(path))
+            network.load_state_dict(load_file(path), assign=True)  # in the precision that it was trained in
             networks[int(seed)] = network
         return networks
 
@@ -74,13 +74,15 @@ def write(folder: Path, record: Record, fitted: Fitted, log: Mapping[str, Any]) 
 
     with whole(folder) as beside:
         (beside / "weights").mkdir(parents=True)
+        hashes = {}
         for seed, network in fitted.networks.items():
             path = weights_path(beside, seed)
             path.write_bytes(save(models.weights(network)))
-            record.weights_sha256[str(seed)] = sha256(path)
+            hashes[str(seed)] = sha256(path)
+        record = replace(record, weights_sha256=hashes)
         write_csv(beside / "history.csv", fitted.history)
         write_json(beside / "record.json", asdict(record))
-        write_json(beside / "log.json", dict(log))
+        write_log(beside, "record.json", log)
     return record
 
 
@@ -93,6 +95,18 @@ def read(folder: Path) -> Record:
         raise Problem(f"{path}: not there; run the stage that makes it (dvc repro) first") from None
     except (ValueError, TypeError) as error:
         raise Problem(f"{path}: not a run record of this version ({error}); run the stage again") from None
+
+
+def write_log(folder: Path, about: str, log: Mapping[str, Any]) -> None:
+    """log.json, which belongs to the file `about` beside it."""
+    write_json(folder / "log.json", {**log, "belongs_to_sha256": sha256(folder / about)})
+
+
+def read_log(folder: Path, about: str) -> dict[str, Any]:
+    """Empty where there is none, or another run's: what DVC restores from its cache comes without its log."""
+    path = folder / "log.json"
+    log = json.loads(path.read_text()) if path.is_file() else {}
+    return log if log.pop("belongs_to_sha256", None) == sha256(folder / about) else {}
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .statistics import Cell, Difference, cell, difference, holm, verdict
+from .statistics import Difference, Summary, detectable, difference, holm, significant, summarise, verdict
 
 if TYPE_CHECKING:
     from .ablation import Line
@@ -18,8 +18,8 @@ class Row:
 
     method: str
     n: int
-    test: Cell
-    train: Cell
+    test: Summary
+    train: Summary
     best_on_test: float  # mean over seeds of the best epoch's test accuracy: optimistic, and marked so
     over: dict[str, Difference]  # baseline -> difference paired by seed
     corrected_p: dict[str, float]  # Holm, over all comparisons of the table
@@ -64,18 +64,20 @@ def rows(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]
         if method not in ("teacher", base) and base in measured
         if (gap := difference(accuracies(measured[method]), accuracies(measured[base])))
     }
-    tested = {key: gap.p for key, gap in found.items() if gap.p is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    # One baseline over another and that one over it are one comparison.
+    tested = {frozenset(pair): gap.p for pair, gap in found.items() if gap.p is not None}
+    by_pair = dict(zip(tested, holm(list(tested.values())), strict=True))
+    corrected = {pair: by_pair[frozenset(pair)] for pair in found if frozenset(pair) in by_pair}
     table = []
     for method, block in measured.items():
-        test = cell(list(accuracies(block).values()))
+        test = summarise(list(accuracies(block).values()))
         table.append(
             Row(
                 method=method,
                 n=test.n,
                 test=test,
-                train=cell(list(accuracies(block, "train_accuracy").values())),
-                best_on_test=cell(list(accuracies(block, "best_test_accuracy").values())).mean,
+                train=summarise(list(accuracies(block, "train_accuracy").values())),
+                best_on_test=summarise(list(accuracies(block, "best_test_accuracy").values())).mean,
                 over={base: gap for (name, base), gap in found.items() if name == method},
                 corrected_p={base: p for (name, base), p in corrected.items() if name == method},
                 published=_published(published.get(method), test),
@@ -86,7 +88,7 @@ def rows(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]
     return table
 
 
-def _published(figure: Any, test: Cell) -> dict[str, Any] | None:
+def _published(figure: Any, test: Summary) -> dict[str, Any] | None:
     if figure is None:
         return None
     inside = None if test.one_run is None else test.one_run[0] <= figure.accuracy <= test.one_run[1]
@@ -94,23 +96,42 @@ def _published(figure: Any, test: Cell) -> dict[str, Any] | None:
 
 
 def verdicts(measured: Mapping[str, Mapping[str, Any]], claims: Sequence[Any]) -> list[dict[str, Any]]:
-    """Each claim whose two methods were run, answered by the rule of statistics.verdict, Holm over these claims."""
+    """Each claim whose two methods were run, answered by the rule of README.md, Holm over these claims."""
     pairs = [(claim.method, base) for claim in claims for base in claim.over]
     judged = [(method, base) for method, base in pairs if method in measured and base in measured]
-    gaps = [difference(accuracies(measured[method]), accuracies(measured[base])) for method, base in judged]
-    tested = [i for i, gap in enumerate(gaps) if gap is not None and gap.p is not None]
-    corrected = dict(zip(tested, holm([gaps[i].p for i in tested]), strict=True))  # type: ignore[union-attr,misc]
+    found = {pair: difference(*(accuracies(measured[name]) for name in pair)) for pair in judged}
+    tested = {pair: gap.p for pair, gap in found.items() if gap is not None and gap.p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [
         {
             "claim": f"{method} over {base}",
             "method": method,
             "over": base,
-            "verdict": verdict(gap, corrected.get(i)),
+            "verdict": "undecided"
+            if (failed := failed_baseline(measured, base))
+            else verdict(gap, corrected.get(pair)),
+            "failed_baseline": failed,
             "difference": None if gap is None else asdict(gap),
-            "corrected_p": corrected.get(i),
+            "corrected_p": corrected.get(pair),
+            "detectable": _detectable(gap, len(tested)),
         }
-        for i, ((method, base), gap) in enumerate(zip(judged, gaps, strict=True))
+        for pair, gap in found.items()
+        for method, base in [pair]
     ]
+
+
+def _detectable(gap: Difference | None, tests: int) -> float | None:
+    if gap is None or gap.p is None or gap.std is None:
+        return None
+    return detectable(gap.n, gap.std, tests)
+
+
+def failed_baseline(measured: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    """Whether a method is below training without a teacher, p < 0.05 uncorrected: to beat it would show nothing."""
+    if name == "scratch" or "scratch" not in measured:
+        return False
+    gap = difference(accuracies(measured[name]), accuracies(measured["scratch"]))
+    return gap is not None and significant(gap.p) and gap.mean < 0
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:

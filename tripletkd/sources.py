@@ -51,12 +51,12 @@ def digits() -> Dataset:
 # --- torchvision ------------------------------------------------------------------------------------------------------
 
 
-def torchvision(name: str) -> Dataset:
+def torchvision(name: str, folder: Path) -> Dataset:
     """A data set of torchvision.datasets by its class name, downloaded and checked by torchvision's md5.
 
-    The download goes to a new folder, which is removed: torchvision trusts some files that lie there already, but
-    unpickles nothing of a download before its md5 is checked. Problem if there is no data set of that name, no network,
-    or the bytes are not those that torchvision knows.
+    The download goes to a new folder in `folder`, and is removed: torchvision trusts some files that are there already,
+    but unpickles nothing of a download before its md5 is checked. Problem if there is no data set of that name, no
+    network, or the bytes are not those that torchvision knows.
     """
     import torchvision.datasets as library
 
@@ -68,11 +68,11 @@ def torchvision(name: str) -> Dataset:
             f"data.name: {name!r} is not a torchvision data set known here; expected one of {', '.join(sorted(known))}"
         )
     kind, parts = getattr(library, name), {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=folder) as new:
         for part in ("train", "test"):
             where: dict[str, Any] = {"split": part} if name in by_split else {"train": part == "train"}
             try:
-                parts[part] = kind(root=folder, download=True, **where)
+                parts[part] = kind(root=new, download=True, **where)
             except (RuntimeError, OSError, http.client.HTTPException) as error:
                 reason = " ".join(str(error).split())  # MNIST's has a line for each mirror
                 found = "is not the file torchvision knows by its md5" if "corrupted" in reason else "is out of reach"
@@ -217,7 +217,7 @@ def _acceptable(source: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
             f"{entry.size} bytes; more than {MAX_FILE_BYTES} are refused": entry.is_file
             and entry.size > MAX_FILE_BYTES,
             "its name is not Unicode; rename it": str(path).encode(errors="replace").decode() != str(path),
-            "stands there twice; remove one": path in files,
+            "is there twice; remove one": path in files,
         }
         for reason, holds in refusals.items():
             if holds:

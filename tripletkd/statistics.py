@@ -11,11 +11,12 @@ from scipy import integrate, optimize, special, stats
 CONFIDENCE = 0.95
 ALPHA = 0.05
 POWER = 0.8
+FEWEST = 3  # pairs to test: two may agree by chance, for accuracies are counts of images
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A table's cell: n seeds' mean, their standard deviation, and half the width of the mean's 95 % interval."""
+class Summary:
+    """Of n seeds: their mean, their standard deviation, and half the width of the mean's 95 % interval."""
 
     n: int
     mean: float  # not a number with no seed
@@ -24,26 +25,28 @@ class Cell:
     one_run: tuple[float, float] | None  # the 95 % prediction interval of one further run
 
 
-def cell(values: Sequence[float]) -> Cell:
+def summarise(values: Sequence[float]) -> Summary:
     """Student's t intervals: mean +- t s / sqrt(n), and for one further run mean +- t s sqrt(1 + 1/n)."""
     n, mean = len(values), float(np.mean(values)) if values else nan
     if n < 2:
-        return Cell(n, mean, None, None, None)
+        return Summary(n, mean, None, None, None)
     std = float(np.std(values, ddof=1))
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
     spread = t * std * sqrt(1 + 1 / n)
-    return Cell(n, mean, std, t * std / sqrt(n), (mean - spread, mean + spread))
+    return Summary(n, mean, std, t * std / sqrt(n), (mean - spread, mean + spread))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods paired by seed: mean of the differences, half the width of its 95 % interval, p-value."""
+    """Of two methods paired by seed: the differences' mean and standard deviation, the mean's interval, the p-value."""
 
     n: int
     mean: float
-    half_width: float | None  # None, as p, with fewer than two pairs
-    p: float | None
-    detectable: float | None  # the smallest true difference that so many seeds find with 80 % power
+    std: float | None  # None with fewer than two pairs
+    half_width: float | None  # likewise
+    p: (
+        float | None
+    )  # None with fewer than FEWEST pairs, and where all differ by the same: there is no scatter to test by
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -52,28 +55,33 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     if not seeds:
         return None
     gaps = np.array([first[seed] - second[seed] for seed in seeds])
-    if len(gaps) < 2:
-        return Difference(len(gaps), float(gaps.mean()), None, None, None)
-    n, std = len(gaps), float(gaps.std(ddof=1))
+    n, mean = len(gaps), float(gaps.mean())
+    if n < 2:
+        return Difference(n, mean, None, None, None)
+    std = float(gaps.std(ddof=1))
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    # Where every seed differs by the same amount there is no variance to test against.
-    p = float(stats.ttest_1samp(gaps, 0).pvalue) if std > 0 else float(gaps[0] == 0)
-    return Difference(n, float(gaps.mean()), t * std / sqrt(n), p, detectable(n, std))
+    testable = n >= FEWEST and std > 1e-9  # equal differences of percentages differ by rounding
+    p = float(stats.ttest_1samp(gaps, 0).pvalue) if testable else None
+    return Difference(n, mean, std, t * std / sqrt(n), p)
 
 
-def detectable(n: int, std: float) -> float:
-    """The smallest true mean difference that a two-sided paired t-test at 5 % finds with 80 % power."""
-    return _noncentrality(n) * std / sqrt(n)
+def detectable(n: int, std: float, tests: int = 1) -> float:
+    """The smallest true mean difference that a two-sided paired t-test at 5 % / tests finds with 80 % power.
+
+    std: of the differences. tests: how many Holm's procedure corrects for, of which this is the first; for the later
+    ones, whose levels are higher, less is needed.
+    """
+    return _noncentrality(n, ALPHA / tests) * std / sqrt(n)
 
 
 @cache
-def _noncentrality(n: int) -> float:
+def _noncentrality(n: int, alpha: float) -> float:
     """d with P(T > t) = 0.8 for T = (Z + d) / (U / sqrt(n - 1)), Z normal, U chi with n - 1 degrees of freedom.
 
     Integrated over U, since SciPy's noncentral t fails at small n; P(T < -t) is negligible at that power.
     """
     freedom = n - 1
-    critical = float(stats.t.ppf(1 - ALPHA / 2, freedom))
+    critical = float(stats.t.ppf(1 - alpha / 2, freedom))
 
     def shortfall(noncentrality: float) -> float:
         def found(u: float) -> float:
@@ -81,7 +89,7 @@ def _noncentrality(n: int) -> float:
 
         return integrate.quad(found, 0, np.inf)[0] - POWER
 
-    return float(optimize.brentq(shortfall, 0.1, 100.0))
+    return float(optimize.brentq(shortfall, 0.1, 10 * critical))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -93,8 +101,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
+def significant(corrected_p: float | None) -> bool:
+    """None: nothing could be tested."""
+    return corrected_p is not None and corrected_p < ALPHA
+
+
 def verdict(found: Difference | None, corrected_p: float | None) -> str:
     """The rule of README.md: reproduced, contradicted or undecided, from a difference and its corrected p-value."""
-    if found is None or corrected_p is None or corrected_p >= ALPHA:
+    if found is None or not significant(corrected_p):
         return "undecided"
     return "reproduced" if found.mean > 0 else "contradicted"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .ablation import Line
 from .report import BASELINES, Results, Row
-from .statistics import Cell, Difference, cell
+from .statistics import ALPHA, Difference, Summary, significant, summarise
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def measures(results: Results) -> Table:
     for name, block in results.measured.items():
         values = [[scale * s[key] for s in block["seeds"] if key in s] for key, (_, scale) in shown.items()]
         size = [f"{block['parameters']:,}", f"{block['multiply_adds']:,}", f"{block['weights_bytes']:,}"]
-        rows.append([name, *(mean_and_deviation(cell(v)) for v in values), *size])
+        rows.append([name, *(mean_and_deviation(summarise(v)) for v in values), *size])
     head = ["method", *(column for column, _ in shown.values()), "parameters", "multiply-adds", "bytes"]
     return Table(head, rows)
 
@@ -91,15 +91,17 @@ def notes(results: Results) -> dict[str, str]:
     return {
         "comparison": "Mean ± standard deviation over n seeds, last epoch, and the 95 % interval of the mean. A "
         "difference is paired by seed, with its 95 % interval; **bold** where its p-value, Holm-corrected over the "
-        f"table's comparisons, is below 0.05. *Best on {split}* picks each run's best epoch by the {split} images: no "
-        "result, there to compare with papers that report it. The teacher is one run.",
-        "verdicts": "Reproduced, or contradicted: the difference, paired by seed, has a p-value below 0.05 in the "
-        "claim's direction, or against it, after Holm's correction over these claims. Undecided: neither; a true "
-        "difference as large as the last column says would have been found with 80 % power.",
+        f"table's comparisons, is below {ALPHA}. *Best on {split}* picks each run's best epoch by the {split} images: "
+        "not a result, shown only for comparison with papers that report it. The teacher is one run; the intervals are "
+        "over students' seeds, under this teacher and on these images.",
+        "verdicts": "Reproduced, or contradicted: the difference, paired by seed, has a p-value below "
+        f"{ALPHA} in the claim's direction, or against it, after Holm's correction over these claims. Undecided: "
+        "neither, or the claim is over a method that is itself below `scratch` (†). The last column is the true "
+        "difference that would be found with 80 % power if it were the first in Holm's order.",
         "measures": f"On the {split} images, last epoch. A triplet is violated where the student's output for an image "
         "is no nearer to the teacher's output for that image than its output for an image of another class is.",
         "ablations": f"Measured on {ablated_on}. Differences are paired by seed; **bold** where Holm's correction over "
-        "the ablation's comparisons leaves p below 0.05.",
+        f"the ablation's comparisons leaves p below {ALPHA}.",
     }
 
 
@@ -112,6 +114,7 @@ def markdown(results: Results) -> str:
         short = [f"- {line}" for line in in_short(results)]
         lines += _section("Verdicts", [*short, "", *verdicts(results).markdown(), "", reading["verdicts"]])
     lines += _section("Failed seeds", [f"- {line}" for line in failures(results)])
+    lines += _section("Cells of different environments", [f"- {line}" for line in mixed(results)])
     lines += _section("More than accuracy", [*measures(results).markdown(), "", reading["measures"]])
     for name, found in results.ablations.items():
         table = of_ablation(results.ablation_split, found).markdown()
@@ -134,6 +137,19 @@ def failures(results: Results) -> list[str]:
     ]
 
 
+def environments(results: Results) -> dict[str, list[str]]:
+    """What the cells were computed with: of each entry the values that there are, one if all have the same."""
+    blocks = [block["environment"] for block in results.measured.values()]
+    names = dict.fromkeys(name for block in blocks for name in block)
+    values = {name: dict.fromkeys(str(block.get(name)) for block in blocks) for name in names}
+    return {name: list(found) for name, found in values.items() if list(found) != ["None"]}
+
+
+def mixed(results: Results) -> list[str]:
+    """In what the cells' environments differ: their differences may be the environments'."""
+    return [f"{name}: {', '.join(found)}" for name, found in environments(results).items() if len(found) > 1]
+
+
 def against_published(results: Results) -> list[str]:
     """Each published figure against our prediction interval of one run."""
     ours = [f"{row.method}: {_against(row)}" for row in results.rows if row.published]
@@ -141,7 +157,7 @@ def against_published(results: Results) -> list[str]:
     return ours + [f"{name}: published {f.accuracy:.2f} ({f.source}); not run here" for name, f in other]
 
 
-def mean_and_deviation(value: Cell) -> str:
+def mean_and_deviation(value: Summary) -> str:
     if not value.n:
         return ""
     return f"{value.mean:.2f}" if value.std is None else f"{value.mean:.2f} ± {value.std:.2f}"
@@ -151,7 +167,7 @@ def with_interval(gap: Difference | None, corrected_p: float | None) -> str:
     if gap is None:
         return ""
     text = f"{gap.mean:+.2f}" if gap.half_width is None else f"{gap.mean:+.2f} ± {gap.half_width:.2f}"
-    return f"**{text}**" if corrected_p is not None and corrected_p < 0.05 else text
+    return f"**{text}**" if significant(corrected_p) else text
 
 
 def _against(row: Row) -> str:
@@ -169,17 +185,22 @@ def verdicts(results: Results) -> Table:
     head = ["claim", "verdict", "difference", "seeds", "corrected p", "found with 80 % power"]
     rows = []
     for answer in results.verdicts:
-        row, gap, p = [answer["claim"], f"**{answer['verdict']}**"], answer["difference"], answer["corrected_p"]
+        mark = " †" if answer["failed_baseline"] else ""
+        row, gap, p = [answer["claim"], f"**{answer['verdict']}**{mark}"], answer["difference"], answer["corrected_p"]
         if gap is not None and p is not None:
             difference = f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}"
-            row += [difference, str(gap["n"]), f"{p:.2g}", f"{gap['detectable']:.2f}"]
+            row += [difference, str(gap["n"]), f"{p:.2g}", f"{answer['detectable']:.2f}"]
         rows.append(row + [""] * (len(head) - len(row)))
     return Table(head, rows)
 
 
 def in_short(results: Results) -> list[str]:
     """The verdicts in a sentence for each method that a claim is about."""
-    words = {"reproduced": "is better than", "contradicted": "is worse than", "undecided": "cannot be told from"}
+    words = {
+        "reproduced": "is better than",
+        "contradicted": "is worse than",
+        "undecided": "is not distinguishable from",
+    }
     claimed: dict[str, dict[str, list[str]]] = {}
     for answer in results.verdicts:
         claimed.setdefault(answer["method"], {}).setdefault(answer["verdict"], []).append(answer["over"])
@@ -194,20 +215,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def outcome(found: Sequence[Line]) -> str:
-    """Which variant is best, and whether that can be told from the reference."""
+    """Which variant is best, and whether it differs from the reference significantly."""
     reference = next(line for line in found if line.reference)
     ran = [line for line in found if line.accuracy.n]
     if not ran:
         return "No seed of any variant came through."
     best = max(ran, key=lambda line: line.accuracy.mean)
     if best is reference:
-        apart = [line.label for line in ran if line.corrected_p is not None and line.corrected_p < 0.05]
-        rest = f"told apart from it: {', '.join(apart)}" if apart else "none of the others can be told apart from it"
+        apart = [line.label for line in ran if significant(line.corrected_p)]
+        rest = f"significantly below it: {', '.join(apart)}" if apart else "no other differs significantly"
         return f"Best: **{best.label}**, the reference; {rest}."
     gap, p = best.over_reference, best.corrected_p
     if gap is None or p is None:
-        return f"Best: **{best.label}**, on too few seeds to tell it apart from {reference.label}."
-    known = "a difference that stands" if p < 0.05 else "no difference that can be told from none"
+        return f"Best: **{best.label}**, not tested against {reference.label}: too few seeds, or no scatter."
+    known = "significant" if significant(p) else "not significant"
     return (
         f"Best: **{best.label}**, {gap.mean:+.2f} ± {gap.half_width:.2f} points over {reference.label} "
         f"(corrected p = {p:.2g}): {known}."

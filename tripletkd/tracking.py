@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,7 @@ def _prepare() -> None:
     """Import what takes seconds.
 
     Unless the environment says otherwise, a server out of reach is given up soon, MLflow prints nothing itself (a line
-    of ours says what went wrong), and its makers are told nothing.
+    of ours says what went wrong), and telemetry is off.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -156,11 +157,11 @@ def log_records(root: Path, folders: Sequence[str]) -> None:
 def log_record(root: Path, folder: str | Path) -> bool:
     """A run record as a parent run and a child run a seed; False if the store has it already."""
     folder = Path(folder)
-    record, log = records.read(folder), _log(folder)
-    identity = fingerprint(record.weights_sha256, record.params, log)
+    record, log = records.read(folder), records.read_log(folder, "record.json")
+    identity = fingerprint(asdict(record))
     with store(root) as client:
         experiment = _experiment(client, root, record.suite)
-        if _already_there(client, experiment, identity):
+        if _already_there(client, experiment, identity, log):
             return False
         tags = {
             "suite": record.suite,
@@ -205,9 +206,13 @@ def run_name(record: records.Record) -> str:
     return name if record.split == "test" else f"{name} ({record.split})"
 
 
-def _already_there(client: Any, experiment: str, identity: str) -> bool:
-    """Whether the store has that run, whole; what a call that did not end has left of it is removed."""
-    found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}'")
+def _already_there(client: Any, experiment: str, identity: str, log: Mapping[str, Any]) -> bool:
+    """Whether the store has that run, whole; what a call that did not end has left of it is removed.
+
+    The same record made twice is two runs, told apart by the time of their start where a log has it.
+    """
+    started = f" and tags.`log.started` = '{log['started']}'" if log else ""
+    found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}'{started}")
     if any(run.info.status == "FINISHED" for run in found):
         return True
     for run in found:
@@ -215,12 +220,6 @@ def _already_there(client: Any, experiment: str, identity: str) -> bool:
             client.delete_run(child.info.run_id)
         client.delete_run(run.info.run_id)
     return False
-
-
-def _log(folder: Path) -> dict[str, Any]:
-    """log.json; a record restored from a cache has none."""
-    path = folder / "log.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _experiment(client: Any, root: Path, name: str) -> str:
@@ -252,12 +251,8 @@ def _log_seed(
         experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
     ).info.run_id
     client.log_batch(child, params=_params(record.params | {"seed": seed}))
-    rows = [
-        {k: v for k, v in row.items() if k not in ("seed", "epoch")} | {"epoch": row["epoch"]}
-        for row in history
-        if row["seed"] == seed
-    ]
-    metrics = [metric for row in rows for metric in _metrics(row, int(row.pop("epoch")))]
+    rows = [row for row in history if row["seed"] == seed]
+    metrics = [metric for row in rows for metric in _metrics(row, int(row["epoch"]))]
     for start in range(0, len(metrics), METRICS_A_CALL):
         client.log_batch(child, metrics=metrics[start : start + METRICS_A_CALL])
     if str(seed) in record.weights_sha256:
@@ -316,11 +311,11 @@ def log_model(root: Path, folder: str | Path) -> bool:
     import mlflow
 
     folder = Path(folder)
-    exported, log = json.loads((folder / "export.json").read_text()), _log(folder)
-    identity = fingerprint(exported, log)
+    exported, log = json.loads((folder / "export.json").read_text()), records.read_log(folder, "export.json")
+    identity = fingerprint(exported)
     with store(root) as client:
         experiment = _experiment(client, root, exported["suite"])
-        if _already_there(client, experiment, identity):
+        if _already_there(client, experiment, identity, log):
             return False
         tags = {
             "suite": exported["suite"],

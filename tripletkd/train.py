@@ -1,6 +1,7 @@
 """One training loop for the teacher and for every method, all seeds at once."""
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -77,8 +78,12 @@ class Teacher:
         """Outputs [S, B, ...] for images [S, B, C, H, W], which stand at `index` [S, B] of the training split."""
         if self.logits is not None:
             return Outputs(self.logits[index], {})
-        logits, features = passed(self.network, images.flatten(0, 1), self.autocast)
-        return Outputs(logits, features if self.features else {}).map(lambda t: t.unflatten(0, index.shape))
+        outputs = passed(self._look, images.flatten(0, 1), self.autocast)
+        return outputs.map(lambda t: t.unflatten(0, index.shape))
+
+    def _look(self, images: Tensor) -> Outputs:
+        logits, features = self.network(images)
+        return Outputs(logits, features if self.features else {})
 
 
 class SGD:
@@ -122,8 +127,8 @@ class Trainer:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.autocast = autocast
-        self.loss, self.features, self.epoch = loss, features, torch.ones((), device=device, dtype=dtype)
-        self.students = Ensemble(students, device, dtype, folded)
+        self.loss, self.epoch = loss, torch.ones((), device=device, dtype=dtype)
+        self.students = Ensemble(students, device, dtype, folded, features)
         self.layers = copy.deepcopy(layers[0]) if layers else None
         self.layer_params, self.layer_buffers = stack(layers, device, dtype) if layers else ({}, {})
         # x and x' share a forward pass where no buffer (batch norm's statistics, dropout's noise) tells them apart.
@@ -148,16 +153,13 @@ class Trainer:
         return {name: value.detach() for name, value in terms.items()}
 
     def _outputs(self, images: Tensor, negatives: Tensor | None) -> tuple[Outputs, Outputs | None]:
+        look = partial(passed, self.students, autocast=self.autocast)
         if negatives is None:
-            return self._seen(images), None
+            return look(images), None
         if not self.joint:
-            return self._seen(images), self._seen(negatives)
-        both, size = self._seen(torch.cat([images, negatives], dim=1)), images.shape[1]
+            return look(images), look(negatives)
+        both, size = look(torch.cat([images, negatives], dim=1)), images.shape[1]
         return both.map(lambda t: t[:, :size]), both.map(lambda t: t[:, size:])
-
-    def _seen(self, images: Tensor) -> Outputs:
-        logits, features = passed(self.students, images, self.autocast)
-        return Outputs(logits, features if self.features else {})
 
     def _terms(self, seen: dict[str, Any], layer_params: State, layer_buffers: State) -> Terms:
         """Of one seed."""
@@ -177,11 +179,12 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: the networks of the seeds that did not fail, the history, and why the others failed."""
+    """A finished run: the networks of the seeds that did not fail, the history, why the others failed, and its time."""
 
     networks: dict[int, nn.Module]
     history: list[dict[str, float]]
     failed: dict[int, str]
+    seconds: float  # of all its epochs, those before an interruption among them
 
 
 def fit(
@@ -218,15 +221,16 @@ def fit(
     with bar, checkpoint or nullcontext():
         upcoming = next(plans, None)
         while upcoming and len(done.failed) < len(seeds):
-            epoch = done.epoch + 1
+            epoch, started = done.epoch + 1, time.monotonic()
             trainer.begin_epoch(epoch, recipe.lr_at(epoch))
             terms = _train_epoch(step, upcoming.map(lambda t: t.to(train.images.device)), recipe.batch_size, bar)
-            upcoming = next(plans, None)  # here, for until the terms are read, a GPU is at work and the host is free
+            upcoming = next(plans, None)  # drawn while a GPU is still at work on this epoch and the host is idle
             measured: dict[str, list[float]] = {}
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 measured = _measure(trainer.students, train, test, watch)
             _record(done, seeds, epoch, recipe, terms, measured, len(train))
             bar.set_postfix(_summary(terms, measured), refresh=False)
+            done.seconds += time.monotonic() - started
             if checkpoint:
                 checkpoint.after_epoch(trainer.tensors(), done, recipe.epochs)
     return _finish(trainer, seeds, done)
@@ -323,4 +327,4 @@ def _finish(trainer: Trainer, seeds: Sequence[int], done: Progress) -> Fitted:
             networks[seed] = network
         else:
             done.failed[seed] = f"weights are not finite after epoch {done.epoch}"
-    return Fitted(networks, done.history, done.failed)
+    return Fitted(networks, done.history, done.failed, done.seconds)

@@ -29,17 +29,27 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
-def regressor(student: int, teacher: int) -> nn.Module:
-    """From the student's channels to the teacher's. It is only ever trained, so its batch norm keeps no statistics."""
-    return nn.Sequential(
-        nn.Conv2d(student, teacher, kernel_size=1, bias=False), nn.BatchNorm2d(teacher, track_running_stats=False)
-    )
+class Regressor(nn.Module):
+    """relu(batch norm(1x1 convolution)), from the student's channels to the teacher's, as in the comparison's code.
+
+    Where the maps differ in size, that one has a strided or an unpadded convolution; here the larger map is averaged
+    down first. It is only ever trained, so its batch norm keeps no statistics.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(student, teacher, kernel_size=1, bias=False)
+        self.bn = nn.BatchNorm2d(teacher, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Contiguous: of channels last, cuDNN's batch norm asks vmap what it cannot answer.
+        return F.relu(self.bn(self.conv(x).contiguous()))
 
 
 def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
     """A regressor for each layer."""
     return PerLayer(
-        {name: regressor(student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
+        {name: Regressor(student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
     )
 
 
