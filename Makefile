@@ -29,7 +29,7 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10
-	dvc exp run --set-param 'run.suites=[digits,cifar10]'
+	dvc exp run --set-param 'run.suites=[cifar10]' --set-param 'run.ablations=[weight_decay]'
 
 export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
 	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done

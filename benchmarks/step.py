@@ -113,7 +113,7 @@ class PerImage(Dataset[tuple[Tensor, int, Tensor]]):
         x = self.convert(Image.fromarray(self.split.images[i]))
         if not self.pairs:
             return x, label, x
-        other = self.others[label][torch.randint(len(self.others[label]), ()).item()]
+        other = self.others[label][int(torch.randint(len(self.others[label]), ()))]
         return x, label, self.convert(Image.fromarray(self.split.images[other]))
 
 

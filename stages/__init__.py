@@ -162,7 +162,7 @@ def run(
         help="stop at a checkpoint after that time; the same command goes on from it",
     )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only; as TRIPLETKD_QUIET=1")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may stand between overrides
     try:
         with tracking.Logger(tracking_root()) if logs else nullcontext() as logger:
             from tripletkd import config

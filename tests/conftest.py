@@ -2,9 +2,12 @@
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,9 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Fault:
-    """A line of the table."""
+    """A line of the table. running: whether a stage was at work, or the function that checks was called."""
 
+    running: bool = True
     tried: int = 0
     survived: int = 0
     seen: str = ""
@@ -61,8 +65,8 @@ FILES = {  # whose tests are a line together
 }
 HEAD = """# What a run survives
 
-Written by `make reliability`, which injected every fault below in {tried} attempts: {survived} survived.
-Lines that its last run did not try are of an earlier one.
+Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {running} faults in stages
+at work, {checks} wrong inputs given to the functions that check them; {lost} lost.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
 the bytes of a run that was never disturbed.
@@ -73,9 +77,9 @@ the bytes of a run that was never disturbed.
 
 
 @contextmanager
-def trial(name: str) -> Iterator[Fault]:
+def trial(name: str, running: bool = True) -> Iterator[Fault]:
     """One attempt; survived if the block ends. The block may set what the user sees."""
-    fault = FAULTS.setdefault(name, Fault())
+    fault = FAULTS.setdefault(name, Fault(running))
     fault.tried += 1
     yield fault
     fault.survived += 1
@@ -88,24 +92,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name, seen = FILES.get(Path(report.nodeid.split("::")[0]).name, ("", ""))
     if name and report.when == "call":
-        fault = FAULTS.setdefault(name, Fault(seen=seen))
+        fault = FAULTS.setdefault(name, Fault(running=False, seen=seen))
         fault.tried += 1
         fault.survived += report.passed
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A line that this run did not try stays as it is."""
     if path := session.config.getoption("--reliability"):
-        rows = path.read_text().splitlines() if path.exists() else []
-        cells = [row.strip("| ").split(" | ") for row in rows if row.startswith("| ")][2:]
-        faults = {name: Fault(int(tried), int(survived), seen) for name, tried, survived, seen in cells} | FAULTS
         lines = [
             f"| {name} | {fault.tried} | {fault.survived} | {fault.seen.replace('|', '/')} |"
-            for name, fault in sorted(faults.items())
+            for name, fault in sorted(FAULTS.items())
         ]
-        total = Fault(*(sum(getattr(fault, key) for fault in faults.values()) for key in ("tried", "survived")))
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(HEAD.format(tried=total.tried, survived=total.survived) + "\n".join(lines) + "\n")
+        git = ["git", "describe", "--always", "--dirty"]
+        head = HEAD.format(
+            date=datetime.now(UTC).date(),
+            commit=subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+            python=platform.python_version(),
+            running=sum(fault.tried for fault in FAULTS.values() if fault.running),
+            checks=sum(fault.tried for fault in FAULTS.values() if not fault.running),
+            lost=sum(fault.tried - fault.survived for fault in FAULTS.values()),
+        )
+        path.write_text(head + "\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")

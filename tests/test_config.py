@@ -1,12 +1,16 @@
 """params.yaml and the command line: what is wrong is named, with what was found and what is expected."""
 
 import dataclasses
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
+from stages import Stage, run
 from tripletkd import Problem, config, methods, models
 
 WRONG = {
@@ -132,6 +136,55 @@ def test_only_a_stage_that_asks_for_it_takes_the_teacher_for_a_method() -> None:
     assert config.load(ROOT, ["method=teacher"], teacher=True).method == "teacher"
     with pytest.raises(Problem, match="method: 'teacher' is not there"):
         config.load(ROOT, ["method=teacher"])
+
+
+def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def main(stage: Stage) -> None:
+        seen.append((stage.quiet, stage.config.suite, stage.config.split))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits", "--quiet", "split=validation"])
+    run(main, needs=(), logs=False)
+    assert seen == [(True, "digits", "validation")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "error: CUDA out of memory.*run.folding",
+        ),
+        (
+            RuntimeError("f_backward_cuda does not have a deterministic implementation"),
+            "error: run.deterministic: f_back",
+        ),
+    ],
+)
+def test_what_a_device_cannot_do_is_said(
+    error: RuntimeError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: Stage) -> None:
+        raise error
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits"])
+    with pytest.raises(SystemExit) as ended:
+        run(main, needs=(), logs=False)
+    assert ended.value.code == 1
+    assert re.match(message, capsys.readouterr().err)
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(_: Stage) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits"])
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(main, needs=(), logs=False)
 
 
 def test_params_has_no_interpolation_and_no_anchor() -> None:

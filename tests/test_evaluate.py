@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tripletkd import Problem, evaluate, models, record, sources
 from tripletkd.data import DeviceSplit, Inputs
+from tripletkd.provenance import whole
 from tripletkd.train import Fitted
 
 torch.manual_seed(0)
@@ -124,6 +125,24 @@ def test_a_log_is_of_the_record_beside_it(tmp_path: Path) -> None:
     assert record.read_log(first, "record.json") == {}
     (first / "log.json").unlink()
     assert record.read_log(first, "record.json") == {}
+
+
+def test_an_earlier_folder_survives_a_failed_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "file").write_text("earlier")
+    replace = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == ".results.partial":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="No space left"), whole(folder) as beside:
+        beside.mkdir()
+    assert [path.read_text() for path in tmp_path.rglob("file")] == ["earlier"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 @pytest.mark.parametrize("name", ["paper_teacher", "resnet8x4", "wrn_16_2", "vgg8"])

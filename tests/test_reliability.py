@@ -309,7 +309,7 @@ def test_killed_in_the_midst_of_writing_a_file(
     code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault="kill", bytes_a_file=bytes_a_file)
     if code == 0:  # no file of this stage is that long
         return
-    with trial(f"killed in {name}, at a byte in the midst of a file") as fault:
+    with trial(f"killed in {name}, at a byte partway through a file") as fault:
         assert code == -signal.SIGXFSZ, stage.printed()
         assert_goes_on(name, stage, states, earlier, folder)
         fault.seen = "nothing; the same command again ends with the undisturbed bytes"
@@ -401,7 +401,7 @@ def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
     assert stage(alone, "distill", *MANY_WRITES) == 0
     for seconds in (0, 0.3, 1):
         folder = copied(states, "distill", tmp_path / f"{time.time_ns()}")
-        with trial("a stage started twice, hardly a moment apart") as fault:
+        with trial("a stage started twice, almost simultaneously") as fault:
             first = start(stage, folder, "distill", *MANY_WRITES)
             time.sleep(seconds)
             second = start(stage, folder, "distill", *MANY_WRITES)
@@ -480,7 +480,7 @@ def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(undistu
 @pytest.mark.parametrize("where", ["stages.train_teacher", "method=triplet"])
 def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(where: str, undisturbed: Path, tmp_path: Path) -> None:
     folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
-    with trial("dvc repro: Ctrl-C in the midst of an epoch") as fault:
+    with trial("dvc repro: Ctrl-C within an epoch") as fault:
         code, printed = repro(folder, path, "interrupt tripletkd.train:Trainer.step 25", where)
         assert code != 0
         name = "teacher" if "teacher" in where else "triplet"
