@@ -45,6 +45,9 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     names |= {f"{method}{seed}" for method in ("scratch", "triplet") for seed in ("", "/seed-1", "/seed-2")}
     assert set(runs) == {f"digits/{name}" for name in names}
     child, parent = runs["digits/triplet/seed-2"], runs["digits/triplet"]
+    log = json.loads((project / "runs/digits/test/triplet/log.json").read_text())
+    assert parent.info.end_time - parent.info.start_time == round(1000 * log["seconds"])  # training, not logging
+    assert child.info.start_time == parent.info.start_time
     assert "2 of 2 seeds" in parent.data.tags["mlflow.note.content"]
     assert "**triplet** is not distinguishable from scratch." in experiment.tags["mlflow.note.content"]
     files = {file.path for file in client.list_artifacts(runs["digits/tabulate"].info.run_id)}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -176,9 +177,12 @@ def log_record(root: Path, folder: str | Path) -> bool:
             **{f"failed.seed-{seed}": why for seed, why in record.failed.items()},
         }
         name = run_name(record)
-        parent = client.create_run(experiment, run_name=name, tags=tags | {RECORD_TAG: identity}).info.run_id
+        begin, end = span = _span(log)
+        parent = client.create_run(experiment, begin, tags | {RECORD_TAG: identity}, name).info.run_id
         history = records.read_history(folder / "history.csv")
-        finals = [_log_seed(client, experiment, parent, folder, record, seed, history, tags) for seed in record.seeds]
+        finals = [
+            _log_seed(client, experiment, parent, folder, record, seed, history, tags, span) for seed in record.seeds
+        ]
         means = {
             k: sum(f[k] for f in finals if f) / len([f for f in finals if f])
             for k in next((f for f in finals if f), {})
@@ -187,8 +191,16 @@ def log_record(root: Path, folder: str | Path) -> bool:
         client.set_tag(parent, NOTE_TAG, _note(record, means))
         for file in ("history.csv", "record.json"):
             client.log_artifact(parent, str(folder / file))
-        client.set_terminated(parent)
+        client.set_terminated(parent, end_time=end)
     return True
+
+
+def _span(log: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """When the stage began and ended, in milliseconds since 1970; None, for now, where no log says."""
+    if not log:
+        return None, None
+    begin = round(1000 * datetime.fromisoformat(log["started"]).timestamp())
+    return begin, begin + round(1000 * log["seconds"])
 
 
 def _note(record: records.Record, means: Mapping[str, float]) -> str:
@@ -244,12 +256,13 @@ def _log_seed(
     seed: int,
     history: list[dict[str, float]],
     tags: dict[str, str],
+    span: tuple[int | None, int | None],
 ) -> dict[str, float]:
     """A child run; returns the last epoch's metrics."""
+    begin, end = span
     name = f"{run_name(record)}/seed-{seed}"
-    child = client.create_run(
-        experiment, run_name=name, tags=tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
-    ).info.run_id
+    of_seed = tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
+    child = client.create_run(experiment, begin, of_seed, name).info.run_id
     client.log_batch(child, params=_params(record.params | {"seed": seed}))
     rows = [row for row in history if row["seed"] == seed]
     metrics = [metric for row in rows for metric in _metrics(row, int(row["epoch"]))]
@@ -257,7 +270,7 @@ def _log_seed(
         client.log_batch(child, metrics=metrics[start : start + METRICS_A_CALL])
     if str(seed) in record.weights_sha256:
         client.log_artifact(child, str(records.weights_path(folder, seed)))
-    client.set_terminated(child, "FAILED" if str(seed) in record.failed else "FINISHED")
+    client.set_terminated(child, "FAILED" if str(seed) in record.failed else "FINISHED", end)
     return rows[-1] if rows and str(seed) not in record.failed else {}
 
 
