@@ -1,5 +1,6 @@
 """Train the variants of one ablation, each with all seeds, and measure them; tabulate makes the table and the plot."""
 
+import re
 from typing import Any
 
 from stages import Stage, run
@@ -11,7 +12,7 @@ def main(stage: Stage) -> None:
 
     name, split, setting = stage.config.ablation, stage.config.split, Setting.of(stage)
     variants = stage.config.ablations[name]
-    cells = [f"ablations/{name}/{variant.label.replace(', ', '_').replace(' ', '-')}" for variant in variants]
+    cells = [f"ablations/{name}/{folder_name(variant.label)}" for variant in variants]
     measured = [
         train_and_measure(stage, setting, cell, variant, more=cell != cells[-1])
         for cell, variant in zip(cells, variants, strict=True)
@@ -19,6 +20,11 @@ def main(stage: Stage) -> None:
     write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
     stage.logger.record(*(stage.place("runs", split, cell) for cell in cells))
     done(stage, *cells)
+
+
+def folder_name(label: str) -> str:
+    """triplet 0, decay_epochs [88]: triplet-0-decay_epochs-88"""
+    return re.sub(r"[^\w.]+", "-", label).strip("-")
 
 
 def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any, more: bool) -> dict[str, Any]:

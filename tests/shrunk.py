@@ -58,6 +58,7 @@ def lock(folder: Path) -> Any:
 def shrink(folder: Path) -> None:
     """To two methods, two seeds, three epochs, and an ablation of two variants."""
     change(folder, "ablations", "margin", value=[{"margin": 1}, {"margin": 5}])
+    change(folder, "run", "ablations", value=["margin"])
     change(folder, "run", "methods", value=["scratch", "triplet"])
     change(folder, "run", "seeds", value=[1, 2])
     change(folder, "suites", "digits", "teacher", "floor", value=0)
