@@ -43,7 +43,7 @@ class Stage:
     def say(self, text: str) -> None:
         """For whoever looks on."""
         if not self.quiet:
-            print(text)
+            print(text, flush=True)
 
     def measured(self, name: str, split: str | None = None) -> Any:
         """What was measured of a method, the teacher or "ablations/<name>"; Problem if it was not."""

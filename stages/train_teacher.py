@@ -27,7 +27,8 @@ def main(stage: Stage) -> None:
     )
     if fitted.networks:
         measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
-        write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), measured)
+        named = measured | {"class_names": setting.dataset.classes}
+        write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), named)
     stage.logger.record(stage.place("runs", stage.config.split, "teacher"))
     done(stage, "teacher")
     refuse_failure(made)

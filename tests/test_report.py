@@ -46,7 +46,7 @@ def measured(accuracies: dict[int, float], **changes: Any) -> dict[str, Any]:
 
 
 CELLS = {
-    "teacher": measured({1: 90.0}, parameters=9000),
+    "teacher": measured({1: 90.0}, parameters=9000, class_names=["a cat & $dog$ of $x", "猫"]),
     "scratch": measured({1: 80.0, 2: 80.2, 3: 80.1, 4: 79.9, 5: 80.0}),
     "kd": measured({1: 82.1, 2: 82.2, 3: 82.0, 4: 82.1, 5: 82.1}),
     "triplet": measured({1: 81.0, 2: 81.3, 3: 81.0, 5: 81.1}, failed={"4": "triplet is nan at epoch 3, step 7"}),
@@ -260,6 +260,17 @@ def test_pictures_are_svg_with_ids_of_their_own_and_the_same_every_time() -> Non
         assert "<style" not in svg
         ids += own
     assert len(ids) == len(set(ids))
+
+
+def test_classes_are_called_by_their_names(html: str) -> None:
+    drawn = page.pictures(results())["classes"]
+    assert drawn.count("猫") > 2 and "a cat &amp; $dog$ of $x" in drawn
+    assert "triplet from +0.0 (猫) to +1.1 (a cat &amp; $dog$ of $x)" in drawn
+    assert "numbers for classes (0 a cat &amp; $dog$ of $x, 1 猫): the teacher" in html
+    many = [f"class {i} of a longer name" for i in range(21)]
+    rates = {"a": [0.5] * 20 + [0.9], "b": [0.5] * 21}
+    cells = {name: {"seeds": [{"test_accuracy_by_class": values}]} for name, values in rates.items()}
+    assert figures.by_class(cells, ["a"], "b", many).count("(class 20 of a longe…)") == 2  # label and title, no axis
 
 
 def test_the_page_says_what_was_claimed_and_found(html: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -146,6 +147,7 @@ def run(
     inputs: Inputs = INPUTS,
     loss: Any = None,
     autocast: torch.dtype | None = None,
+    quiet: bool = False,
 ) -> Fitted:
     """Six epochs of a method on 120 digits, augmented, under an untrained teacher."""
     module = methods.load(method)
@@ -166,6 +168,7 @@ def run(
         test,
         teacher=teacher if "teacher" in needs else None,
         checkpoint=checkpoint,
+        quiet=quiet,
     )
 
 
@@ -225,6 +228,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(digits: Dataset, network: s
     assert resumed.history == whole.history
     same(resumed, whole, 1, 0.0)
     assert resumed.seconds > before > 0  # of all epochs, not of the last one alone
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_log_gets_a_line_where_there_is_no_terminal(
+    digits: Dataset, quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tripletkd.train.TELL_EVERY", 0.0)
+    run(digits, [1, 2], quiet=quiet)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == (0 if quiet else 6)
+    for epoch, line in enumerate(said, start=1):
+        assert re.fullmatch(rf"training: epoch {epoch} of 6, .*loss \d.*test \d.*%; 00:\d\d left", line)
 
 
 @pytest.mark.parametrize("damage", ["other run", "truncated", "empty"])

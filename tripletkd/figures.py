@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
@@ -39,6 +40,7 @@ COLOURS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a
 DASHES = ["-", "--", "-.", ":"]
 EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colours
 MARKERS = "osD^vPX*"
+NAMED_CLASSES = 20  # with more, their names have no room
 ON_ITS_OWN = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 
@@ -51,7 +53,8 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has fonts of its own
         figure = Figure(figsize=size, layout="constrained")
         paint(*figure.subplots(1, columns, squeeze=False)[0])
         if layout := figure.get_layout_engine():
@@ -230,8 +233,12 @@ def cost(measured: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float
     return render("cost", f"Accuracy against the cost of the network: {said}.", (9, 3.2), paint, 3)
 
 
-def by_class(measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], base: str) -> str:
-    """How much of each class a method gets right more than the baseline does, means over seeds, sorted."""
+def by_class(measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
+    """How much of each class a method gets right more than the baseline does, means over seeds, sorted.
+
+    classes: their names, shown where they are up to NAMED_CLASSES.
+    """
+    classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
 
     def gains(name: str) -> Any:
         rates = (np.mean([s["test_accuracy_by_class"] for s in measured[m]["seeds"]], axis=0) for m in (name, base))
@@ -245,13 +252,18 @@ def by_class(measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], ba
             order = np.argsort(values)
             axes.barh(range(len(values)), values[order], color=COLOURS[1], height=0.7)
             axes.axvline(0, color=INK, linewidth=0.8)
-            labels = [str(c) for c in order] if len(values) <= 20 else []
-            axes.set_yticks(range(len(labels)), labels)
+            labels = [classes[c] for c in order] if len(classes) <= NAMED_CLASSES else []
+            axes.set_yticks(range(len(labels)), labels, parse_math=False)
             axes.set(title=f"{name} over {base}", xlabel="percentage points", xlim=(-1.1 * widest, 1.1 * widest))
             axes.grid(visible=False, axis="y")
         panels[0].set_ylabel("class")
 
-    said = "; ".join(f"{name} from {gains(name).min():+.1f} to {gains(name).max():+.1f}" for name in names)
+    def extremes(name: str) -> str:
+        values = gains(name)
+        worst, best = values.argmin(), values.argmax()
+        return f"{name} from {values[worst]:+.1f} ({classes[worst]}) to {values[best]:+.1f} ({classes[best]})"
+
+    said = "; ".join(map(extremes, names))
     return render("classes", f"Gain over {base} by class: {said}.", (9, 3.4), paint, len(names))
 
 
@@ -303,7 +315,7 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
                 axes.set(**{f"{axis}lim": (min(both) - room, max(both) + room)})
 
     description = (
-        f"Test images by two directions of the outputs of the teacher and of one {name} student, digits for classes."
+        f"Test images by two directions of the outputs of the teacher and of one {name} student, numbers for classes."
     )
     return render("outputs", description, (9, 3.2), paint, 3)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def pictures(results: Results) -> dict[str, str]:
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])
     if "scratch" in measured and (ours := [name for name in PAPERS if name in measured]):
-        made["classes"] = figures.by_class(measured, ours, "scratch")
+        made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"]["class_names"])
     made["calibration"] = figures.calibration(students)
     made["cost"] = figures.cost(measured, {row.method: row.test.mean for row in results.rows})
     for name, lines in results.ablations.items():
@@ -35,6 +35,13 @@ def pictures(results: Results) -> dict[str, str]:
 def _mapped(results: Results) -> str | None:
     """The method whose outputs are drawn."""
     return next((name for name in (*PAPERS, *results.maps) if results.maps.get(name)), None)
+
+
+def _key(classes: Sequence[str]) -> str:
+    """Which number stands for which class, where the classes' names do not say it, and few are."""
+    if len(classes) > figures.NAMED_CLASSES or all(name == str(i) for i, name in enumerate(classes)):
+        return ""
+    return f" ({', '.join(f'{i} {name}' for i, name in enumerate(classes))})"
 
 
 def html(results: Results, drawn: Mapping[str, str]) -> str:
@@ -67,6 +74,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
             for name, lines in results.ablations.items()
         },
         mapped=_mapped(results),
+        key=_key(results.measured["teacher"]["class_names"]),
         pictures=drawn,
         origin=_origin(results),
         cells=_cells(results),

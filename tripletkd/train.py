@@ -20,6 +20,7 @@ from .ensemble import Ensemble, State, stack
 from .methods._terms import Batch, Outputs, Term, total
 
 EVALUATION_BATCH = 500
+TELL_EVERY = 60.0  # seconds, where there is no terminal to show a bar on
 
 Loss = Callable[[Batch], dict[str, Term]]
 Watch = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
@@ -208,8 +209,8 @@ def fit(
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
     every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images,
     and what `watch` makes of the test split's logits. captured: on a GPU, run the steps as a CUDA graph.
-    A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused. A terminal
-    shows a bar with the time that is left, unless `quiet`.
+    A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused. Unless
+    `quiet`, a terminal shows a bar with the time that is left, and a log gets a line a minute.
     """
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()
     steps = -(-len(train) // recipe.batch_size)
@@ -218,6 +219,7 @@ def fit(
     step: Callable[[Plan], Terms] = partial(update, trainer, train, teacher)
     step = Captured(step) if captured else step
     plans = _plans(sampler, seeds, range(done.epoch + 1, recipe.epochs + 1))
+    told = time.monotonic()
     with bar, checkpoint or nullcontext():
         upcoming = next(plans, None)
         while upcoming and len(done.failed) < len(seeds):
@@ -229,8 +231,11 @@ def fit(
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 measured = _measure(trainer.students, train, test, watch)
             _record(done, seeds, epoch, recipe, terms, measured, len(train))
-            bar.set_postfix(_summary(terms, measured), refresh=False)
+            bar.set_postfix(summary := _summary(terms, measured), refresh=False)
             done.seconds += time.monotonic() - started
+            if bar.disable and not quiet and time.monotonic() - told >= TELL_EVERY:
+                print(_line(description, done, recipe.epochs, summary), flush=True)
+                told = time.monotonic()
             if checkpoint:
                 checkpoint.after_epoch(trainer.tensors(), done, recipe.epochs)
     return _finish(trainer, seeds, done)
@@ -315,6 +320,13 @@ def _summary(terms: Terms, measured: dict[str, list[float]]) -> dict[str, str]:
     values = {name: f"{value.nanmean().item():.3f}" for name, value in terms.items()}
     accuracies = {name: 100 * sum(v) / len(v) for name, v in measured.items() if name.endswith("_accuracy")}
     return values | {name.removesuffix("_accuracy"): f"{mean:.1f}%" for name, mean in accuracies.items()}
+
+
+def _line(description: str, done: Progress, epochs: int, summary: dict[str, str]) -> str:
+    """For a log: how far a run is, and the time that is left at the pace so far."""
+    left = tqdm.format_interval(done.seconds / done.epoch * (epochs - done.epoch))
+    figures = ", ".join(f"{name} {value}" for name, value in summary.items())
+    return f"{description}: epoch {done.epoch} of {epochs}, {figures}; {left} left"
 
 
 def _finish(trainer: Trainer, seeds: Sequence[int], done: Progress) -> Fitted:
