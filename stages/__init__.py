@@ -20,6 +20,8 @@ from typing import Any
 
 from tripletkd import Problem, tracking
 
+CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
+
 
 @dataclass
 class Stage:
@@ -76,15 +78,18 @@ class Stage:
 
 
 def _commit() -> str | None:
-    """Of the checkout, "-dirty" after it where tracked files were changed; None in a plain copy, or without git."""
+    """Of the checkout, "-dirty" after it where CODE was changed; None in a plain copy, or without git.
+
+    dvc.lock and results/ do not count: DVC itself changes them before a stage runs.
+    """
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        # No word comes from outside, and git is the one on the PATH.
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # nosec B603 B607  # noqa: S603
+
     with suppress(OSError):
-        git = subprocess.run(  # nosec B603 B607  # no word of it comes from outside, and git is the one on the PATH
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return git.stdout.strip() or None
+        head = git("rev-parse", "--verify", "--quiet", "HEAD").stdout.strip()
+        return head + ("-dirty" if git("diff", "--quiet", "HEAD", "--", *CODE).returncode else "") if head else None
     return None
 
 
@@ -185,7 +190,7 @@ def run(
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}; fix that and run the same command again", file=sys.stderr)
         sys.exit(1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not (help_text := _on_device(error)):
             raise
         print(f"error: {help_text}", file=sys.stderr)
@@ -195,10 +200,10 @@ def run(
         sys.exit(130)
 
 
-def _on_device(error: RuntimeError) -> str | None:
-    """What a person can do about PyTorch's own errors; None for those that are ours."""
-    text = str(error).splitlines()[0]
-    if type(error).__name__ == "OutOfMemoryError":
+def _on_device(error: RuntimeError | MemoryError) -> str | None:
+    """What a person can do about errors of PyTorch and of memory; None for those that are ours."""
+    text = (str(error).splitlines() or ["out of memory"])[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return f"{text}; take fewer run.seeds, a smaller recipe.batch_size, or run.folding=never"
     if "deterministic implementation" in text:
         return f"run.deterministic: {text}; expected false for this network"

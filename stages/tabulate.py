@@ -41,7 +41,7 @@ def gather(stage: Stage) -> Results:
         about=stage.suite.about,
         split=config.split,
         measured=measured,
-        histories={name: record.read_history(place / f"{name}.csv") for name in methods},
+        histories={name: came_through(place / f"{name}.csv", measured[name]) for name in methods},
         maps={name: record.read_history(place / f"{name}_map.csv") for name in methods},
         rows=report.rows(measured, stage.suite.published),
         verdicts=report.verdicts(measured, config.claims),
@@ -54,6 +54,13 @@ def gather(stage: Stage) -> Results:
         ablation_split=ablated_on,
         ablations={name: ablation.lines(lines) for name, lines in ablated.items()},
     )
+
+
+def came_through(path: Path, block: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
+    from tripletkd import record
+
+    return [row for row in record.read_history(path) if str(int(row["seed"])) not in block["failed"]]
 
 
 def refuse_strangers(teacher: Mapping[str, Any], students: Iterable[Mapping[str, Any]]) -> None:

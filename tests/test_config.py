@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stages import Stage, run
+from stages import Stage, _commit, run
 from tripletkd import Problem, config, methods, models
 
 WRONG = {
@@ -161,10 +162,15 @@ def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) ->
             RuntimeError("f_backward_cuda does not have a deterministic implementation"),
             "error: run.deterministic: f_back",
         ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "error: .*can't allocate memory.*run.seeds",
+        ),
+        (MemoryError(), "error: out of memory; take fewer run.seeds"),
     ],
 )
 def test_what_a_device_cannot_do_is_said(
-    error: RuntimeError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(_: Stage) -> None:
         raise error
@@ -175,6 +181,28 @@ def test_what_a_device_cannot_do_is_said(
         run(main, needs=(), logs=False)
     assert ended.value.code == 1
     assert re.match(message, capsys.readouterr().err)
+
+
+def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *author, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    assert _commit() is None
+    git("init", "-q")
+    assert _commit() is None
+    for name in ("dvc.lock", "params.yaml"):
+        (tmp_path / name).write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "dvc.lock").write_text("two")
+    assert _commit() == head
+    (tmp_path / "params.yaml").write_text("two")
+    assert _commit() == f"{head}-dirty"
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,16 @@ def test_an_earlier_folder_survives_a_failed_replacement(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
+def test_a_folder_left_aside_by_a_killed_process_is_put_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".results.earlier.partial"
+    aside.mkdir()
+    (aside / "file").write_text("earlier")
+    with pytest.raises(OSError, match="No space left"), whole(tmp_path / "results"):
+        raise OSError(28, "No space left on device")
+    assert (tmp_path / "results" / "file").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 @pytest.mark.parametrize("name", ["paper_teacher", "resnet8x4", "wrn_16_2", "vgg8"])
 def test_multiply_adds_are_those_of_the_flop_counter(name: str) -> None:
     network = models.build(name, (32, 32, 3), 10, seed=1).eval()

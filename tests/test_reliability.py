@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, trial
 from PIL import Image
-from shrunk import BIN, ENVIRONMENT, GIT, clone, command, lock, shrink
+from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink
 
 pytestmark = pytest.mark.slow
 
@@ -434,25 +434,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DVC_FAULTS = [
-    ("kill", "tripletkd.data:save 1", "stages.fetch"),
-    ("crash", "files 2", "stages.fetch"),
-    ("crash", "tripletkd.train:Trainer.step 30", "stages.train_teacher"),
-    ("kill", "tripletkd.evaluate:measure 1", "stages.train_teacher"),
-    ("kill", "tripletkd.provenance:write_csv 1", "method=scratch"),
-    ("crash", "tripletkd.checkpoint:Checkpoint.save 1", "method=triplet"),
-    ("crash", "tripletkd.tracking:Logger._send 1", "stages.distill"),
-    ("kill", "tripletkd.evaluate:measure 1", "stages.evaluate"),
-    ("crash", "tripletkd.provenance:write_csv 1", "stages.evaluate"),
-    ("crash", "tripletkd.page:html 1", "stages.tabulate"),
-    ("kill", "tripletkd.tracking:Logger._send 1", "stages.tabulate"),
-]
+# The moments of a stage, in an order in which each is still ahead of what was finished before the one above it.
+DVC_MOMENTS = {
+    "fetch": ["files 1", "tripletkd.sources:digits 1", "tripletkd.data:save 1", "files 3", MOMENTS["fetch"][-1]],
+    "train_teacher": [f"tripletkd.train:Trainer.step {n}" for n in (1, 30)] + MOMENTS["train_teacher"][-5:],
+    "distill": [f"tripletkd.train:Trainer.step {n}" for n in (5, 19)] + MOMENTS["distill"][-5:],
+    "evaluate": MOMENTS["evaluate"],
+    "ablate": [f"tripletkd.train:Trainer.step {n}" for n in (12, 25)] + MOMENTS["ablate"][-6:],
+    "export": MOMENTS["export"],
+    "tabulate": MOMENTS["tabulate"],
+}
 
 
-def repro(folder: Path, path: str, fault: str, where: str) -> tuple[int, str]:
+def repro(folder: Path, path: str, fault: str, where: str, *targets: str) -> tuple[int, str]:
     """dvc repro in a process group of its own, with a fault."""
     done = subprocess.run(
-        ["dvc", "repro"],
+        ["dvc", "repro", *targets],
         cwd=folder,
         env=ENVIRONMENT | {"PYTHONPATH": path, "FAULT": fault, "FAULT_IN": where},
         stdout=subprocess.PIPE,
@@ -465,16 +462,25 @@ def repro(folder: Path, path: str, fault: str, where: str) -> tuple[int, str]:
 
 
 def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(undisturbed: Path, tmp_path: Path) -> None:
-    """Each time it goes on and is killed a little later: the stage alone, or all there is, DVC among it."""
+    """Each time it goes on and is killed a little later: the stage alone, or all there is, DVC among it, in turns."""
     folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
-    for action, moment, where in DVC_FAULTS:
-        with trial(f"dvc repro: kill -9 of {'a stage' if action == 'kill' else 'DVC and its stage at once'}") as fault:
-            code, printed = repro(folder, path, f"{action} {moment}", where)
-            assert code == (-signal.SIGKILL if action == "crash" else 255), printed
-            fault.seen = "the stage that failed, or nothing; the next `dvc repro` goes on from there"
+    whole = Path(shutil.copytree(undisturbed, tmp_path / "whole"))
+    for place in (folder, whole):
+        change(place, "run", "export", value=["teacher"])
+        change(place, "run", "checkpoint_minutes", value=0.000001)
+    command(whole, "dvc", "repro")
+    for name, moments in DVC_MOMENTS.items():
+        for moment, action in zip(moments, itertools.cycle(["kill", "crash"]), strict=False):
+            who = "the stage" if action == "kill" else "DVC and the stage at once"
+            with trial(f"dvc repro: kill -9 of {who}, in {name}") as fault:
+                code, printed = repro(folder, path, f"{action} {moment}", f"stages.{name}", name)
+                assert code == (-signal.SIGKILL if action == "crash" else 255), (moment, printed)
+                fault.seen = (
+                    "the stage that failed, or nothing; the next `dvc repro` goes on, to the undisturbed dvc.lock"
+                )
     command(folder, "dvc", "repro")
-    assert lock(folder) == lock(undisturbed)
-    assert contents(folder, "results", "data") == contents(undisturbed, "results", "data")
+    assert lock(folder) == lock(whole)
+    assert contents(folder, "results", "data") == contents(whole, "results", "data")
 
 
 @pytest.mark.parametrize("where", ["stages.train_teacher", "method=triplet"])

@@ -113,8 +113,9 @@ def loaded(settings: Any, path: Path_) -> Any:
 def assert_one_message(problem: str, path: Path_ | None) -> None:
     assert "\n" not in problem
     assert len(problem) < 6000
-    names = ["params.yaml"] if path is None else ["params.yaml", *(str(key).strip() or ":" for key in path)]
-    assert any(name in problem for name in names) or path is None, problem
+    if path is not None:
+        last = next(key for key in reversed(path) if isinstance(key, str))
+        assert last.strip() in problem, problem
 
 
 @DERANDOMIZED
@@ -165,7 +166,7 @@ def overrides(draw: st.DrawFn) -> str:
 @given(override=overrides())
 def test_changed_command_lines(override: str, tmp_path: Path) -> None:
     with trial("a changed command line: the same, and what Hydra has a grammar for", running=False) as fault:
-        started, message = time.monotonic(), ""
+        started, message = time.process_time(), ""
         try:
             config.load(ROOT, [override])
         except Problem as problem:
@@ -458,8 +459,9 @@ def test_four_processes_create_the_store_at_once(records: Path) -> None:
         ]
         errors = [process.communicate()[1] for process in started]
         assert not [error for error in errors if "warning" in error or "Traceback" in error]
-        names = {name.split()[0] for name in runs_of(records)}
-        assert {"digits/triplet", "digits/scratch", "digits/teacher", "digits/triplet/seed-2"} <= names
+        names = [name.split()[0] for name in runs_of(records)]
+        assert {"digits/triplet", "digits/scratch", "digits/teacher", "digits/triplet/seed-2"} <= set(names)
+        assert len(names) == len(set(names)), names
         attempt.seen = "nothing: all are logged"
 
 

@@ -15,6 +15,7 @@ import pytest
 from stages import tabulate
 from tripletkd import Problem, ablation, figures, page, report, statistics, tables
 from tripletkd.config import Claim, Published
+from tripletkd.provenance import write_csv
 
 CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim("triplet", ["triplet"])]
 PUBLISHED = {
@@ -235,6 +236,11 @@ def test_curves_are_means_with_a_band() -> None:
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_that_failed_is_in_no_curve(tmp_path: Path) -> None:
+    write_csv(tmp_path / "triplet.csv", [*HISTORY, {**HISTORY[0], "seed": 4}])
+    assert tabulate.came_through(tmp_path / "triplet.csv", CELLS["triplet"]) == HISTORY
 
 
 @pytest.fixture(scope="module")

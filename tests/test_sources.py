@@ -367,6 +367,15 @@ def test_a_bad_archive_gives_one_message_that_names_the_member(case: str, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_more_images_than_memory_should_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small files that decode to large images: none of them is a bomb alone."""
+    black = encoded(Image.new("L", (4000, 4000)))
+    path = in_zip(tmp_path / "images.zip", dict.fromkeys(GOOD, black))
+    monkeypatch.setattr(sources, "MAX_PIXEL_BYTES", 2**26)
+    with pytest.raises(Problem, match=rf"{len(GOOD)} images as large as train/a/1.png take 0 GiB"):
+        sources.archive(path, None)
+
+
 def test_a_zip_of_two_equal_names_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = in_zip(tmp_path / "images.zip", GOOD, (zipfile.ZipInfo(FIRST), GOOD[FIRST]))

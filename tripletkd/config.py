@@ -22,6 +22,7 @@ MAX_BYTES, MAX_DEPTH, MAX_LENGTH = 2**20, 20, 4000  # of params.yaml, of its blo
 NETWORK = f"in {' '.join(models.NETWORKS)} {models.TORCHVISION}NAME"  # decided by models.known
 
 
+LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
 Split = Annotated[str, "in test validation"]
 
 
@@ -317,6 +318,8 @@ def _check(value: Any, hint: Any, path: str) -> Iterable[tuple[str, Any, str]]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         yield path, value, "that is a finite number"
+    elif isinstance(value, float) and abs(value) > LARGEST:
+        yield path, value, f"of at most {LARGEST:g}"
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         yield path, value, "of at most 64 bits"
     elif origin is Annotated:

@@ -27,13 +27,16 @@ def whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file or folder to; it takes the place of `path` only if the block succeeds.
 
     An earlier folder is moved away before it is removed: a process killed at any moment leaves the earlier one, the new
-    one or none at `path`, and never a part of one. Write with Python's own means: safetensors' save_file leaves a file
-    of a name of its own when it is killed, and where the disk is full it raises no OSError.
+    one or none at `path`, and never a part of one; where it left none, the next call puts the earlier one back. Write
+    with Python's own means: safetensors' save_file leaves a file of a name of its own when it is killed, and where the
+    disk is full it raises no OSError.
     """
     beside, earlier = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "earlier.partial"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(beside)
+        if earlier.exists() and not path.exists():
+            earlier.replace(path)
         try:
             yield beside
             if beside.is_dir() and path.exists():

@@ -27,6 +27,7 @@ LAYOUT = "{train,test}/<class>/<image>"
 IGNORED = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers, beside names that begin with a dot
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
 MAX_FILE_BYTES = 2**28  # a file is read into memory; in an archive, more is a decompression bomb
+MAX_PIXEL_BYTES = 2**35  # of all images: they are held in memory; many small files can be a bomb too
 
 
 def digits() -> Dataset:
@@ -258,7 +259,12 @@ def _read(source: Path, files: list[Entry]) -> dict[PurePosixPath, NDArray[np.ui
     """The images, of one size and one number of channels, read in the order given: an archive's own is the fastest."""
     images: dict[PurePosixPath, NDArray[np.uint8]] = {}
     for file in tqdm(files, desc=f"reading {source.name}", disable=None, leave=False):
-        images[file.path] = _pixels(source / file.path, file.read)
+        images[file.path] = pixels = _pixels(source / file.path, file.read)
+        if len(files) * pixels.nbytes > MAX_PIXEL_BYTES:
+            raise Problem(
+                f"{source}: {len(files)} images as large as {file.path} take {len(files) * pixels.nbytes / 2**30:.0f} "
+                f"GiB of memory, more than {MAX_PIXEL_BYTES >> 30} are refused: make them smaller, or take fewer"
+            )
         (height, width), (first_height, first_width) = (images[path].shape[:2] for path in (file.path, files[0].path))
         if (height, width) != (first_height, first_width):
             raise Problem(

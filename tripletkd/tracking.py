@@ -40,18 +40,18 @@ def _prepare() -> None:
 
 @contextmanager
 def store(root: Path) -> Iterator[Any]:
-    """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`, created by one process at a time."""
+    """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`. One process at a time: nothing is logged twice."""
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        yield MlflowClient(tracking_uri=uri)
-        return
     with FileLock(root / ".mlflow.lock", timeout=SECONDS_TO_LOG):
+        if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+            yield MlflowClient(tracking_uri=uri)
+            return
         _check_writable(root / "mlflow.db")
         client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
         client.search_experiments(max_results=1)  # the first call creates the tables
-    yield client
+        yield client
 
 
 def _check_writable(path: Path) -> None:
@@ -122,20 +122,25 @@ class Logger:
             self.process.kill()
             reason = str(error)
         if reason:
-            _warn(reason)
+            _warn(reason, list(call))
 
 
-def _warn(reason: str) -> None:
-    message = f"warning: not logged to MLflow ({reason}); the run record is whole: `make relog` logs it later"
-    print(message, file=sys.stderr)
+def _warn(reason: str, call: Sequence[Any]) -> None:
+    remedy = "the run record is whole: `make relog` logs it later"
+    if call[:1] == ["log_files"]:
+        suite, stage = call[1:3]
+        remedy = f"its files are whole: `dvc repro --force --single-item {stage}@{suite}` logs them later"
+    print(f"warning: not logged to MLflow ({reason}); {remedy}", file=sys.stderr)
 
 
 def _serve() -> None:
     """The Logger's other end: import at once, then do the one call that comes, if any, before standard input ends."""
+    call: list[Any] = []
     try:
         _prepare()
         if request := sys.stdin.read():
-            root, name, *arguments = json.loads(request)
+            root, *call = json.loads(request)
+            name, *arguments = call
             calls: dict[str, Callable[..., Any]] = {
                 "log_records": log_records,
                 "log_files": log_files,
@@ -143,7 +148,7 @@ def _serve() -> None:
             }
             calls[name](Path(root), *arguments)
     except Exception as error:  # whatever a store can raise
-        _warn(_first_line(error))
+        _warn(_first_line(error), call)
 
 
 def _first_line(error: Exception) -> str:
