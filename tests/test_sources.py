@@ -129,6 +129,7 @@ CONVERTED: dict[str, tuple[bytes, Pixels]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("case", CONVERTED)
 def test_an_odd_image_is_converted_as_documented(case: str, tmp_path: Path) -> None:
     content, expected = CONVERTED[case]
@@ -238,6 +239,7 @@ DAMAGED: dict[str, tuple[Contents, str]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("kind", ["folder", "tar.gz", "zip"])
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_input_gives_one_message_that_names_the_file(case: str, kind: str, tmp_path: Path) -> None:
@@ -247,6 +249,7 @@ def test_a_damaged_input_gives_one_message_that_names_the_file(case: str, kind: 
     assert str(found.value).startswith(str(tmp_path)) and "\n" not in str(found.value)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("target", [FIRST, "train/a", "/dev/zero", "nowhere"])
 def test_links_in_a_folder_are_refused(target: str, tmp_path: Path) -> None:
     link = in_folder(tmp_path, GOOD) / "train" / "b" / "0.png"
@@ -255,6 +258,7 @@ def test_links_in_a_folder_are_refused(target: str, tmp_path: Path) -> None:
         sources.folder(tmp_path)
 
 
+@pytest.mark.fault
 def test_a_pipe_or_a_name_that_is_not_unicode_in_a_folder_is_refused(tmp_path: Path) -> None:
     os.mkfifo(in_folder(tmp_path, GOOD) / "train" / "b" / "0.png")
     with pytest.raises(Problem, match=r"train/b/0.png: a link or a device"):
@@ -356,6 +360,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("case", BAD_ARCHIVES)
 def test_a_bad_archive_gives_one_message_that_names_the_member(case: str, tmp_path: Path) -> None:
     write, message = BAD_ARCHIVES[case]
@@ -367,6 +372,7 @@ def test_a_bad_archive_gives_one_message_that_names_the_member(case: str, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.fault
 def test_more_images_than_memory_should_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small files that decode to large images: none of them is a bomb alone."""
     black = encoded(Image.new("L", (4000, 4000)))
@@ -376,6 +382,7 @@ def test_more_images_than_memory_should_hold_are_refused(tmp_path: Path, monkeyp
         sources.archive(path, None)
 
 
+@pytest.mark.fault
 def test_a_zip_of_two_equal_names_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = in_zip(tmp_path / "images.zip", GOOD, (zipfile.ZipInfo(FIRST), GOOD[FIRST]))
@@ -390,6 +397,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     assert sources.archive(path, None).classes == ("a", "b")
 
 
+@pytest.mark.fault
 def test_an_archive_is_the_one_with_the_given_sha256(tmp_path: Path) -> None:
     path = in_tar(tmp_path / "images.tar", GOOD)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -446,6 +454,7 @@ def test_the_canonical_data_set_is_read_as_it_was_written(tmp_path: Path) -> Non
     np.testing.assert_allclose(description["train_std"], pixels.std(axis=(0, 1, 2)), atol=1e-6)
 
 
+@pytest.mark.fault
 def test_no_changed_byte_is_read_as_another_data_set(tmp_path: Path) -> None:
     data.save(small(), tmp_path, "a test")
     path = tmp_path / data.IMAGES
@@ -463,6 +472,7 @@ def test_no_changed_byte_is_read_as_another_data_set(tmp_path: Path) -> None:
             data.load(tmp_path)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", [data.IMAGES, data.DESCRIPTION])
 def test_a_missing_file_of_the_canonical_data_set_is_named(name: str, tmp_path: Path) -> None:
     data.save(small(), tmp_path, "a test")
@@ -471,6 +481,7 @@ def test_a_missing_file_of_the_canonical_data_set_is_named(name: str, tmp_path: 
         data.load(tmp_path)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"sha256": "0"}', b'"\xff"', b'{"sha256": 0, "classes": 1}']
 )
@@ -481,6 +492,7 @@ def test_a_damaged_description_is_named(content: bytes, tmp_path: Path) -> None:
         data.load(tmp_path)
 
 
+@pytest.mark.fault
 def test_a_changed_class_name_or_hash_is_noticed(tmp_path: Path) -> None:
     description = data.save(small(), tmp_path, "a test")
     for change in ({"classes": ["a", "b"]}, {"sha256": "0"}):
@@ -701,6 +713,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["CIFAR10", "MNIST"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failed_download_gives_one_message_and_leaves_nothing(
@@ -738,6 +751,7 @@ class Exploit:
         return Path.touch, (self.canary,)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_tampered_file_within_the_archive_is_not_unpickled(
     name: str, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -766,6 +780,7 @@ def test_files_that_lie_there_already_are_not_used(
 # --- the fetch stage --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -790,6 +805,7 @@ def test_wrong_settings_give_one_message(
     assert_matches(f"error: {message}.*", fails(monkeypatch, capsys, project, *overrides))
 
 
+@pytest.mark.fault
 def test_an_interrupted_write_leaves_the_earlier_data_set(
     monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
