@@ -52,20 +52,19 @@ def print_plan(stage: Stage) -> None:
         stage, made_up(student.recipe.batch_size * BATCHES, shape, classes, test_images / train_images)
     )
     networks = {name: models.build(name, shape, classes, 1) for name in (teacher.network, student.network)}
-    variants = sum(len(stage.config.ablations[name]) for name in run.ablations)
+    ablated = [variant.recipe.epochs for name in run.ablations for variant in stage.config.ablations[name]]
     print(f"{stage.config.suite} on {setting.device}, from {BATCHES} batches of each cell:")
     total = 0.0
-    cells = [("teacher", "scratch", teacher, 1, len(run.splits))]
-    cells += [(method, method, student, len(run.seeds), 1) for method in run.methods]
-    cells += [("ablations", ABLATED, student, len(run.seeds), variants)] if variants else []
-    for label, method, block, seeds, times in cells:
+    cells = [("teacher", "scratch", teacher, 1, [teacher.recipe.epochs] * len(run.splits))]
+    cells += [(method, method, student, len(run.seeds), [student.recipe.epochs]) for method in run.methods]
+    cells += [("ablations", ABLATED, student, len(run.seeds), ablated)] if ablated else []
+    for label, method, block, seeds, epochs in cells:
         epoch = seconds(
             stage, setting, method, [networks[block.network]] * seeds, networks[teacher.network], block.recipe
         )
-        cell = times * (OVERHEAD_S + epoch * train_images / len(setting.train) * block.recipe.epochs)
+        cell = len(epochs) * OVERHEAD_S + sum(epochs) * epoch * train_images / len(setting.train)
         total += cell
-        share = f"{times} x " if times > 1 else ""
-        print(f"  {label:12} {share}{block.recipe.epochs} epochs, {seeds} seed(s): about {readable(cell)}")
+        print(f"  {label:12} {sum(epochs)} epochs, {seeds} seed(s): about {readable(cell)}")
     disk = disk_mib(train_images + test_images, shape)
     print(f"  together about {readable(total)}; the data takes {disk:.1f} MiB of disk")
 
@@ -94,7 +93,10 @@ def made_up(images: int, shape: tuple[int, int, int], classes: int, test_share: 
 def seconds(
     stage: Stage, setting: Setting, name: str, students: list[nn.Module], teacher: nn.Module, recipe: Recipe
 ) -> float:
-    """Of one epoch over the made-up images, evaluation included, after one to warm up; not captured as a CUDA graph."""
+    """Of one epoch over the made-up images, after a warm-up, evaluated as often as the suite says; not captured.
+
+    A teacher whose logits are kept for all epochs is asked before.
+    """
     method, params = methods.load(name), stage.config.methods[name]
     seeds, needs = list(range(len(students))), methods.needs(method, params)
     layers = own_layers(method, params, students, teacher, seeds, setting)
@@ -111,12 +113,22 @@ def seconds(
         autocast=setting.autocast,
     )
     sampler = Sampler(setting.dataset.train.labels, setting.train.inputs, "negative" in needs)
-    one = dataclasses.replace(recipe, epochs=1)
-    for _ in range(2):
+    asked, every = guide(teacher, setting, needs), stage.suite.evaluate_every
+    for epochs in (1, every):
         started = time.perf_counter()
-        asked = guide(teacher, setting, needs)
-        fit(trainer, seeds, one, sampler, setting.train, setting.test, teacher=asked, quiet=True)
-    return time.perf_counter() - started
+        shortened = dataclasses.replace(recipe, epochs=epochs)
+        fit(
+            trainer,
+            seeds,
+            shortened,
+            sampler,
+            setting.train,
+            setting.test,
+            teacher=asked,
+            evaluate_every=every,
+            quiet=True,
+        )
+    return (time.perf_counter() - started) / every
 
 
 def readable(duration: float) -> str:

@@ -166,7 +166,7 @@ def _run_stage(
     """In the forked process; never returns."""
     code = 1
     try:
-        signal.alarm(120)
+        signal.alarm(int(os.environ.get("STAGE_SECONDS", "120")))
         os.chdir(folder)
         os.environ.update(variables)
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

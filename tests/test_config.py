@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stages import Stage, _commit, run
+from stages import Stage, _commit, plan, run
 from tripletkd import Problem, config, methods, models
 
 WRONG = {
@@ -181,6 +181,26 @@ def test_what_a_device_cannot_do_is_said(
         run(main, needs=(), logs=False)
     assert ended.value.code == 1
     assert re.match(message, capsys.readouterr().err)
+
+
+def test_the_plan_counts_the_epochs_that_will_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of both splits' teachers, and of an ablation whose variants differ in nothing but their epochs."""
+    monkeypatch.chdir(ROOT)
+    words = ["suite=digits", "run.seeds=[1,2]", "run.methods=[scratch]", "run.ablations=[longer]"]
+    monkeypatch.setattr(sys, "argv", ["plan.py", *words])
+    run(plan.main, needs=(), logs=False)
+    settings = config.load(ROOT, words)
+    digits = settings.suites["digits"]
+    expected = {
+        "teacher": (2 * digits.teacher.recipe.epochs, 1),
+        "scratch": (digits.student.recipe.epochs, 2),
+        "ablations": (sum(variant.recipe.epochs for variant in settings.ablations["longer"]), 2),
+    }
+    assert expected["ablations"][0] > 4 * digits.student.recipe.epochs
+    found = re.findall(r"^  (\w+) +(\d+) epochs, (\d+) seed\(s\): about ", capsys.readouterr().out, re.MULTILINE)
+    assert {name: (int(epochs), int(seeds)) for name, epochs, seeds in found} == expected
 
 
 def test_a_commit_is_dirty_where_code_was_changed_and_only_there(

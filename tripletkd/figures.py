@@ -131,10 +131,7 @@ def curves(
             epochs = [row["epoch"] for row in rows]
             values = [row["test_accuracy"] for row in rows]
             axes.plot(epochs, values, ":", color=INK, linewidth=1, label=f"{name}, published", zorder=0)
-        lowest, highest = min(line["test_accuracy"] for line in told), max(line["highest"] for line in told)
-        axes.set_ylim(
-            lowest - 1.5 * max(highest - lowest, 2), highest + 0.5
-        )  # the end of training: methods differ there
+        axes.set_ylim(*_end_of_training(lines, told, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
 
@@ -143,6 +140,22 @@ def curves(
         f"{suite}: {split} accuracy by epoch, mean over seeds, band from lowest to highest. At the end: {ends}."
     )
     return render("curves", description, (8, 4.5), paint)
+
+
+def _end_of_training(
+    lines: Sequence[Mapping[str, Any]],
+    told: Sequence[Mapping[str, Any]],
+    published: Iterable[Sequence[Mapping[str, float]]],
+) -> tuple[float, float]:
+    """From where to where accuracies are shown: methods differ at the end; what three quarters of the epochs reach, too.
+
+    told: of the lines, the last epoch's that stand out. A rate that falls late lifts all of them far above their plateau.
+    """
+    named = {line["method"] for line in told}
+    lowest = min(line["test_accuracy"] for line in told)
+    highest = max(*(line["highest"] for line in told), *(rows[-1]["test_accuracy"] for rows in published), lowest)
+    plateau = np.percentile([line["test_accuracy"] for line in lines if line["method"] in named], 25)
+    return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), highest + 0.5
 
 
 def forest(table: Sequence["Row"], bases: Sequence[str]) -> str:
