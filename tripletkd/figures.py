@@ -147,9 +147,9 @@ def _end_of_training(
     told: Sequence[Mapping[str, Any]],
     published: Iterable[Sequence[Mapping[str, float]]],
 ) -> tuple[float, float]:
-    """From where to where accuracies are shown: methods differ at the end; what three quarters of the epochs reach, too.
+    """From where to where accuracies are shown: methods differ at the end. What most epochs reach is shown, too.
 
-    told: of the lines, the last epoch's that stand out. A rate that falls late lifts all of them far above their plateau.
+    told: of the lines, the last epoch's that stand out. A rate that falls late lifts them all far above their plateau.
     """
     named = {line["method"] for line in told}
     lowest = min(line["test_accuracy"] for line in told)
