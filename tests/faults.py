@@ -7,6 +7,7 @@ A fault is three words: what happens, where, and at which time of getting there.
     crash ...                                    SIGKILL to the whole process group, DVC among it
     interrupt ...                                SIGINT to it, as a terminal's Ctrl-C
     poison tripletkd.train:Trainer.step 20       all weights of the second seed become infinite, before the 20th call
+    stall tripletkd.train:Trainer.step 20        an hour's wait, before the 20th call
 
 `python faults.py` is a process that has imported all that is slow and forks one for each stage it is asked to run: a
 hundred kills in the time of ten.
@@ -77,7 +78,17 @@ def _poison(trainer: Any, *_: Any) -> None:
         param.detach()[1] = float("inf")
 
 
-ACTIONS: dict[str, Callable[..., None]] = {"kill": _kill, "crash": _crash, "interrupt": _interrupt, "poison": _poison}
+def _stall(*_: Any) -> None:
+    time.sleep(3600)
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "kill": _kill,
+    "crash": _crash,
+    "interrupt": _interrupt,
+    "poison": _poison,
+    "stall": _stall,
+}
 
 
 def _changes_a_file(event: str, arguments: Any) -> bool:

@@ -427,6 +427,23 @@ def test_a_store_at_fault_costs_one_line(fault: str, records: Path) -> None:
         attempt.seen = f"one line, for example `{printed[:90].strip()}...`; `make relog` later leaves no double"
 
 
+def test_a_store_that_is_too_slow_is_given_up(records: Path, tmp_path: Path) -> None:
+    """Training waits SECONDS_TO_LOG, here 20, for the process that logs, not as long as the store takes."""
+    (tmp_path / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
+    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    with trial("an MLflow store that answers too slowly") as attempt:
+        words = [sys.executable, "-c", f"from tripletkd import tracking\ntracking.SECONDS_TO_LOG = 20\n{LOG}"]
+        variables = {"FAULT": "stall mlflow.tracking.client:MlflowClient.log_batch 2", "FAULT_IN": "-m tripletkd"}
+        started = time.monotonic()
+        printed = command(records, *words, check=True, PYTHONPATH=path, **variables)
+        assert time.monotonic() - started < 90
+        assert len(printed.splitlines()) == 1 and "(not done after 20 s)" in printed, printed
+        assert "digits/triplet RUNNING" in runs_of(records)
+        assert "logged" in python(records, "-m", "tripletkd.tracking", "runs/digits/test/triplet")
+        assert runs_of(records) == LOGGED
+        attempt.seen = f"`{printed.strip()}`"
+
+
 def test_logging_killed_midway_leaves_no_double(records: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
     path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))

@@ -118,9 +118,11 @@ class Logger:
         try:
             self.process.communicate(json.dumps([str(self.root), *call]), timeout=SECONDS_TO_LOG)
             reason = f"its process ended with {self.process.returncode}" if self.process.returncode else None
-        except (OSError, subprocess.TimeoutExpired) as error:
-            self.process.kill()
+        except OSError as error:
             reason = str(error)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            reason = f"not done after {SECONDS_TO_LOG} s"
         if reason:
             _warn(reason, list(call))
 
