@@ -69,7 +69,7 @@ Written by `make reliability` in one run on {date}, commit {commit}, Python {pyt
 at work, {checks} wrong inputs given to the functions that check them; {lost} lost.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
-the bytes of a run that was never disturbed.
+the bytes of a run that was never disturbed. [What was found and mended on the way](mended.md).
 
 | fault | times tried | survived | what the user saw |
 | --- | ---: | ---: | --- |

@@ -24,9 +24,12 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, trial
 from PIL import Image
 from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink
+
+from tripletkd import Problem, config
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +170,44 @@ def assert_whole(name: str, states: dict[str, Path], earlier: Path, folder: Path
         found = contents(folder, output)
         accepted = [contents(earlier, output), contents(states["end"], output)]
         assert found in accepted or (found == {} and (earlier / output).is_dir()), (output, list(found))
+
+
+# --- odd parameters ---------------------------------------------------------------------------------------------------
+
+ODD = ["0", "1", "3.5", "-0.5", "1e-320", "1e30", "1e18", "true", "[]", "[1]", "auto"]
+
+
+def accepted(folder: Path) -> list[str]:
+    """What may be said of the shrunk suite, and is not refused; not of epochs or seeds, which may take for ever."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    suite, run = params["suites"]["digits"], params["run"]
+    keys = [f"suites.digits.inputs.{key}" for key in suite["inputs"]] + [f"run.{key}" for key in run if key != "seeds"]
+    keys += [f"suites.digits.{who}.recipe.{key}" for who in ("teacher", "student") for key in suite[who]["recipe"]]
+    keys += [f"methods.triplet.{key}" for key in params["methods"]["triplet"]]
+    found = []
+    for key, value in itertools.product([key for key in keys if not key.endswith("epochs")], ODD):
+        with suppress(Problem):
+            config.load(folder, ["suite=digits", f"{key}={value}"])
+            found.append(f"{key}={value}")
+    return found
+
+
+def test_odd_values_that_are_accepted_run_or_stop_with_one_message(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    words = accepted(states["train_teacher"])
+    assert len(words) > 40
+    for number, word in enumerate(words):
+        with trial("an odd value that params.yaml may have: the teacher and a student are trained with it") as fault:
+            folder = copied(states, "train_teacher", tmp_path / str(number))
+            started = time.monotonic()
+            for name in ("train_teacher", "distill"):
+                if code := stage(folder, name, word):
+                    assert code == 1, (word, stage.printed())
+                    fault.seen = f"nothing, or for example `{stage.error()[:150]}`"
+                    break
+            assert time.monotonic() - started < 60, word
+        shutil.rmtree(folder)
 
 
 # --- killed anywhere --------------------------------------------------------------------------------------------------
