@@ -80,3 +80,9 @@ def clone(folder: Path) -> Path:
     command(folder, "git", "add", "-A")
     command(folder, *GIT, "commit", "-qm", "shrunk")
     return folder
+
+
+def with_faults(folder: Path) -> str:
+    """A PYTHONPATH with which FAULT and FAULT_IN work in every Python process."""
+    (folder / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
+    return os.pathsep.join(map(str, (folder, ROOT / "tests")))

@@ -27,7 +27,7 @@ import pytest
 import yaml
 from conftest import ROOT, trial
 from PIL import Image
-from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink
+from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink, with_faults
 
 from tripletkd import Problem, config
 
@@ -457,12 +457,6 @@ def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
 
 def copied(states: dict[str, Path], name: str, folder: Path) -> Path:
     return Path(shutil.copytree(states[name], folder))
-
-
-def with_faults(folder: Path) -> str:
-    """A PYTHONPATH with which FAULT and FAULT_IN work in every Python process."""
-    (folder / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
-    return os.pathsep.join(map(str, (folder, ROOT / "tests")))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import yaml
 from conftest import ROOT, trial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shrunk import ENVIRONMENT, command, shrink
+from shrunk import ENVIRONMENT, command, shrink, with_faults
 
 from tripletkd import Problem, config, data
 
@@ -429,8 +429,7 @@ def test_a_store_at_fault_costs_one_line(fault: str, records: Path) -> None:
 
 def test_a_store_that_is_too_slow_is_given_up(records: Path, tmp_path: Path) -> None:
     """Training waits SECONDS_TO_LOG, here 20, for the process that logs, not as long as the store takes."""
-    (tmp_path / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
-    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    path = os.pathsep.join((with_faults(tmp_path), str(ROOT)))
     with trial("an MLflow store that answers too slowly") as attempt:
         words = [sys.executable, "-c", f"from tripletkd import tracking\ntracking.SECONDS_TO_LOG = 20\n{LOG}"]
         variables = {"FAULT": "stall mlflow.tracking.client:MlflowClient.log_batch 2", "FAULT_IN": "-m tripletkd"}
@@ -445,8 +444,7 @@ def test_a_store_that_is_too_slow_is_given_up(records: Path, tmp_path: Path) -> 
 
 
 def test_logging_killed_midway_leaves_no_double(records: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
-    path = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    path = os.pathsep.join((with_faults(tmp_path), str(ROOT)))
     for n in (1, 2):
         with trial("kill -9 of the process that logs, midway") as attempt:
             variables = {"FAULT": f"kill tripletkd.tracking:_log_seed {n}", "FAULT_IN": "tracking"}

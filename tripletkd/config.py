@@ -19,10 +19,10 @@ from .train import Recipe
 
 ABLATED = "triplet_family"  # the method whose parameters, and the student's recipe, an ablation varies
 MAX_BYTES, MAX_DEPTH, MAX_LENGTH = 2**20, 20, 4000  # of params.yaml, of its blocks in blocks, of one value
+LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
 NETWORK = f"in {' '.join(models.NETWORKS)} {models.TORCHVISION}NAME"  # decided by models.known
 
 
-LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
 Split = Annotated[str, "in test validation"]
 
 
