@@ -501,6 +501,24 @@ def test_a_changed_class_name_or_hash_is_noticed(tmp_path: Path) -> None:
             data.load(tmp_path)
 
 
+def test_the_unordered_hash_is_of_the_same_images_in_any_order() -> None:
+    dataset, order = small(), np.array([3, 1, 0, 2])
+    train, test, classes = dataset.train, dataset.test, dataset.classes
+    shuffled = data.Dataset(train.select(order), test.select(order), classes)
+    assert shuffled.sha256() != dataset.sha256()
+    assert shuffled.unordered_sha256() == dataset.unordered_sha256()
+    changed = train.images.copy()
+    changed[2, 1, 0, 2] ^= 1
+    for other in (
+        data.Dataset(test, train, classes),
+        data.Dataset(data.Split(changed, train.labels), test, classes),
+        data.Dataset(data.Split(train.images, 1 - train.labels), test, classes),
+        data.Dataset(train, test, classes[::-1]),
+        data.Dataset(train.select(order[:3]), test, classes),
+    ):
+        assert other.unordered_sha256() != dataset.unordered_sha256()
+
+
 def test_duplicates_are_counted_once_for_each_different_image() -> None:
     a, b, c, d = random_pixels(4, 2, 2, 1)
     train = data.Split(np.stack([a, a, b, c]), np.array([0, 0, 0, 1]))

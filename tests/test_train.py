@@ -300,8 +300,11 @@ def test_a_signal_stops_at_a_checkpoint(digits: Dataset, tmp_path: Path) -> None
     same(resumed, run(digits, [1], loss=loss), 1, 0.0)
 
 
-def test_a_seed_whose_loss_is_not_finite_fails_alone(digits: Dataset) -> None:
+def test_a_seed_whose_loss_is_not_finite_fails_alone(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Seed 2's weights are made infinite: it is named with epoch, step and term; the others are what they were."""
+    monkeypatch.setattr("tripletkd.train.TELL_EVERY", 0.0)
     module = methods.load("scratch")
     train, test = (DeviceSplit(split, INPUTS, CPU, DOUBLE) for split in (digits.train, digits.test))
     students = [models.build("paper_student_quarter", digits.image_shape, 10, seed) for seed in (1, 2, 3)]
@@ -313,6 +316,8 @@ def test_a_seed_whose_loss_is_not_finite_fails_alone(digits: Dataset) -> None:
         fitted = fit(trainer, [1, 2, 3], SHORT, Sampler(digits.train.labels, INPUTS, False), train, test)
         assert list(fitted.networks) == [1, 3]
         assert fitted.failed == {2: "ce is nan at epoch 1, step 1"}
+        last = [100 * row["test_accuracy"] for row in fitted.history if row["epoch"] == SHORT.epochs]
+        assert f", test {sum(last) / len(last):.1f}%; " in capsys.readouterr().out.splitlines()[-1]
         same(fitted, run(digits, [1], method="scratch"), 1, 1e-9)
 
 

@@ -29,6 +29,10 @@ class Split:
     def select(self, index: NDArray[np.intp]) -> "Split":
         return Split(np.ascontiguousarray(self.images[index]), self.labels[index])
 
+    def hashes(self) -> list[bytes]:
+        """The sha256 of each image's pixels."""
+        return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
+
     def per_class(self, count: int) -> NDArray[np.intp]:
         """The indices of the first `count` images of each class, in the order of the split."""
         by_class = np.argsort(self.labels, kind="stable")
@@ -58,12 +62,20 @@ class Dataset:
             digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
         return digest.hexdigest()
 
+    def unordered_sha256(self) -> str:
+        """As sha256, but the order of the images does not count: whether two sources hold the same ones."""
+        digest = hashlib.sha256(json.dumps([self.classes, self.image_shape]).encode())
+        for split in (self.train, self.test):
+            labelled = sorted(zip(split.labels.tolist(), split.hashes(), strict=True))
+            digest.update(json.dumps([(label, pixels.hex()) for label, pixels in labelled]).encode())
+        return digest.hexdigest()
+
     def duplicates(self) -> dict[str, int]:
         """How many different images stand in both splits, and under several labels; equal is what has equal bytes."""
         places: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
         for part, split in (("train", self.train), ("test", self.test)):
-            for image, label in zip(split.images, split.labels.tolist(), strict=True):
-                places[hashlib.sha256(image.tobytes()).digest()].add((part, label))
+            for pixels, label in zip(split.hashes(), split.labels.tolist(), strict=True):
+                places[pixels].add((part, label))
         return {
             "train_and_test": sum(len({part for part, _ in where}) > 1 for where in places.values()),
             "contradicting_labels": sum(len({label for _, label in where}) > 1 for where in places.values()),
@@ -100,6 +112,7 @@ def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
     description = {
         "source": source,
         "sha256": dataset.sha256(),
+        "unordered_sha256": dataset.unordered_sha256(),
         "image_shape": dataset.image_shape,
         "classes": dataset.classes,
         "images": {"train": len(dataset.train.labels), "test": len(dataset.test.labels)},

@@ -128,7 +128,8 @@ class Logger:
 
 
 def _warn(reason: str, call: Sequence[Any]) -> None:
-    remedy = "the run record is whole: `make relog` logs it later"
+    whole = "the export" if call[:1] == ["log_model"] else "the run record"
+    remedy = f"{whole} is whole: `make relog` logs it later"
     if call[:1] == ["log_files"]:
         suite, stage = call[1:3]
         remedy = f"its files are whole: `dvc repro --force --single-item {stage}@{suite}` logs them later"

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -230,8 +230,8 @@ def fit(
             measured: dict[str, list[float]] = {}
             if epoch % evaluate_every == 0 or epoch == recipe.epochs:
                 measured = _measure(trainer.students, train, test, watch)
-            _record(done, seeds, epoch, recipe, terms, measured, len(train))
-            bar.set_postfix(summary := _summary(terms, measured), refresh=False)
+            rows = _record(done, seeds, epoch, recipe, terms, measured, len(train))
+            bar.set_postfix(summary := _summary(rows, terms), refresh=False)
             done.seconds += time.monotonic() - started
             if bar.disable and not quiet and time.monotonic() - told >= TELL_EVERY:
                 print(_line(description, done, recipe.epochs, summary), flush=True)
@@ -293,8 +293,9 @@ def _record(
     terms: Terms,
     measured: dict[str, list[float]],
     images: int,
-) -> None:
-    """Append an epoch's rows to the history; a seed with a term that is not finite fails instead."""
+) -> list[dict[str, float]]:
+    """Append an epoch's rows to the history, and return them; a seed with a term that is not finite fails instead."""
+    rows = []
     steps = {name: value.double().cpu() for name, value in terms.items()}
     batch_sizes = torch.full((len(steps["loss"]),), recipe.batch_size, dtype=torch.float64)
     batch_sizes[-1] = images - recipe.batch_size * (len(batch_sizes) - 1)
@@ -311,15 +312,23 @@ def _record(
             continue
         means = {name: float(value[:, i] @ batch_sizes / images) for name, value in steps.items()}
         figures = {name: values[i] for name, values in measured.items()}
-        done.history.append({"seed": seed, "epoch": epoch, "lr": recipe.lr_at(epoch), **means, **figures})
+        rows.append({"seed": seed, "epoch": epoch, "lr": recipe.lr_at(epoch), **means, **figures})
+    done.history += rows
     done.epoch = epoch
+    return rows
 
 
-def _summary(terms: Terms, measured: dict[str, list[float]]) -> dict[str, str]:
-    """For the progress bar: means over seeds."""
-    values = {name: f"{value.nanmean().item():.3f}" for name, value in terms.items()}
-    accuracies = {name: 100 * sum(v) / len(v) for name, v in measured.items() if name.endswith("_accuracy")}
-    return values | {name.removesuffix("_accuracy"): f"{mean:.1f}%" for name, mean in accuracies.items()}
+def _summary(rows: Sequence[dict[str, float]], terms: Iterable[str]) -> dict[str, str]:
+    """For the progress bar: an epoch's means over the seeds that did not fail."""
+    if not rows:
+        return {}
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in rows) / len(rows)
+
+    shown = {name: f"{mean(name):.3f}" for name in terms}
+    measured = [part for part in ("train", "test") if f"{part}_accuracy" in rows[0]]
+    return shown | {part: f"{100 * mean(f'{part}_accuracy'):.1f}%" for part in measured}
 
 
 def _line(description: str, done: Progress, epochs: int, summary: dict[str, str]) -> str:
