@@ -712,6 +712,20 @@ def test_cifar_in_torchvisions_format_gives_exact_pixels(
     assert not any(path.name.startswith("tmp") for path in tmp_path.iterdir())
 
 
+def test_class_folders_of_the_same_images_have_the_same_unordered_hash(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    serve_cifar(server, monkeypatch, tmp_path, BATCHES)
+    downloaded = sources.torchvision("CIFAR10", tmp_path)
+    files = {
+        f"{'train' if i < 4 else 'test'}/{downloaded.classes[label]}/{i}.png": encoded(image)
+        for i, (image, label) in enumerate(zip(CIFAR_PIXELS, CIFAR_LABELS, strict=True))
+    }
+    from_folders = read("folder", tmp_path, files)
+    assert from_folders.sha256() != downloaded.sha256()
+    assert from_folders.unordered_sha256() == downloaded.unordered_sha256()
+
+
 def test_mnist_in_torchvisions_format_gives_exact_pixels(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
