@@ -59,7 +59,10 @@ class Stage:
                 if not block["seeds"] and not block["failed"]:
                     raise Problem(f"{path}: measurements of no seed; run its stage again")
         except FileNotFoundError:
-            raise Problem(f"{path}: not there; run the stage that writes it (dvc repro) first") from None
+            stage = {"teacher": "train_teacher"}.get(name, "ablate" if name.startswith("ablations/") else "evaluate")
+            raise Problem(
+                f"{path}: not there; run `dvc repro` with {self.config.suite} in run.suites, or stages.{stage}, first"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Problem(f"{path}: not measurements ({error!r}); run the stage that writes it again") from None
         return found

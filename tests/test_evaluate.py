@@ -25,6 +25,8 @@ def test_figures_of_a_student() -> None:
     assert found["test_accuracy"] == pytest.approx(accuracy_score(LABELS, LOGITS.argmax(1)))
     assert found["test_cross_entropy"] == pytest.approx(log_loss(LABELS, LOGITS.softmax(1)))
     assert found["test_top5_accuracy"] == pytest.approx(top_k_accuracy_score(LABELS, LOGITS, k=5))
+    hits = "".join(f"{byte:08b}" for byte in bytes.fromhex(found["test_correct"]))[:200]
+    assert hits == "".join("01"[LOGITS[i].argmax() == LABELS[i]] for i in range(200))
     third = [int(LOGITS[i].argmax() == 3) for i in range(200) if LABELS[i] == 3]
     assert found["test_accuracy_by_class"][3] == pytest.approx(sum(third) / len(third))
     assert "test_top5_accuracy" not in evaluate.of_student(LOGITS[:, :10], LABELS % 10)

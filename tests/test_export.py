@@ -315,7 +315,10 @@ def forget_to_measure(copy: Path) -> None:
         ),
         (take_other_teacher, "runs/digits/test/triplet: distilled from another teacher"),
         (take_other_images, "runs/digits/test/triplet: trained on other images than data/digits"),
-        (forget_to_measure, "results/digits/measured/test/triplet.json: not there; run the stage that writes it"),
+        (
+            forget_to_measure,
+            "results/digits/measured/test/triplet.json: not there; run `dvc repro` with digits in run.suites, or",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_not_exported(

@@ -477,7 +477,7 @@ def test_no_changed_byte_is_read_as_another_data_set(tmp_path: Path) -> None:
 def test_a_missing_file_of_the_canonical_data_set_is_named(name: str, tmp_path: Path) -> None:
     data.save(small(), tmp_path, "a test")
     (tmp_path / name).unlink()
-    with pytest.raises(Problem, match=rf"{name}: not there; run the fetch stage"):
+    with pytest.raises(Problem, match=rf"{name}: not there; run `python -m stages.fetch suite="):
         data.load(tmp_path)
 
 

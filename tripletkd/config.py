@@ -273,14 +273,25 @@ def _explain(error: BaseException) -> str:
     text = " ".join(
         line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
     )
-    text = text.replace("AnyNode is not a ListConfig, list or tuple", "expected a list")
-    parent = getattr(error, "object_type", None)
-    if key and "not in" in text and dataclasses.is_dataclass(parent):
-        known = ", ".join(f.name for f in dataclasses.fields(parent) if f.name != "defaults")
+    if key and "not in" in text and (parent := getattr(error, "parent_node", None)) is not None:
+        known = ", ".join(str(name) for name in parent if name not in ("defaults", "hydra"))
         text = f"unknown key; expected one of {known}"
-    elif key and "Missing mandatory value" in text:
-        text = "missing; every key of the block must be given"
+    for pattern, ours in _PLAINER.items():
+        text = re.sub(pattern, ours, text)
     return f"{key}: {text}" if key else f"params.yaml: {text}"
+
+
+_PLAINER = {  # what OmegaConf says -> what a person who edits params.yaml understands
+    r"^.*[Mm]issing mandatory value.*": "missing; every key of the block must be given",
+    r"^.*does not support deletion.*": "cannot be left out; every key of the block must be given",
+    r"^Value (.*) of type '\w+' could not be converted to Integer$": r"found \1, expected a whole number",
+    r"^Value (.*) of type '\w+' could not be converted to Float$": r"found \1, expected a number",
+    r"^Value (.*) is not a valid bool \(type \w+\)$": r"found \1, expected true or false",
+    r"^Incompatible value 'None' for field of type .*$": "found no value, expected one",
+    r"^Invalid value assigned: \w+ is not a ListConfig, list or tuple\.$": "found a single value, expected a list",
+    r"^Cannot merge DictConfig with ListConfig$": "found a list, expected a block of parameters",
+    r"^Invalid type assigned: .* value: (.*)$": r"found \1, expected a block of parameters",
+}
 
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {

@@ -147,7 +147,7 @@ def load(folder: Path) -> Dataset:
 
     for path in (folder / DESCRIPTION, folder / IMAGES):
         if not path.is_file():
-            raise Problem(f"{path}: not there; run the fetch stage (dvc repro fetch) first")
+            raise Problem(f"{path}: not there; run `python -m stages.fetch suite={folder.name}` first")
     again = "delete the folder and run the fetch stage again"
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

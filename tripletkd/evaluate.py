@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ def measure(
         "weights_sha256": made.weights_sha256,
         "environment": made.environment,
         "failed": made.failed,
+        "test_images": len(test.labels),
         "seeds": seeds,
     }
 
@@ -89,10 +91,12 @@ def teacher_logits(teacher: nn.Module, split: DeviceSplit) -> Tensor:
 
 def of_student(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Figures of one network on the test split, from its logits [N, classes] and the labels [N]."""
-    correct = (logits.argmax(1) == labels).double()
+    hits = logits.argmax(1) == labels
+    correct = hits.double()
     classes = logits.shape[1]
     figures = {
         "test_accuracy": correct.mean().item(),
+        "test_correct": np.packbits(hits.cpu().numpy()).tobytes().hex(),  # a bit an image, in the split's order
         "test_cross_entropy": F.cross_entropy(logits, labels).item(),
         **_calibration(logits, labels),
         "test_accuracy_by_class": [correct[labels == label].mean().item() for label in range(classes)],

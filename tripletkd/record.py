@@ -92,7 +92,9 @@ def read(folder: Path) -> Record:
     try:
         return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
-        raise Problem(f"{path}: not there; run the stage that makes it (dvc repro) first") from None
+        raise Problem(
+            f"{path}: not there; run the stage that makes it first (`dvc repro`, with its suite in run.suites)"
+        ) from None
     except (ValueError, TypeError) as error:
         raise Problem(f"{path}: not a run record of this version ({error}); run the stage again") from None
 
