@@ -58,6 +58,9 @@ class Stage:
                     raise Problem(f"{path}: measurements of {block['suite']}/{cell}; run its stage again")
                 if not block["seeds"] and not block["failed"]:
                     raise Problem(f"{path}: measurements of no seed; run its stage again")
+                for seed in block["seeds"]:
+                    if len(bytes.fromhex(seed["test_correct"])) != -(-block["test_images"] // 8):  # eight to a byte
+                        raise ValueError(f"test_correct is not of {block['test_images']} images")
         except FileNotFoundError:
             stage = {"teacher": "train_teacher"}.get(name, "ablate" if name.startswith("ablations/") else "evaluate")
             raise Problem(

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tripletkd.statistics import ALPHA, Difference, Summary, detectable, difference, holm, summarise, verdict
+from tripletkd.statistics import (
+    ALPHA,
+    Difference,
+    Summary,
+    detectable,
+    difference,
+    holm,
+    over_images_too,
+    summarise,
+    verdict,
+)
 
 SAMPLE = [80.1, 80.9, 81.3, 79.8, 80.6]
 
@@ -102,3 +112,37 @@ def test_holm_is_the_closed_bonferroni_procedure() -> None:
 def test_verdict(mean: float, p: float | None, expected: str) -> None:
     assert verdict(Difference(5, mean, 0.2, 0.1, p), p) == expected
     assert verdict(None, p) == "undecided"
+
+
+def test_interval_over_images_too_in_a_plain_loop() -> None:
+    gaps = np.random.default_rng(3).integers(-1, 2, (4, 7)).astype(float)
+    seeds, images = gaps.shape
+    mean = gaps.mean()
+    by_seed = sum((gaps[s].mean() - mean) ** 2 for s in range(seeds)) / (seeds - 1)
+    by_image = sum((gaps[:, i].mean() - mean) ** 2 for i in range(images)) / (images - 1)
+    left = sum(
+        (gaps[s, i] - gaps[s].mean() - gaps[:, i].mean() + mean) ** 2 for s in range(seeds) for i in range(images)
+    ) / ((seeds - 1) * (images - 1))
+    parts = [by_seed / seeds, by_image / images, left / (seeds * images)]
+    variance = max(parts[0] + parts[1] - parts[2], parts[0])
+    freedom = variance**2 / sum(
+        part**2 / n for part, n in zip(parts, [seeds - 1, images - 1, (seeds - 1) * (images - 1)], strict=True)
+    )
+    assert over_images_too(gaps) == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
+    assert over_images_too(gaps[:1]) is None
+    assert over_images_too(np.zeros((3, 5))) == 0
+
+
+def test_interval_over_images_too_holds_where_that_of_the_seeds_does_not() -> None:
+    """2000 times new seeds and new images, with effects of both: the true difference is inside 19 times of 20."""
+    random, true, both, alone = np.random.default_rng(1), 0.02, 0, 0
+    for _ in range(2000):
+        seeds, images = 0.01 * random.normal(size=(10, 1)), 0.2 * random.normal(size=(1, 300))
+        gaps = true + seeds + images + 0.3 * random.normal(size=(10, 300))
+        width = over_images_too(gaps)
+        assert width is not None
+        both += abs(gaps.mean() - true) < width
+        found = summarise(list(gaps.mean(1)))
+        alone += abs(found.mean - true) < (found.half_width or 0)
+    assert 0.93 < both / 2000 < 0.965
+    assert alone / 2000 < 0.8

@@ -4,7 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .statistics import Difference, Summary, detectable, difference, holm, significant, summarise, verdict
+import numpy as np
+from numpy.typing import NDArray
+
+from .statistics import (
+    Difference,
+    Summary,
+    detectable,
+    difference,
+    holm,
+    over_images_too,
+    significant,
+    summarise,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from .ablation import Line
@@ -102,36 +115,61 @@ def verdicts(measured: Mapping[str, Mapping[str, Any]], claims: Sequence[Any]) -
     found = {pair: difference(*(accuracies(measured[name]) for name in pair)) for pair in judged}
     tested = {pair: gap.p for pair, gap in found.items() if gap is not None and gap.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [
-        {
-            "claim": f"{method} over {base}",
-            "method": method,
-            "over": base,
-            "verdict": "undecided"
-            if (failed := failed_baseline(measured, base))
-            else verdict(gap, corrected.get(pair)),
-            "failed_baseline": failed,
-            "difference": None if gap is None else asdict(gap),
-            "corrected_p": corrected.get(pair),
-            "detectable": _detectable(gap, len(tested)),
-        }
-        for pair, gap in found.items()
-        for method, base in [pair]
-    ]
+    answers = []
+    for (method, base), gap in found.items():
+        p, barred = corrected.get((method, base)), bar(measured, method, base)
+        answers.append(
+            {
+                "claim": f"{method} over {base}",
+                "method": method,
+                "over": base,
+                "verdict": "undecided" if barred else verdict(gap, p),
+                "barred": barred,
+                "difference": None if gap is None else asdict(gap),
+                "half_width_over_images_too": over_images_too(_gaps(measured[method], measured[base])),
+                "corrected_p": p,
+                "detectable": _detectable(gap, len(tested)),
+            }
+        )
+    return answers
+
+
+def bar(measured: Mapping[str, Mapping[str, Any]], method: str, base: str) -> str | None:
+    """Why a difference of the two decides nothing, whatever its p-value; None where it may.
+
+    "failed baseline": the method is above one that is itself below training without a teacher, p < 0.05 uncorrected:
+    to beat what does not work here shows nothing. "failed seeds": of the better of the two, seeds failed; those that
+    came through are a selection in its favour.
+    """
+    gap = difference(accuracies(measured[method]), accuracies(measured[base]))
+    if gap is None or not gap.mean:
+        return None
+    if measured[method if gap.mean > 0 else base]["failed"]:
+        return "failed seeds"
+    if gap.mean > 0 and base != "scratch" and "scratch" in measured:
+        below = difference(accuracies(measured[base]), accuracies(measured["scratch"]))
+        if below is not None and significant(below.p) and below.mean < 0:
+            return "failed baseline"
+    return None
+
+
+def _gaps(first: Mapping[str, Any], second: Mapping[str, Any]) -> NDArray[np.float64]:
+    """[S, I], in percent: of each seed that both have and each image, first - second."""
+    ours, theirs = _hits(first), _hits(second)
+    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return np.array(pairs).reshape(len(pairs), first["test_images"])
+
+
+def _hits(block: Mapping[str, Any]) -> dict[int, NDArray[np.float64]]:
+    """Seed -> of each image of the split 100 where its class was predicted, else 0."""
+    packed = {seed["seed"]: np.frombuffer(bytes.fromhex(seed["test_correct"]), np.uint8) for seed in block["seeds"]}
+    return {seed: 100.0 * np.unpackbits(bits, count=block["test_images"]) for seed, bits in packed.items()}
 
 
 def _detectable(gap: Difference | None, tests: int) -> float | None:
     if gap is None or gap.p is None or gap.std is None:
         return None
     return detectable(gap.n, gap.std, tests)
-
-
-def failed_baseline(measured: Mapping[str, Mapping[str, Any]], name: str) -> bool:
-    """Whether a method is below training without a teacher, p < 0.05 uncorrected: to beat it would show nothing."""
-    if name == "scratch" or "scratch" not in measured:
-        return False
-    gap = difference(accuracies(measured[name]), accuracies(measured["scratch"]))
-    return gap is not None and significant(gap.p) and gap.mean < 0
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from functools import cache
 from math import nan, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import integrate, optimize, special, stats
 
 CONFIDENCE = 0.95
@@ -63,6 +64,33 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     testable = n >= FEWEST and std > 1e-9  # equal differences of percentages differ by rounding
     p = float(stats.ttest_1samp(gaps, 0).pvalue) if testable else None
     return Difference(n, mean, std, t * std / sqrt(n), p)
+
+
+def over_images_too(gaps: NDArray[np.float64]) -> float | None:
+    """Half the width of the 95 % interval of a mean difference, were not the seeds alone but the images drawn anew.
+
+    gaps: [S, I], of each seed and image, the first method's hit minus the second's. With seeds and images as crossed
+    random effects, the variance of the mean is
+
+        V = s_seeds^2 / S + s_images^2 / I - s_rest^2 / (S I)
+
+    of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's degrees of freedom.
+    It is at least that of the seeds alone. None with fewer than two of either.
+    Source: Cornfield, Tukey, "Average values of mean squares in factorials", 1956; Satterthwaite 1946.
+    """
+    count, images = gaps.shape
+    if count < 2 or images < 2:
+        return None
+    of_seeds, of_images = gaps.mean(1, keepdims=True), gaps.mean(0, keepdims=True)
+    rest = gaps - of_seeds - of_images + gaps.mean()
+    freedom = np.array([count - 1, images - 1, (count - 1) * (images - 1)])
+    parts = np.array([of_seeds.var(ddof=1) / count, of_images.var(ddof=1) / images, 0.0])
+    parts[2] = (rest**2).sum() / freedom[2] / gaps.size
+    variance = max(parts[0] + parts[1] - parts[2], parts[0])
+    if not variance:
+        return 0.0
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, variance**2 / (parts**2 / freedom).sum())
+    return float(t * sqrt(variance))
 
 
 def detectable(n: int, std: float, tests: int = 1) -> float:

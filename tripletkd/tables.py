@@ -47,6 +47,10 @@ def _references(results: Results) -> Mapping[str, Any]:
     return {name: figure for name, figure in results.published.items() if name not in run}
 
 
+BARS = {  # of report.bar -> its mark, and the sentence
+    "failed baseline": ("†", "is above {} (not judged: below scratch)"),
+    "failed seeds": ("‡", "is not judged against {} (seeds of the better one failed)"),
+}
 MEASURES = {  # of evaluate.measure -> column, factor
     "test_top5_accuracy": ("top 5, %", 100),
     "test_cross_entropy": ("cross-entropy", 1),
@@ -91,13 +95,15 @@ def notes(results: Results) -> dict[str, str]:
     return {
         "comparison": "Mean ± standard deviation over n seeds, last epoch, and the 95 % interval of the mean. A "
         "difference is paired by seed, with its 95 % interval; **bold** where its p-value, Holm-corrected over the "
-        f"table's comparisons, is below {ALPHA}. *Best on {split}* picks each run's best epoch by the {split} images: "
-        "not a result, shown only for comparison with papers that report it. The teacher is one run; the intervals are "
-        "over students' seeds, under this teacher and on these images.",
+        f"table's comparisons, is below {ALPHA}; the intervals are not corrected. *Best on {split}* picks each run's "
+        f"best epoch by the {split} images: not a result, shown only for comparison with papers that report it. The "
+        "teacher is one run; the intervals are over students' seeds, under this teacher and on these images.",
         "verdicts": "Reproduced, or contradicted: the difference, paired by seed, has a p-value below "
         f"{ALPHA} in the claim's direction, or against it, after Holm's correction over these claims. Undecided: "
-        "neither, or the claim is over a method that is itself below `scratch` (†). The last column is the true "
-        "difference that would be found with 80 % power if it were the first in Holm's order.",
+        "neither, or † the claim is over a method that is itself below scratch, or ‡ seeds of the better of the two "
+        "failed. The intervals are not corrected. Verdict and p-value are of these images; *other images too* is the "
+        "95 % interval were the images, too, drawn anew. The last column is the true difference that would be found "
+        "with 80 % power, with this scatter, if it were the first in Holm's order.",
         "measures": f"On the {split} images, last epoch. A triplet is violated where the student's output for an image "
         "is no nearer to the teacher's output for that image than its output for an image of another class is.",
         "ablations": f"Measured on {ablated_on}. Differences are paired by seed; **bold** where Holm's correction over "
@@ -182,14 +188,15 @@ def _against(row: Row) -> str:
 
 def verdicts(results: Results) -> Table:
     """A row a claim: the verdict and the numbers behind it."""
-    head = ["claim", "verdict", "difference", "seeds", "corrected p", "found with 80 % power"]
+    head = ["claim", "verdict", "difference", "other images too", "seeds", "corrected p", "found with 80 % power"]
     rows = []
     for answer in results.verdicts:
-        mark = " †" if answer["failed_baseline"] else ""
-        row, gap, p = [answer["claim"], f"**{answer['verdict']}**{mark}"], answer["difference"], answer["corrected_p"]
+        row, gap, p = [answer["claim"], f"**{answer['verdict']}**"], answer["difference"], answer["corrected_p"]
+        if answer["barred"]:
+            row[1] += f" {BARS[answer['barred']][0]}"
         if gap is not None and p is not None:
-            difference = f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}"
-            row += [difference, str(gap["n"]), f"{p:.2g}", f"{answer['detectable']:.2f}"]
+            widths = [f"± {answer['half_width_over_images_too']:.2f}", str(gap["n"])]
+            row += [f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}", *widths, f"{p:.2g}", f"{answer['detectable']:.2f}"]
         rows.append(row + [""] * (len(head) - len(row)))
     return Table(head, rows)
 
@@ -197,15 +204,18 @@ def verdicts(results: Results) -> Table:
 def in_short(results: Results) -> list[str]:
     """The verdicts in a sentence for each method that a claim is about."""
     words = {
-        "reproduced": "is better than",
-        "contradicted": "is worse than",
-        "undecided": "is not distinguishable from",
+        "reproduced": "is better than {}",
+        "contradicted": "is worse than {}",
+        "undecided": "is not distinguishable from {}",
+        **{bar: sentence for bar, (_, sentence) in BARS.items()},
     }
     claimed: dict[str, dict[str, list[str]]] = {}
     for answer in results.verdicts:
-        claimed.setdefault(answer["method"], {}).setdefault(answer["verdict"], []).append(answer["over"])
+        claimed.setdefault(answer["method"], {}).setdefault(answer["barred"] or answer["verdict"], []).append(
+            answer["over"]
+        )
     return [
-        f"**{method}** " + "; ".join(f"{words[v]} {_listed(found[v])}" for v in words if v in found) + "."
+        f"**{method}** " + "; ".join(words[v].format(_listed(found[v])) for v in words if v in found) + "."
         for method, found in claimed.items()
     ]
 
