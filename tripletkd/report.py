@@ -160,7 +160,7 @@ def _gaps(first: Mapping[str, Any], second: Mapping[str, Any]) -> NDArray[np.flo
     return np.array(pairs).reshape(len(pairs), first["test_images"])
 
 
-def _hits(block: Mapping[str, Any]) -> dict[int, NDArray[np.float64]]:
+def _hits(block: Mapping[str, Any]) -> dict[int, NDArray[Any]]:
     """Seed -> of each image of the split 100 where its class was predicted, else 0."""
     packed = {seed["seed"]: np.frombuffer(bytes.fromhex(seed["test_correct"]), np.uint8) for seed in block["seeds"]}
     return {seed: 100.0 * np.unpackbits(bits, count=block["test_images"]) for seed, bits in packed.items()}
