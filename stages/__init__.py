@@ -157,8 +157,12 @@ def run(
     whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch: what takes long to
     import, a stage imports in `main`. teacher: whether it takes method=teacher.
     """
+    program = f"python -m stages.{Path(sys.argv[0]).stem}"
+    typical = {"suite": "digits", "method": "triplet", "ablation": "margin", "split": "test"}
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=sys.modules[main.__module__].__doc__
+        prog=program,
+        description=sys.modules[main.__module__].__doc__,
+        epilog="for example: " + " ".join([program, *(f"{need}={typical[need]}" for need in needs)]),
     )
     parser.add_argument(
         "overrides",

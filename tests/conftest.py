@@ -65,8 +65,9 @@ FILES = {  # whose tests marked fault are a line together
 }
 HEAD = """# What a run survives
 
-Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {running} faults in stages
-at work, {checks} wrong inputs given to the functions that check them; {lost} lost.
+Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {running} trials of stages
+at work, {checks} of the functions that check inputs; {lost} lost. Not every trial is a fault: odd settings that are
+valid must be accepted, and count too.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
 the bytes of a run that was never disturbed. [What was found and mended on the way](mended.md).

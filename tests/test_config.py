@@ -159,6 +159,20 @@ def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [(True, "digits", "validation")]
 
 
+def test_help_ends_with_an_example_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        run(plan.main, needs=("suite", "method", "ablation", "split"), logs=False)
+    assert ended.value.code == 0
+    program, *overrides = capsys.readouterr().out.strip().rpartition("for example: python -m ")[2].split()
+    assert program == "stages.ablate"
+    settings = config.load(ROOT, overrides)
+    assert None not in (settings.suite, settings.method, settings.ablation)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

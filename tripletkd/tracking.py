@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 from types import TracebackType
 from typing import Any
 
@@ -155,7 +156,7 @@ def _serve() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
 
 
 def log_records(root: Path, folders: Sequence[str]) -> None:
