@@ -1,14 +1,19 @@
-"""README.md says what is so: its table is the committed one, its targets and links exist."""
+"""README.md says what is so: its tables and first numbers are the committed ones, its targets and links exist."""
 
+import json
 import re
 
 import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-
-
-TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", README, re.DOTALL)
+TEXTS = README + (ROOT / "docs/paper.md").read_text()
+TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", TEXTS, re.DOTALL)
+FIRST = {  # the rows of the first table -> where its numbers come from
+    "| `digits`:": "results/digits/table.json",
+    "| `digits_resnet`:": "results/digits_resnet/table.json",
+    "| CIFAR-10,": "docs/cifar10_partial/short/table.json",
+}
 
 
 @pytest.mark.parametrize(("source", "title", "shown"), TABLES, ids=[f"{source} {title}" for source, title, _ in TABLES])
@@ -20,7 +25,23 @@ def test_tables_are_the_committed_ones(source: str, title: str, shown: str) -> N
 
 
 def test_there_are_tables() -> None:
-    assert len(TABLES) >= 2
+    assert len(TABLES) >= 4
+
+
+@pytest.mark.parametrize(("begin", "source"), FIRST.items(), ids=FIRST.values())
+def test_the_first_numbers_are_the_tables(begin: str, source: str) -> None:
+    """n, and over scratch and over kd: in bold where the verdict is not undecided."""
+    [line] = [line for line in README.splitlines() if line.startswith(begin)]
+    found = json.loads((ROOT / source).read_text())["verdicts"]
+    expected = []
+    for base in ("scratch", "kd"):
+        [answer] = [answer for answer in found if answer["claim"] == f"triplet over {base}"]
+        gap = answer["difference"]
+        text = f"{gap['mean']:+.1f} ± {gap['half_width']:.1f}".replace("-", "−")
+        expected.append(text if answer["verdict"] == "undecided" else f"**{text}**")
+    n, *shown = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert int(n) == gap["n"]
+    assert [cell.split(",")[0] for cell in shown] == expected
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)`", README))))

@@ -124,11 +124,13 @@ def test_interval_over_images_too_in_a_plain_loop() -> None:
         (gaps[s, i] - gaps[s].mean() - gaps[:, i].mean() + mean) ** 2 for s in range(seeds) for i in range(images)
     ) / ((seeds - 1) * (images - 1))
     parts = [by_seed / seeds, by_image / images, left / (seeds * images)]
-    variance = max(parts[0] + parts[1] - parts[2], parts[0])
+    variance = parts[0] + parts[1] - parts[2]
     freedom = variance**2 / sum(
         part**2 / n for part, n in zip(parts, [seeds - 1, images - 1, (seeds - 1) * (images - 1)], strict=True)
     )
     assert over_images_too(gaps) == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
+    alike = np.array([[3.0, 3.0, 3.0], [1.0, 1.0, 1.0]])  # no effect of the image: as for the seeds alone
+    assert over_images_too(alike) == pytest.approx(stats.t.ppf(0.975, 1) * 1.0)
     assert over_images_too(gaps[:1]) is None
     assert over_images_too(np.zeros((3, 5))) == 0
 

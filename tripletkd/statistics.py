@@ -67,7 +67,7 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 
 
 def over_images_too(gaps: NDArray[np.float64]) -> float | None:
-    """Half the width of the 95 % interval of a mean difference, were not the seeds alone but the images drawn anew.
+    """Half the width of the 95 % interval of a mean difference, were images as well as seeds drawn anew.
 
     gaps: [S, I], of each seed and image, the first method's hit minus the second's. With seeds and images as crossed
     random effects, the variance of the mean is
@@ -75,7 +75,8 @@ def over_images_too(gaps: NDArray[np.float64]) -> float | None:
         V = s_seeds^2 / S + s_images^2 / I - s_rest^2 / (S I)
 
     of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's degrees of freedom.
-    It is at least that of the seeds alone. None with fewer than two of either.
+    Never less than for the seeds alone, as the formula can be where the images' part is small. None with fewer than two
+    of either.
     Source: Cornfield, Tukey, "Average values of mean squares in factorials", 1956; Satterthwaite 1946.
     """
     count, images = gaps.shape
@@ -86,11 +87,12 @@ def over_images_too(gaps: NDArray[np.float64]) -> float | None:
     freedom = np.array([count - 1, images - 1, (count - 1) * (images - 1)])
     parts = np.array([of_seeds.var(ddof=1) / count, of_images.var(ddof=1) / images, 0.0])
     parts[2] = (rest**2).sum() / freedom[2] / gaps.size
-    variance = max(parts[0] + parts[1] - parts[2], parts[0])
-    if not variance:
-        return 0.0
-    t = stats.t.ppf((1 + CONFIDENCE) / 2, variance**2 / (parts**2 / freedom).sum())
-    return float(t * sqrt(variance))
+    seeds_alone = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom[0]) * sqrt(parts[0]))
+    variance = parts[0] + parts[1] - parts[2]
+    if variance <= 0:
+        return seeds_alone
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, variance**2 / (parts**2 / freedom).sum()))
+    return max(seeds_alone, t * sqrt(variance))
 
 
 def detectable(n: int, std: float, tests: int = 1) -> float:
