@@ -195,8 +195,13 @@ def verdicts(results: Results) -> Table:
         if answer["barred"]:
             row[1] += f" {BARS[answer['barred']][0]}"
         if gap is not None and p is not None:
-            widths = [f"± {answer['half_width_over_images_too']:.2f}", str(gap["n"])]
-            row += [f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}", *widths, f"{p:.2g}", f"{answer['detectable']:.2f}"]
+            row += [
+                f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}",
+                f"± {answer['half_width_over_images_too']:.2f}",
+                str(gap["n"]),
+                f"{p:.2g}",
+                f"{answer['detectable']:.2f}",
+            ]
         rows.append(row + [""] * (len(head) - len(row)))
     return Table(head, rows)
 
@@ -211,9 +216,8 @@ def in_short(results: Results) -> list[str]:
     }
     claimed: dict[str, dict[str, list[str]]] = {}
     for answer in results.verdicts:
-        claimed.setdefault(answer["method"], {}).setdefault(answer["barred"] or answer["verdict"], []).append(
-            answer["over"]
-        )
+        of_method = claimed.setdefault(answer["method"], {})
+        of_method.setdefault(answer["barred"] or answer["verdict"], []).append(answer["over"])
     return [
         f"**{method}** " + "; ".join(words[v].format(_listed(found[v])) for v in words if v in found) + "."
         for method, found in claimed.items()
