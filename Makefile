@@ -59,7 +59,7 @@ ui: env ## MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 relog: env ## log every run record and export that MLflow does not have yet
-	python -m tripletkd.tracking runs exports
+	python -m tripletkd.tracking.mlflow runs exports
 
 bench: env ## images per second, ours against a plain loop: see benchmarks/README.md
 	python -m benchmarks.step paper

@@ -30,9 +30,12 @@ from torchvision import transforms
 
 from stages._training import PRECISIONS, folds, set_up
 from tripletkd import methods, models
-from tripletkd.data import DeviceSplit, Inputs, Plan, Sampler, Split
-from tripletkd.methods._terms import kl_divergence
-from tripletkd.train import Recipe, Teacher, Trainer, fit, update
+from tripletkd.data.batches import DeviceSplit, Inputs, Plan, Sampler
+from tripletkd.data.dataset import Split
+from tripletkd.methods.functional import kl_divergence
+from tripletkd.training.loop import fit
+from tripletkd.training.optim import Recipe
+from tripletkd.training.trainer import Teacher, Trainer, update
 
 
 @dataclass(frozen=True)

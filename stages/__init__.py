@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tripletkd import Problem, tracking
+from tripletkd.errors import UserError
+from tripletkd.tracking import mlflow as tracking
 
 CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
 
@@ -48,26 +49,26 @@ class Stage:
             print(text, flush=True)
 
     def measured(self, name: str, split: str | None = None) -> Any:
-        """What was measured of a method, the teacher or "ablations/<name>"; Problem if it was not."""
+        """What was measured of a method, the teacher or "ablations/<name>"; UserError if it was not."""
         path = self.place("results", "measured", split or self.config.split, f"{name}.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             for block in found if isinstance(found, list) else [found]:
                 cell = block["cell"]
                 if block["suite"] != self.config.suite or name not in (cell, cell.rpartition("/")[0]):
-                    raise Problem(f"{path}: measurements of {block['suite']}/{cell}; run its stage again")
+                    raise UserError(f"{path}: measurements of {block['suite']}/{cell}; run its stage again")
                 if not block["seeds"] and not block["failed"]:
-                    raise Problem(f"{path}: measurements of no seed; run its stage again")
+                    raise UserError(f"{path}: measurements of no seed; run its stage again")
                 for seed in block["seeds"]:
                     if len(bytes.fromhex(seed["test_correct"])) != -(-block["test_images"] // 8):  # eight to a byte
                         raise ValueError(f"test_correct is not of {block['test_images']} images")
         except FileNotFoundError:
             stage = {"teacher": "train_teacher"}.get(name, "ablate" if name.startswith("ablations/") else "evaluate")
-            raise Problem(
+            raise UserError(
                 f"{path}: not there; run `dvc repro` with {self.config.suite} in run.suites, or stages.{stage}, first"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Problem(f"{path}: not measurements ({error!r}); run the stage that writes it again") from None
+            raise UserError(f"{path}: not measurements ({error!r}); run the stage that writes it again") from None
         return found
 
     def log(self, **figures: Any) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def tracking_root() -> Path:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Problem if another process is in such a block with this path.
+    """UserError if another process is in such a block with this path.
 
     The kernel frees the lock when its holder dies, however that happens. Where no file can be written, or the file
     system knows no locks, nobody is refused.
@@ -138,7 +139,7 @@ def _lock(path: Path) -> int:
             holder = os.read(descriptor, 20).decode()
             os.close(descriptor)
             who = f"process {holder}" if holder else "another process"
-            raise Problem(
+            raise UserError(
                 f"{path}: {who} runs this stage here already; wait until it ends, or stop it, and run the same command "
                 "again"
             ) from None
@@ -151,7 +152,7 @@ def _lock(path: Path) -> int:
 def run(
     main: Callable[[Stage], None], needs: tuple[str, ...] = ("suite",), logs: bool = True, teacher: bool = False
 ) -> None:
-    """Parse the command line, check params.yaml, run `main`; a Problem becomes one message and exit code 1.
+    """Parse the command line, check params.yaml, run `main`; a UserError becomes one message and exit code 1.
 
     needs: what of suite, method, ablation and split tells apart runs of this stage that may go on side by side. logs:
     whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch: what takes long to
@@ -180,20 +181,20 @@ def run(
     arguments = parser.parse_intermixed_args()  # options may stand between overrides
     try:
         with tracking.Logger(tracking_root()) if logs else nullcontext() as logger:
-            from tripletkd import config
+            from tripletkd.config import load as config
 
             settings = config.load(Path.cwd(), arguments.overrides, teacher)
             for need in needs:
                 if getattr(settings, need) is None:
                     names = ", ".join(getattr(settings, need + "s"))
-                    raise Problem(f"{need}: not given; expected {need}=NAME with one of {names}")
+                    raise UserError(f"{need}: not given; expected {need}=NAME with one of {names}")
             minutes = arguments.max_minutes
             deadline = None if minutes is None else time.monotonic() + 60 * minutes
             quiet = arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET"))
             words = [parser.prog.rpartition(".")[2], *(getattr(settings, need) for need in needs)]
             with exclusive(Path(".".join(["", *words, "lock"]))) if needs else nullcontext():
                 main(Stage(settings, _paths(Path.cwd()), deadline, quiet, logger))
-    except Problem as problem:
+    except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # no room, no rights: what stood there before is whole, see provenance.whole

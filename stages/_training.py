@@ -14,13 +14,19 @@ import torch
 from torch import nn
 
 from stages import Stage
-from tripletkd import Problem, data, evaluate, methods, models, record
-from tripletkd.checkpoint import Checkpoint
-from tripletkd.data import DeviceSplit, Sampler
-from tripletkd.ensemble import Ensemble
+from tripletkd import methods, models
+from tripletkd.data import dataset as data
+from tripletkd.data.batches import DeviceSplit, Sampler
+from tripletkd.errors import UserError
+from tripletkd.evaluation import measure as evaluate
 from tripletkd.provenance import environment, fingerprint, sha256
-from tripletkd.record import Record
-from tripletkd.train import Fitted, Loss, Recipe, Teacher, Trainer, Watch, accuracy, fit
+from tripletkd.tracking import run_record as record
+from tripletkd.tracking.run_record import Record
+from tripletkd.training.checkpoint import Checkpoint
+from tripletkd.training.ensemble import Ensemble
+from tripletkd.training.loop import Fitted, Watch, fit
+from tripletkd.training.optim import Recipe
+from tripletkd.training.trainer import Loss, Teacher, Trainer, accuracy
 
 ROOT = Path(__file__).parent.parent
 # run.precision -> the type of weights, losses and measurements; that of the networks' passes in training, if another
@@ -50,7 +56,7 @@ class Setting:
 
     @classmethod
     def of(cls, stage: Stage, dataset: data.Dataset | None = None) -> "Setting":
-        """The process set up as `run` says, the suite's data checked by its hash; Problem if the device lacks that."""
+        """The process set up as `run` says, the suite's data checked by its hash; UserError if not here."""
         settings = stage.config.run
         device = _device(settings)
         set_up(settings.precision, settings.deterministic)
@@ -76,10 +82,10 @@ def _device(settings: Any) -> torch.device:
     """run.device, as far as it is here."""
     has_cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not has_cuda:
-        raise Problem("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
+        raise UserError("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
     device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     if settings.precision == "tf32" and device.type == "cpu":
-        raise Problem("run.precision: tf32 is computed by a CUDA device, this run is on a CPU; expected another one")
+        raise UserError("run.precision: tf32 is computed by a CUDA device, this run is on a CPU; expected another one")
     return device
 
 
@@ -110,17 +116,17 @@ def keep_freed_memory() -> None:
 
 
 def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
-    """The suite's teacher and the hash of its weights; Problem if it is not of this data, or below its floor."""
+    """The suite's teacher and the hash of its weights; UserError if it is not of this data, or below its floor."""
     folder, floor = stage.place("runs", stage.config.split, "teacher"), stage.suite.teacher.floor
     made = record.read(folder)
     if made.data_sha256 != setting.dataset.sha256():
-        raise Problem(f"{folder}: trained on other images than {stage.place('data')}; run train_teacher again")
+        raise UserError(f"{folder}: trained on other images than {stage.place('data')}; run train_teacher again")
     if not made.weights_sha256:
-        raise Problem(f"{folder}: the teacher's training failed: {made.failed}")
+        raise UserError(f"{folder}: the teacher's training failed: {made.failed}")
     [(seed, network)] = made.load_networks(folder).items()
     reached = 100 * accuracy(Ensemble([network], setting.device, setting.dtype, folded=False), setting.test)[0]
     if reached < floor:
-        raise Problem(
+        raise UserError(
             f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the "
             f"{stage.config.split} split, {floor} % is demanded before a student is trained; train it better "
             "(teacher.recipe) or lower the floor"
@@ -269,10 +275,10 @@ def done(stage: Stage, *cells: str) -> None:
 
 
 def refuse_failure(made: Record) -> None:
-    """Problem if no seed came through."""
+    """UserError if no seed came through."""
     if not made.weights_sha256:
         failures = "; ".join(f"seed {seed}: {why}" for seed, why in made.failed.items())
-        raise Problem(f"{made.suite}/{made.cell}: every seed failed: {failures}")
+        raise UserError(f"{made.suite}/{made.cell}: every seed failed: {failures}")
 
 
 def code(method: str) -> list[str]:

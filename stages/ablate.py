@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from stages import Stage, run
-from tripletkd.provenance import write_json
+from tripletkd.files import write_json
 
 
 def main(stage: Stage) -> None:
@@ -30,8 +30,8 @@ def folder_name(label: str) -> str:
 def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any, more: bool) -> dict[str, Any]:
     """One variant of config.Variant, in a _training.Setting; more: whether others follow."""
     from stages._training import distill, load_teacher
-    from tripletkd import evaluate
-    from tripletkd.config import ABLATED
+    from tripletkd.config.load import ABLATED
+    from tripletkd.evaluation import measure as evaluate
 
     made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=more)
     teacher, _ = load_teacher(stage, setting)

@@ -2,8 +2,10 @@
 
 from stages import Stage, run
 from stages._training import Setting, load_teacher, refuse_failure
-from tripletkd import Problem, evaluate, record
-from tripletkd.provenance import write_csv, write_json
+from tripletkd.errors import UserError
+from tripletkd.evaluation import measure as evaluate
+from tripletkd.files import write_csv, write_json
+from tripletkd.tracking import run_record as record
 
 
 def main(stage: Stage) -> None:
@@ -17,7 +19,9 @@ def main(stage: Stage) -> None:
         ("a teacher", made.teacher_sha256, teacher_sha256),
     ):
         if found != expected:
-            raise Problem(f"{folder}: trained with {what} of sha256 {found}, here it is {expected}; run distill again")
+            raise UserError(
+                f"{folder}: trained with {what} of sha256 {found}, here it is {expected}; run distill again"
+            )
     refuse_failure(made)
     networks = made.load_networks(folder)
     measured = evaluate.measure(made, networks, history, setting.train, setting.test, teacher)

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from stages import Stage, run
-from tripletkd import Problem, card, data, export, models, record
-from tripletkd.config import InputSettings
+from tripletkd import export, models
+from tripletkd.config.load import InputSettings
+from tripletkd.data import dataset as data
+from tripletkd.errors import UserError
 from tripletkd.export import Classifier
-from tripletkd.provenance import whole, write_json
-from tripletkd.record import Record
+from tripletkd.files import whole, write_json
+from tripletkd.reporting import model_card as card
+from tripletkd.tracking import run_record as record
+from tripletkd.tracking.run_record import Record
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
 EXAMPLES = 2
@@ -26,7 +30,7 @@ def main(stage: Stage) -> None:
 
 
 def write(stage: Stage) -> Path:
-    """All files of the export, or none; returns their folder. Problem if the ONNX model is not the network."""
+    """All files of the export, or none; returns their folder. UserError if the ONNX model is not the network."""
     method, folder = stage.config.method, stage.place("exports", stage.config.method)
     made, measured, teacher = load(stage, method), stage.measured(method), stage.measured("teacher")
     dataset = dataset_of(stage, made)
@@ -71,7 +75,7 @@ def facts(stage: Stage, made: Record, seed: int, classifier: Classifier, model: 
 def load(stage: Stage, method: str) -> Record:
     made = record.read(stage.place("runs", stage.config.split, method))
     if not made.weights_sha256:
-        raise Problem(
+        raise UserError(
             f"{stage.place('runs', stage.config.split, method)}: every seed failed, there is nothing to export"
         )
     return made
@@ -92,21 +96,21 @@ def dataset_of(stage: Stage, made: Record) -> data.Dataset:
     if made.split == "validation":
         dataset = dataset.with_holdout(stage.suite.holdout)
     if dataset.sha256() != made.data_sha256:
-        raise Problem(
+        raise UserError(
             f"{stage.place('runs', made.split, made.method)}: trained on other images than {stage.place('data')} holds"
         )
     return dataset
 
 
 def refuse_strangers(stage: Stage, made: Record, measured: Any, teacher: Any) -> None:
-    """Problem if the figures that the card would show are of other weights."""
+    """UserError if the figures that the card would show are of other weights."""
     if measured["weights_sha256"] != made.weights_sha256:
-        raise Problem(
+        raise UserError(
             f"{stage.place('results', 'measured', made.split, f'{made.method}.json')}: measured on other weights than "
             f"{stage.place('runs', made.split, made.method)} holds; run the evaluate stage again"
         )
     if made.teacher_sha256 and made.teacher_sha256 not in teacher["weights_sha256"].values():
-        raise Problem(
+        raise UserError(
             f"{stage.place('runs', made.split, made.method)}: distilled from another teacher than "
             f"{stage.place('results', 'measured', made.split, 'teacher.json')} describes; run the distill stage again"
         )

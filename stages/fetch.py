@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import Stage, run
-from tripletkd import Problem
-from tripletkd.provenance import whole
+from tripletkd.errors import UserError
+from tripletkd.files import whole
 
 if TYPE_CHECKING:
-    from tripletkd.config import Data
-    from tripletkd.data import Dataset
+    from tripletkd.config.load import Data
+    from tripletkd.data.dataset import Dataset
 
 TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
 
 
 def main(stage: Stage) -> None:
-    from tripletkd import data
+    from tripletkd.data import dataset as data
 
     settings, target = stage.suite.data, stage.place("data")
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
@@ -42,17 +42,17 @@ def main(stage: Stage) -> None:
 
 def obtain(settings: Data, folder: Path) -> Dataset:
     """The images of any of the sources, in memory; what is downloaded lies below `folder` meanwhile."""
-    from tripletkd import sources
+    from tripletkd.data import sources
 
     if settings.source == "digits":
         return sources.digits()
     if settings.source == "torchvision":
         if not settings.name:
-            raise Problem("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
+            raise UserError("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
         return sources.torchvision(settings.name, folder)
     if not settings.path:
-        raise Problem(f"data.path: missing; data.source: {settings.source} needs the place of the images")
+        raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
         return sources.folder(Path(settings.path))
     return sources.archive(Path(settings.path), settings.sha256)

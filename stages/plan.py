@@ -14,10 +14,14 @@ from torch import nn
 
 from stages import Stage, run
 from stages._training import Setting, guide, own_layers
-from tripletkd import data, methods, models
-from tripletkd.config import ABLATED
-from tripletkd.data import Dataset, Sampler, Split
-from tripletkd.train import Recipe, Trainer, fit
+from tripletkd import methods, models
+from tripletkd.config.load import ABLATED
+from tripletkd.data import dataset as data
+from tripletkd.data.batches import Sampler
+from tripletkd.data.dataset import Dataset, Split
+from tripletkd.training.loop import fit
+from tripletkd.training.optim import Recipe
+from tripletkd.training.trainer import Trainer
 
 BATCHES = 6
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import Stage, run
-from tripletkd import Problem
-from tripletkd.provenance import whole, write_csv, write_json, write_text
+from tripletkd.errors import UserError
+from tripletkd.files import whole, write_csv, write_json, write_text
 
 if TYPE_CHECKING:
-    from tripletkd.report import Results
+    from tripletkd.analysis.comparison import Results
 
 
 def main(stage: Stage) -> None:
-    from tripletkd import tables
+    from tripletkd.reporting import tables
 
     results = gather(stage)
     summary, files = write(stage, results)
@@ -26,7 +26,9 @@ def main(stage: Stage) -> None:
 
 def gather(stage: Stage) -> Results:
     """What was measured of the configured methods and ablations, whatever else lies there."""
-    from tripletkd import ablation, record, report
+    from tripletkd.analysis import ablation
+    from tripletkd.analysis import comparison as report
+    from tripletkd.tracking import run_record as record
 
     config, methods = stage.config, stage.config.run.methods
     place = stage.place("results", "measured", config.split)
@@ -58,20 +60,20 @@ def gather(stage: Stage) -> Results:
 
 def came_through(path: Path, block: Mapping[str, Any]) -> list[dict[str, float]]:
     """The rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
-    from tripletkd import record
+    from tripletkd.tracking import run_record as record
 
     return [row for row in record.read_history(path) if str(int(row["seed"])) not in block["failed"]]
 
 
 def refuse_strangers(teacher: Mapping[str, Any], students: Iterable[Mapping[str, Any]]) -> None:
-    """Problem if a student had other images or another teacher: then a table would compare what cannot be compared."""
+    """UserError if a student had other images or another teacher: a table would compare the incomparable."""
     for block in students:
         for what, found, expected in (
             ("images", block["data_sha256"], [teacher["data_sha256"]]),
             ("a teacher", block["teacher_sha256"], list(teacher["weights_sha256"].values())),
         ):
             if found not in expected:
-                raise Problem(
+                raise UserError(
                     f"{block['suite']}/{block['cell']}: measured with {what} of sha256 {found}, the table's teacher "
                     f"has {' or '.join(expected)}; run its stages again"
                 )
@@ -79,7 +81,8 @@ def refuse_strangers(teacher: Mapping[str, Any], students: Iterable[Mapping[str,
 
 def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]:
     """All files of the table; returns the summary and the files that people look at."""
-    from tripletkd import figures, page, report, tables
+    from tripletkd.analysis import comparison as report
+    from tripletkd.reporting import figures, page, tables
 
     place, rows = stage.place("results"), results.rows
     pictures = page.pictures(results)

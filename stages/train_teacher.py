@@ -3,12 +3,13 @@
 from functools import partial
 
 from stages import Stage, run
-from tripletkd.provenance import write_json
+from tripletkd.files import write_json
 
 
 def main(stage: Stage) -> None:
     from stages._training import Setting, done, refuse_failure, train
-    from tripletkd import evaluate, methods, models
+    from tripletkd import methods, models
+    from tripletkd.evaluation import measure as evaluate
 
     settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
     shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)

@@ -19,10 +19,17 @@ from torch import nn
 
 from stages import export as stage
 from stages import run
-from tripletkd import Problem, card, config, data, export, models, record, sources, tracking
-from tripletkd.data import Inputs
+from tripletkd import export, models
+from tripletkd.config import load as config
+from tripletkd.data import dataset as data
+from tripletkd.data import sources
+from tripletkd.data.batches import Inputs
+from tripletkd.errors import UserError
 from tripletkd.export import Classifier
 from tripletkd.provenance import sha256
+from tripletkd.reporting import model_card as card
+from tripletkd.tracking import mlflow as tracking
+from tripletkd.tracking import run_record as record
 
 SEEDS = [2, 1]  # the first is neither the smallest nor, after one epoch, bound to be the best
 SMALL = [
@@ -377,7 +384,7 @@ def test_not_a_number_is_no_agreement(images: Images) -> None:
     good = export.to_onnx(Classifier(network, Inputs()), (8, 8, 1), "0123456789")
     with torch.no_grad():
         network.get_parameter("fc2.bias").fill_(float("nan"))
-    with pytest.raises(Problem, match="up to nan apart"):
+    with pytest.raises(UserError, match="up to nan apart"):
         export.verify(good, Classifier(network, Inputs()), sources.digits().test)
 
 
@@ -403,7 +410,7 @@ def agree(name: str) -> None:
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
     assert b"tripletkd" not in model and str(ROOT).encode() not in model
     assert export.verify(model, classifier, split).images == 64
-    with pytest.raises(Problem, match="is not the network"):  # a normalisation apart is found out
+    with pytest.raises(UserError, match="is not the network"):  # a normalisation apart is found out
         export.verify(model, Classifier(network, Inputs(mean=(0.5,), std=(0.2,))), split)
 
 

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import Problem
-from .data import Inputs, Split, normalise
+from tripletkd.data.batches import Inputs, normalise
+from tripletkd.data.dataset import Split
+from tripletkd.errors import UserError
 
 OPSET = 18  # what PyTorch's exporter writes without converting; onnxruntime reads it since 1.14
 TOLERANCE = 1e-4  # of a probability: far above float32's rounding, far below what a wrong operator does
@@ -81,13 +82,13 @@ class Check:
 
 
 def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
-    """Problem if the two disagree on a single image's class, or on a probability by more than TOLERANCE."""
+    """UserError if the two disagree on a single image's class, or on a probability by more than TOLERANCE."""
     session = _session(model)
     expected = np.concatenate([_by_pytorch(classifier, images) for images in _batches(split.images)])
     found = np.concatenate([_by_onnx(session, images) for images in _batches(split.images)])
     check = compare(expected, found, split.labels)
     if check.other_class or not check.max_difference <= TOLERANCE:
-        raise Problem(
+        raise UserError(
             f"the ONNX model is not the network: another class than PyTorch's for {check.other_class} of "
             f"{check.images} images, probabilities up to {check.max_difference:.2g} apart where {TOLERANCE:g} is "
             "allowed; nothing was written. Other versions of torch, onnxscript or onnxruntime may agree"
@@ -126,7 +127,7 @@ def latency(models: Mapping[str, bytes], images: NDArray[np.uint8], batch: int) 
 
 
 def _session(model: bytes, threads: int = 0) -> Any:
-    """An onnxruntime session on the processor; 0 threads: as many as it likes. Problem if it cannot read the file."""
+    """An onnxruntime session on the processor; 0 threads: as many as it likes. UserError if it cannot read the file."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
@@ -134,7 +135,7 @@ def _session(model: bytes, threads: int = 0) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise Problem(f"onnxruntime {onnxruntime.__version__} cannot read the exported model: {error}") from None
+        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot read the exported model: {error}") from None
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -1,13 +1,8 @@
 """Where results come from: hashes, environments, files that are whole or not there at all."""
 
-import csv
 import hashlib
 import json
 import platform
-import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +15,6 @@ def sha256(path: Path) -> str:
 def fingerprint(*parts: Any) -> str:
     """sha256 of anything JSON can hold; equal parts, equal fingerprint."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file or folder to; it takes the place of `path` only if the block succeeds.
-
-    An earlier folder is moved away before it is removed: a process killed at any moment leaves the earlier one, the new
-    one or none at `path`, and never a part of one; where it left none, the next call puts the earlier one back. Write
-    with Python's own means: safetensors' save_file leaves a file of a name of its own when it is killed, and where the
-    disk is full it raises no OSError.
-    """
-    beside, earlier = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "earlier.partial"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(beside)
-        if earlier.exists() and not path.exists():
-            earlier.replace(path)
-        try:
-            yield beside
-            if beside.is_dir() and path.exists():
-                _remove(earlier)
-                path.replace(earlier)
-            try:
-                beside.replace(path)
-            except OSError:
-                if earlier.exists():
-                    earlier.replace(path)
-                raise
-        finally:
-            _remove(beside)
-            _remove(earlier)
-    except OSError as error:  # where the disk is full there is no name in the error
-        error.filename = error.filename or str(path)
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented, but for lists of numbers, which stand on one line."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    write_text(path, re.sub(r"\[[-\d.,e\s]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A column for each key of any row, in the order of their appearance; every digit that matters."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 def names() -> list[str]:
     """Every method there is, in alphabetical order."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "functional")
 
 
 def load(name: str) -> ModuleType:

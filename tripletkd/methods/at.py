@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Map, NonNegative, Term, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.methods.functional import Map, NonNegative, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from ._terms import Batch, Layer, NonNegative, Outputs, PerLayer, Term, cross_entropy, over_layers
+from tripletkd.methods.functional import Layer, NonNegative, PerLayer, cross_entropy, over_layers
+from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Positive, Term, cross_entropy
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher"})
 

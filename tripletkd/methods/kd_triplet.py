@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ._terms import Batch, NonNegative, Positive, Term, cross_entropy, kl_divergence, triplet_margin
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, triplet_margin
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "negative"})
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Term, cross_entropy
+from tripletkd.methods.functional import NonNegative, cross_entropy
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher"})
 

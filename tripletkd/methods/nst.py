@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._terms import Batch, Map, NonNegative, Term, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.methods.functional import Map, NonNegative, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
 

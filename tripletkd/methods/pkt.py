@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._terms import Batch, Layer, NonNegative, Term, cross_entropy, over_layers
+from tripletkd.methods.functional import Layer, NonNegative, cross_entropy, over_layers
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
 

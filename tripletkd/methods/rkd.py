@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, Layer, NonNegative, Term, cross_entropy, over_layers, unit
+from tripletkd.methods.functional import Layer, NonNegative, cross_entropy, over_layers, unit
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
 

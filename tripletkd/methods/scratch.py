@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ._terms import Batch, NonNegative, Term, cross_entropy
+from tripletkd.methods.functional import NonNegative, cross_entropy
+from tripletkd.types import Batch, Term
 
 NEEDS: frozenset[str] = frozenset()
 

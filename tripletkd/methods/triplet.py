@@ -6,7 +6,8 @@ image x' of another class, drawn uniformly from the training images of all other
 
 from dataclasses import dataclass
 
-from ._terms import Batch, NonNegative, Term, cross_entropy, triplet_margin
+from tripletkd.methods.functional import NonNegative, cross_entropy, triplet_margin
+from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "negative"})
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._terms import Batch, NonNegative, Positive, Term, cross_entropy, kl_divergence, unit
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, unit
+from tripletkd.types import Batch, Term
 
 Anchor = Annotated[str, "in teacher student"]
 Negatives = Annotated[str, "in drawn batch hardest all"]

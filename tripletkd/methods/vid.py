@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._terms import Batch, Map, NonNegative, Outputs, PerLayer, Term, cross_entropy, over_layers, same_sizes
+from tripletkd.methods.functional import Map, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
+from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
 EPS = 1e-5  # the least variance

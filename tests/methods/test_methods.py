@@ -1,0 +1,526 @@
+"""The losses against reference values of public code, against plain loops, and under the conditions of the loop."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, fill, golden
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tripletkd import methods, models
+from tripletkd.config import load as config
+from tripletkd.methods import at, cc, dist, dkd, fitnet, kd_triplet, logit_mse, nst, pair, pkt, rkd, sp, triplet, vid
+from tripletkd.methods.functional import kl_divergence, same_size, triplet_margin, unit
+from tripletkd.training import ensemble
+from tripletkd.types import Batch, Outputs, total
+
+Inputs = dict[str, Tensor]
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """(3 i + 1) mod C, as in the reference values."""
+    return (3 * torch.arange(len(logits)) + 1) % logits.shape[1]
+
+
+def total_of(module: Any, inputs: Inputs, **params: float) -> Tensor:
+    """A method's whole loss, through its `loss`."""
+    outputs: dict[str, Any] = {name: Outputs(logits, {}) for name, logits in inputs.items()}
+    return total(module.loss(Batch(labels_of(inputs["student"]), **outputs), module.Params(**params)))
+
+
+def vid_with_identity(student: Tensor, teacher: Tensor, hyper: dict[str, Any]) -> Tensor:
+    """The student's map itself as the mean, one variance for all channels."""
+    assert vid.initial_log_scale(hyper["init_pred_var"], hyper["eps"]) == pytest.approx(hyper["log_scale"], rel=1e-12)
+    log_scale = torch.full_like(student[0, :, 0, 0], hyper["log_scale"])
+    return vid.information((student, log_scale), teacher, hyper["eps"])
+
+
+# family of golden/losses.json -> the project's function of (inputs, hyper-parameters)
+FAMILIES: dict[str, Callable[[Inputs, dict[str, Any]], Tensor]] = {
+    "CE": lambda x, h: total_of(methods.load("scratch"), {"student": x["student"]}, ce=1),
+    "KD": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"]),
+    "LogitMSE": lambda x, h: logit_mse.logit_mse(x["student"], x["teacher"]),
+    "Triplet": lambda x, h: triplet_margin(x["teacher"], x["student"], x["negative"], h["margin"]),
+    "AuthorsTotalOld": lambda x, h: total_of(triplet, x, ce=1, triplet=2, margin=5),
+    "AuthorsKLDiv": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"]),
+    "AuthorsTotalNew": lambda x, h: total_of(kd_triplet, x, ce=1, kl=1, temperature=1, triplet=2, margin=5),
+    "Contrastive": lambda x, h: pair.contrastive(
+        x["teacher"], x["student"], (torch.arange(len(x["student"])) % 2 == 0).to(x["student"]), h["margin"]
+    ),
+    "FitNet": lambda x, h: fitnet.hint(x["student"], x["teacher"]),
+    "AT": lambda x, h: at.attention(*same_size(x["student"], x["teacher"]), power=h["p"]),
+    "SP": lambda x, h: sp.similarity(x["student"], x["teacher"]),
+    "PKT": lambda x, h: pkt.divergence(x["student"], x["teacher"], h["eps"]),
+    "CC": lambda x, h: cc.correlation(x["student"], x["teacher"]),
+    "NST": lambda x, h: nst.mmd(*same_size(x["student"], x["teacher"])),
+    "VID_identity": lambda x, h: vid_with_identity(*same_size(x["student"], x["teacher"]), h),
+    "DKD": lambda x, h: (
+        h["alpha"] * dkd.tckd(x["student"], x["teacher"], labels_of(x["student"]), h["T"])
+        + h["beta"] * dkd.nckd(x["student"], x["teacher"], labels_of(x["student"]), h["T"])
+    ),
+    "DIST": lambda x, h: (
+        h["beta"] * dist.inter(x["student"], x["teacher"], h["tau"], h["eps"])
+        + h["gamma"] * dist.intra(x["student"], x["teacher"], h["tau"], h["eps"])
+    ),
+} | dict.fromkeys(
+    ["RKD_distance", "RKD_angle", "RKD_25_50", "RKD_distance_squared"],
+    lambda x, h: (
+        h["w_d"] * rkd.distance(x["student"], x["teacher"], h.get("squared", False))
+        + h["w_a"] * rkd.angle(x["student"], x["teacher"])
+    ),
+)
+
+CASES = [case for content in golden("cases") for case in content["cases"]]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_loss_and_gradients_equal_the_reference(case: dict[str, Any]) -> None:
+    family = FAMILIES.get(case["family"])
+    if family is None:
+        pytest.skip(f"family {case['family']}: the project has no such method")
+    inputs = {}
+    for name, spec in case["inputs"].items():
+        inputs[name] = fill(tuple(spec["shape"]), spec["seed"], spec["scale"])
+        if not case.get("edit"):
+            assert inputs[name].sum().item() == pytest.approx(spec["sum"], rel=1e-12)
+    if case.get("edit"):
+        apply_edit(inputs, case)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    loss = family(inputs, case["hyper"])
+    assert loss.item() == pytest.approx(case["loss_f64"], rel=1e-10, abs=1e-14)
+    loss.backward()
+    for name, expected in case["grad"].items():
+        grad = inputs[name].grad
+        assert grad is not None
+        found = {
+            "l2": grad.norm().item(),
+            "sum": grad.sum().item(),
+            "dot": (grad * fill(tuple(grad.shape), 999, 1.0)).sum().item(),
+            "first8": grad.flatten()[:8].tolist(),
+        }
+        for key, value in found.items():
+            assert value == pytest.approx(expected[key], rel=1e-8, abs=1e-8 * expected["l2"]), (
+                f"gradient of {name}: {key}"
+            )
+
+
+def apply_edit(inputs: Inputs, case: dict[str, Any]) -> None:
+    """Rows that a case overwrites after the fill are described in words, one wording a case: none is known yet."""
+    pytest.skip(f"{case['name']}: edit in words is not understood: {case['edit']}")
+
+
+# --- the formulas in plain loops --------------------------------------------------------------------------------------
+
+Vector = Sequence[float]
+
+
+def mean(values: Iterator[float]) -> float:
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def minus(a: Vector, b: Vector) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def scaled(a: Vector) -> list[float]:
+    """To length 1; zeros stay."""
+    return [x / (math.sqrt(dot(a, a)) or 1) for x in a]
+
+
+def softmax(logits: Vector, temperature: float) -> list[float]:
+    powers = [math.exp(z / temperature) for z in logits]
+    return [p / math.fsum(powers) for p in powers]
+
+
+def divergence(p: Vector, q: Vector) -> float:
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def huber(x: float) -> float:
+    return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
+
+
+def loop_triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor) -> float:
+    losses = []
+    for a, p, n in zip(anchor.tolist(), positive.tolist(), negative.tolist(), strict=True):
+        near = math.sqrt(sum((x - y + 1e-6) ** 2 for x, y in zip(a, p, strict=True)))
+        far = math.sqrt(sum((x - y + 1e-6) ** 2 for x, y in zip(a, n, strict=True)))
+        losses.append(max(0.0, near - far + 1.5))
+    return mean(iter(losses))
+
+
+def loop_contrastive(first: Tensor, second: Tensor, similar: Tensor) -> float:
+    losses = []
+    for a, b, y in zip(first.tolist(), second.tolist(), similar.tolist(), strict=True):
+        d = math.dist(a, b)
+        losses.append(d**2 if y else max(0.0, 4 - d) ** 2)
+    return mean(iter(losses))
+
+
+def loop_kl_divergence(student: Tensor, teacher: Tensor) -> float:
+    pairs = zip(student.tolist(), teacher.tolist(), strict=True)
+    return mean(9 * divergence(softmax(t, 3), softmax(s, 3)) for s, t in pairs)
+
+
+def loop_mean_squares(student: Tensor, teacher: Tensor) -> float:
+    return mean((s - t) ** 2 for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True))
+
+
+def loop_attention(student: Tensor, teacher: Tensor) -> float:
+    def attention_map(image: Any) -> list[float]:
+        channels, height, width = len(image), len(image[0]), len(image[0][0])
+        places = product(range(height), range(width))
+        return scaled([mean(image[c][i][j] ** 2 for c in range(channels)) for i, j in places])
+
+    maps = [(attention_map(s), attention_map(t)) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    return mean((a - b) ** 2 for s, t in maps for a, b in zip(s, t, strict=True))
+
+
+def loop_similarity(student: Tensor, teacher: Tensor) -> float:
+    def gram(rows: list[list[float]]) -> list[list[float]]:
+        return [scaled([dot(a, b) for b in rows]) for a in rows]
+
+    g_s, g_t = gram(student.flatten(1).tolist()), gram(teacher.flatten(1).tolist())
+    return sum(dot(d, d) for d in map(minus, g_s, g_t)) / len(g_s) ** 2
+
+
+def loop_pkt(student: Tensor, teacher: Tensor) -> float:
+    def probabilities(rows: list[list[float]]) -> list[list[float]]:
+        directions = [[x / (math.sqrt(dot(a, a)) + 1e-7) for x in a] for a in rows]
+        kernel = [[(dot(a, b) + 1) / 2 for b in directions] for a in directions]
+        return [[k / math.fsum(row) for k in row] for row in kernel]
+
+    p_s, p_t = probabilities(student.tolist()), probabilities(teacher.tolist())
+    pairs = product(range(len(p_s)), repeat=2)
+    return mean(p_t[i][j] * math.log((p_t[i][j] + 1e-7) / (p_s[i][j] + 1e-7)) for i, j in pairs)
+
+
+def loop_correlation(student: Tensor, teacher: Tensor) -> float:
+    d = [minus(s, t) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    return mean(sum(abs(x) * abs(y) for x, y in zip(d[i], d[i + 1], strict=True)) for i in range(len(d) - 1))
+
+
+def loop_mmd(student: Tensor, teacher: Tensor) -> float:
+    def kernel(first: list[Any], second: list[Any]) -> float:
+        images = zip(first, second, strict=True)
+        return mean(dot(scaled(a), scaled(b)) ** 2 for x, y in images for a, b in product(x, y))
+
+    s, t = student.flatten(2).tolist(), teacher.flatten(2).tolist()
+    return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
+
+
+def loop_information(student: Tensor, log_scale: Tensor, teacher: Tensor) -> float:
+    variance = [math.log(1 + math.exp(scale)) + 1e-5 for scale in log_scale.tolist()]
+    losses = []
+    for s, t in zip(student.flatten(2).tolist(), teacher.flatten(2).tolist(), strict=True):
+        for c, v in enumerate(variance):
+            losses += [((x - y) ** 2 / v + math.log(v)) / 2 for x, y in zip(s[c], t[c], strict=True)]
+    return mean(iter(losses))
+
+
+def loop_distance(student: Tensor, teacher: Tensor) -> float:
+    def relative(rows: list[list[float]]) -> list[float]:
+        distances = [math.dist(a, b) for a, b in product(rows, repeat=2)]
+        return [d / mean(x for x in distances if x > 0) for d in distances]
+
+    pairs = zip(relative(student.tolist()), relative(teacher.tolist()), strict=True)
+    return mean(huber(s - t) for s, t in pairs)
+
+
+def loop_angle(student: Tensor, teacher: Tensor) -> float:
+    def cosine(rows: list[list[float]], i: int, j: int, k: int) -> float:
+        return dot(scaled(minus(rows[i], rows[j])), scaled(minus(rows[i], rows[k])))
+
+    s, t = student.tolist(), teacher.tolist()
+    return mean(huber(cosine(s, *ijk) - cosine(t, *ijk)) for ijk in product(range(len(s)), repeat=3))
+
+
+def loop_tckd(student: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    losses = []
+    for s, t, y in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        p, q = softmax(t, 3)[y], softmax(s, 3)[y]
+        losses.append(9 * divergence([p, 1 - p], [q, 1 - q]))
+    return mean(iter(losses))
+
+
+def loop_nckd(student: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    losses = []
+    for s, t, y in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True):
+        others = [[z for c, z in enumerate(logits) if c != y] for logits in (t, s)]
+        losses.append(9 * divergence(softmax(others[0], 3), softmax(others[1], 3)))
+    return mean(iter(losses))
+
+
+def pearson(a: Vector, b: Vector) -> float:
+    a, b = ([x - mean(iter(values)) for x in values] for values in (a, b))
+    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+
+
+def loop_inter(student: Tensor, teacher: Tensor) -> float:
+    pairs = zip(student.tolist(), teacher.tolist(), strict=True)
+    return 9 * (1 - mean(pearson(softmax(s, 3), softmax(t, 3)) for s, t in pairs))
+
+
+def loop_intra(student: Tensor, teacher: Tensor) -> float:
+    p_s, p_t = ([softmax(row, 3) for row in logits.tolist()] for logits in (student, teacher))
+    classes = range(len(p_s[0]))
+    return 9 * (1 - mean(pearson([row[c] for row in p_s], [row[c] for row in p_t]) for c in classes))
+
+
+def logits(count: int = 5, scale: float = 3.0) -> list[Tensor]:
+    return [fill((count, 4), seed, scale) for seed in (11, 12)]
+
+
+def maps(count: int = 3) -> list[Tensor]:
+    """A student's and a teacher's, with fewer and with more channels."""
+    return [fill((count, channels, 3, 2), seed, 2.0) for channels, seed in ((2, 13), (4, 14))]
+
+
+def formulas(count: int) -> dict[str, tuple[Callable[..., Tensor], list[Tensor], Callable[..., float]]]:
+    """Every formula with inputs for so many images, and the same in loops."""
+    (s, t), (map_s, map_t) = logits(count), maps(count)
+    y, scale, of_equal_shape = torch.arange(count) % 4, torch.tensor([-0.5, 1.0]).double(), [map_s, map_t[:, :2]]
+    return {
+        "triplet_margin": (partial(triplet_margin, margin=1.5), [t, s, s.flip(1)], loop_triplet_margin),
+        "contrastive": (partial(pair.contrastive, margin=4), [t, s, (y % 2).double()], loop_contrastive),
+        "kl_divergence": (partial(kl_divergence, temperature=3), [s, t], loop_kl_divergence),
+        "logit_mse": (logit_mse.logit_mse, [s, t], loop_mean_squares),
+        "hint": (fitnet.hint, of_equal_shape, loop_mean_squares),
+        "attention": (at.attention, [map_s, map_t], loop_attention),
+        "similarity": (sp.similarity, [map_s, map_t], loop_similarity),
+        "divergence": (pkt.divergence, [s, t], loop_pkt),
+        "correlation": (cc.correlation, [s, t], loop_correlation),
+        "mmd": (nst.mmd, [map_s, map_t], loop_mmd),
+        "information": (
+            lambda a, b, c: vid.information((a, b), c),
+            [of_equal_shape[0], scale, of_equal_shape[1]],
+            loop_information,
+        ),
+        "distance": (rkd.distance, [s, t], loop_distance),
+        "angle": (rkd.angle, [s, t], loop_angle),
+        "tckd": (partial(dkd.tckd, temperature=3), [s, t, y], loop_tckd),
+        "nckd": (partial(dkd.nckd, temperature=3), [s, t, y], loop_nckd),
+        "inter": (partial(dist.inter, temperature=3), [s, t], loop_inter),
+        "intra": (partial(dist.intra, temperature=3), [s, t], loop_intra),
+    }
+
+
+NAMES = list(formulas(1))
+WITH_NO_LOSS_OF_ITS_OWN_TEACHER = [n for n in NAMES if n not in ("triplet_margin", "contrastive", "information")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formula_equals_plain_loops(name: str) -> None:
+    formula, inputs, loop = formulas(5)[name]
+    assert formula(*inputs).item() == pytest.approx(loop(*inputs), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_equals_finite_differences(name: str) -> None:
+    formula, inputs, _ = formulas(4)[name]
+    inputs = [x.clone().requires_grad_(x.is_floating_point() and name != "contrastive") for x in inputs]
+    inputs[1].requires_grad_()  # the student's, for a contrastive loss; whether a pair is similar has no gradient
+    assert torch.autograd.gradcheck(formula, inputs)
+
+
+# --- degenerate batches -----------------------------------------------------------------------------------------------
+
+
+def value_and_gradients(formula: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    value = formula(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, [x for x in leaves if x.requires_grad], allow_unused=True)]
+
+
+def assert_finite(tensors: Sequence[Tensor | None], below: float = 1e6) -> None:
+    for tensor in tensors:
+        assert tensor is None or bool((tensor.abs() <= below).all()), tensor
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_image_is_enough(name: str) -> None:
+    """Also for what compares images: with none to compare the value is 0, for a correlation T^2."""
+    formula, inputs, _ = formulas(1)[name]
+    results = value_and_gradients(formula, *inputs)
+    assert_finite(results)
+    if name in ("similarity", "divergence", "correlation", "distance", "angle", "intra"):
+        assert results[0].item() == (9.0 if name == "intra" else 0.0)
+        assert not any(gradient is not None and gradient.any() for gradient in results[1:])
+
+
+@pytest.mark.parametrize("name", WITH_NO_LOSS_OF_ITS_OWN_TEACHER)
+def test_a_student_equal_to_its_teacher_has_no_loss(name: str) -> None:
+    formula, inputs, _ = formulas(5)[name]
+    value, *gradients = value_and_gradients(formula, inputs[1], inputs[1], *inputs[2:])
+    assert value.item() == pytest.approx(0, abs=1e-14)
+    # PKT's minimum is where the probabilities are equal but for its eps.
+    assert_finite(gradients, below=1e-7 if name == "divergence" else 1e-14)
+
+
+def test_what_a_student_that_knows_all_is_charged_by_vid() -> None:
+    """Half the logarithm of the variance."""
+    _, teacher = maps()
+    log_scale = torch.full((4,), vid.initial_log_scale(5.0)).double()
+    assert vid.information((teacher, log_scale), teacher).item() == pytest.approx(math.log(5) / 2, rel=1e-7)
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "equal": lambda x: x[:1].expand_as(x),
+    "two equal": lambda x: torch.cat([x[:1], x[:-1]]),
+    "one zero": lambda x: torch.cat([0 * x[:1], x[1:]]),
+    "extreme": lambda x: 1e4 * x,
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_features_give_finite_losses_and_gradients(name: str, odd: str, dtype: torch.dtype) -> None:
+    """Of the student, of the teacher, of both: dead units, repeated images, logits far from each other."""
+    formula, inputs, _ = formulas(5)[name]
+    inputs = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+    networks = [i for i, x in enumerate(inputs) if x.is_floating_point() and x.dim() > 1]
+    for changed in ([networks[0]], [networks[1]], networks):
+        results = value_and_gradients(formula, *(ODD[odd](x) if i in changed else x for i, x in enumerate(inputs)))
+        # PKT's published formula divides by length + 1e-7: at zero its slope is what that makes it.
+        assert_finite(results, below=1e10 if odd == "extreme" else 1e7)
+
+
+def test_equal_features_count_in_rkd_as_published() -> None:
+    """At a distance of 1e-6, and at no angle."""
+    teacher = fill((4, 3), 1, 1.0)
+    student = torch.cat([teacher[:1], teacher[:-1]])
+    distances = torch.cdist(student, student).clamp(min=1e-6) * (1 - torch.eye(4))
+    relative = distances / distances[distances > 0].mean(), torch.cdist(teacher, teacher)
+    expected = F.smooth_l1_loss(relative[0], relative[1] / relative[1][relative[1] > 0].mean())
+    assert rkd.distance(student, teacher).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert rkd.angle(student, teacher).item() == pytest.approx(loop_angle(student, teacher), rel=1e-12)
+
+
+@pytest.mark.fault
+def test_unit_has_no_gradient_at_zero() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-20, 0.0]], requires_grad=True)
+    result = unit(x, dim=1)
+    assert result.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0], [0, 0]]
+    result.sum().backward()
+    assert x.grad is not None
+    assert not x.grad[1:].any()
+
+
+@pytest.mark.parametrize(("first", "second"), [((8, 8), (4, 4)), ((4, 4), (7, 7)), ((7, 3), (2, 5)), ((5, 5), (5, 5))])
+def test_same_size_averages_as_pytorch(first: tuple[int, int], second: tuple[int, int]) -> None:
+    maps = fill((2, 3, *first), 1, 1.0), fill((2, 1, *second), 2, 1.0)
+    size = min(first[0], second[0]), min(first[1], second[1])
+    for found, original in zip(same_size(*maps), maps, strict=True):
+        assert torch.allclose(found, F.adaptive_avg_pool2d(original, size), rtol=1e-14, atol=1e-15)
+
+
+# --- the methods as the training loop uses them -----------------------------------------------------------------------
+
+SEEDS, IMAGES, CLASSES = 3, 6, 10
+
+
+@cache
+def params_of(name: str) -> Any:
+    """A method's block of params.yaml."""
+    return config.load(ROOT).methods[name]
+
+
+def outputs(seed: int, channels: Sequence[int], size: int, features: bool) -> Outputs:
+    """Of a network with so many channels and a first map of this size; [SEEDS, IMAGES, ...]."""
+    first, second, third, last = channels
+    shapes: dict[str, tuple[int, ...]] = {"stage1": (first, size, size), "stage2": (second, size // 2, size // 2)}
+    shapes |= {"stage3": (third, size // 4, size // 4), "embedding": (last,)}
+    named = {name: fill((SEEDS, IMAGES, *shape), seed + i, 1.0) for i, (name, shape) in enumerate(shapes.items())}
+    return Outputs(fill((SEEDS, IMAGES, CLASSES), seed + 9, 3.0), named if features else {})
+
+
+def given(name: str, sizes: tuple[int, int]) -> dict[str, Any]:
+    """What a method asks for, and nothing else; the student's outputs are leaves."""
+    needs = methods.needs(methods.load(name), params_of(name))
+    features = "features" in needs
+    result: dict[str, Any] = {"student": outputs(100, (3, 4, 6, 7), sizes[0], features)}
+    if "teacher" in needs:
+        result["teacher"] = outputs(200, (5, 4, 8, 9), sizes[1], features)
+    if "negative" in needs:
+        result["negative"] = outputs(300, (3, 4, 6, 7), sizes[0], features)
+    result["student"].map(Tensor.requires_grad_)
+    return result | {"labels": (torch.arange(SEEDS * IMAGES) % CLASSES).view(SEEDS, IMAGES)}
+
+
+def own_layers(name: str, seen: dict[str, Any]) -> list[nn.Module]:
+    module = methods.load(name)
+    if not hasattr(module, "layers"):
+        return []
+    student, teacher = (seen[network].map(lambda t: t[0].detach()) for network in ("student", "teacher"))
+    make = partial(module.layers, student, teacher, params_of(name))
+    return [models.seeded(seed, make).double() for seed in range(SEEDS)]
+
+
+def loss_of_seed(name: str, template: nn.Module | None, seen: dict[str, Any], *state: dict[str, Tensor]) -> Tensor:
+    layers = template and partial(functional_call, template, state)
+    epoch = torch.tensor(2.0).double()
+    return total(methods.load(name).loss(Batch(**seen, epoch=epoch, layers=layers), params_of(name)))
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (16, 8), (4, 12)], ids=lambda sizes: f"{sizes[0]}-{sizes[1]}")
+@pytest.mark.parametrize("name", methods.names())
+def test_all_seeds_at_once_equal_each_alone(name: str, sizes: tuple[int, int]) -> None:
+    """With a batching rule for every operation, which pytest demands by failing on warnings; and with NEEDS only."""
+    seen = given(name, sizes)
+    modules = own_layers(name, seen)
+    state = ensemble.stack(modules, torch.device("cpu"), torch.float64) if modules else ({}, {})
+    together = torch.vmap(partial(loss_of_seed, name, modules[0] if modules else None))(seen, *state)
+
+    def of(seed: int, value: Any) -> Any:
+        return value.map(lambda t: t[seed]) if isinstance(value, Outputs) else value[seed]
+
+    for seed in range(SEEDS):
+        own: dict[str, Tensor] = dict(modules[seed].named_parameters()) if modules else {}
+        alone = {key: of(seed, value) for key, value in seen.items()}
+        loss = loss_of_seed(name, modules[seed] if modules else None, alone, own, {})
+        assert together[seed].item() == pytest.approx(loss.item(), rel=1e-12)
+    gradients = torch.autograd.grad(together.sum(), [seen["student"].logits, *state[0].values()])
+    assert all(g.isfinite().all() for g in gradients)
+    assert all(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_layer_named_gets_a_gradient(name: str) -> None:
+    """And no other: the layers of params.yaml are those that a loss sees."""
+    seen, layers = given(name, (8, 8)), getattr(params_of(name), "layers", [])
+    modules = own_layers(name, seen)
+    state = ensemble.stack(modules, torch.device("cpu"), torch.float64) if modules else ({}, {})
+    loss = torch.vmap(partial(loss_of_seed, name, modules[0] if modules else None))(seen, *state).sum()
+    features = seen["student"].features
+    gradients = torch.autograd.grad(loss, list(features.values()), allow_unused=True) if features else []
+    assert [n for n, g in zip(features, gradients, strict=True) if g is not None and g.any()] == layers
+
+
+def test_dkd_warms_up() -> None:
+    """From 1 / warmup in the first epoch to 1, the cross-entropy at its weight throughout."""
+    x = {name: Outputs(z, {}) for name, z in zip(("student", "teacher"), logits(), strict=True)}
+
+    def weights(epoch: Any, warmup: float = 20) -> list[float]:
+        params = dkd.Params(ce=1, tckd=1, nckd=8, temperature=4, warmup=warmup)
+        batch = Batch(torch.arange(5) % 4, epoch=epoch, student=x["student"], teacher=x["teacher"])
+        return [float(term.weight) for term in dkd.loss(batch, params).values()]
+
+    assert weights(torch.tensor(1.0)) == pytest.approx([1, 1 / 20, 8 / 20])
+    assert weights(torch.tensor(10.0)) == pytest.approx([1, 1 / 2, 4])
+    assert weights(20.0) == weights(torch.tensor(200.0)) == weights(1.0, warmup=0) == [1, 1, 8]

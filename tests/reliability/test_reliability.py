@@ -1,0 +1,927 @@
+"""Whatever happens to a run: what was finished stays finished, what is wrong is named, no number is silently wrong.
+
+Each attempt is counted (conftest.trial); `make reliability` runs all of it and writes docs/reliability.md.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, trial
+from PIL import Image
+from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink, with_faults
+
+from tripletkd.config import load as config
+from tripletkd.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+STAGES = {
+    "fetch": [],
+    "train_teacher": [],
+    "distill": ["method=triplet"],
+    "evaluate": ["method=triplet"],
+    "tabulate": [],
+    "ablate": ["ablation=margin", "split=validation"],
+    "export": ["method=teacher"],
+}  # fmt: skip
+# Other outputs than those of the shrunk parameters: a half-replaced one is then told from a whole one.
+EARLIER = ["suites.digits.data.per_class=30", "suites.digits.holdout=10", "suites.digits.student.recipe.lr=0.02"]
+OUTPUTS = {
+    "fetch": ["data/digits"],
+    "train_teacher": ["runs/digits/test/teacher", "results/digits/measured/test/teacher.json"],
+    "distill": ["runs/digits/test/triplet"],
+    "evaluate": [f"results/digits/measured/test/triplet{end}" for end in (".json", ".csv", "_map.csv")],
+    "tabulate": [
+        f"results/digits/{name}"
+        for name in ("table.md", "table.csv", "table.json", "summary.json", "curves.csv", "report.html", "figures")
+    ],
+    "ablate": [
+        *(f"runs/digits/validation/ablations/margin/margin-{margin}" for margin in (1, 5)),
+        "results/digits/measured/validation/ablations/margin.json",
+    ],
+    "export": ["exports/digits/teacher"],
+}
+
+Contents = dict[str, bytes]
+
+
+class Runner:
+    """Runs stages in processes forked from one that has imported what they need, with no MLflow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output.txt"
+        (folder / "mlflow.py").write_text("raise ImportError('no MLflow in this test')\n")
+        self.variables = {"PYTHONPATH": str(folder)}
+        self.process = subprocess.Popen(
+            [sys.executable, faults.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        )
+
+    def __call__(self, folder: Path, stage: str, *words: str, fault: str = "", bytes_a_file: int = 0) -> int:
+        """Its exit status; -9 if it was killed."""
+        assert self.process.stdin and self.process.stdout
+        words = ("suite=digits", "run.ablations=[]", *STAGES[stage], *words)
+        request = {
+            "folder": str(folder),
+            "stage": stage,
+            "words": words,
+            "output": str(self.output),
+            "variables": self.variables,
+            "fault": fault,
+            "bytes_a_file": bytes_a_file,
+        }
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        code, self.most_kib = map(int, self.process.stdout.readline().split())
+        return code
+
+    def printed(self) -> str:
+        return self.output.read_text()
+
+    def error(self) -> str:
+        """The one line that a person gets."""
+        lines = [line for line in self.printed().splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "Traceback" not in self.printed(), self.printed()
+        return lines[0]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    with runner.process:
+        yield runner
+        assert runner.process.stdin
+        runner.process.stdin.close()
+
+
+def contents(folder: Path, *below: str) -> Contents:
+    """Of all files that a run leaves, but for its log."""
+    tops = [folder / name for name in below or ("data", "runs", "results", "checkpoints", "exports")]
+    files = [file for top in tops for file in ([top] if top.is_file() else sorted(top.rglob("*"))) if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "log.json"}
+
+
+def run_all(stage: Runner, folder: Path, *words: str) -> dict[str, Path]:
+    """The whole pipeline; returns a copy of the folder as it was before each stage, and at the "end"."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    shrink(folder)
+    states = {}
+    for name in STAGES:
+        states[name] = folder.parent / f"{folder.name} before {name}"
+        if name == "evaluate":
+            for step in ("distill", "evaluate"):
+                assert stage(folder, step, *words, "method=scratch") == 0, stage.printed()
+        if name == "ablate":
+            assert stage(folder, "train_teacher", *words, "split=validation") == 0, stage.printed()
+        shutil.copytree(folder, states[name])
+        assert stage(folder, name, *words) == 0, stage.printed()
+    return states | {"end": folder}
+
+
+@pytest.fixture(scope="module")
+def states(stage: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("states") / "whole"
+    folder.mkdir()
+    return run_all(stage, folder)
+
+
+@pytest.fixture(scope="module")
+def earlier(stage: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier") / "whole"
+    folder.mkdir()
+    return run_all(stage, folder, *EARLIER)["end"]
+
+
+def with_earlier_outputs(name: str, states: dict[str, Path], earlier: Path, folder: Path) -> Path:
+    """The inputs of a stage, and in the place of its outputs those of an earlier run."""
+    shutil.copytree(states[name], folder)
+    for output in OUTPUTS[name]:
+        (folder / output).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (earlier / output).is_dir() else shutil.copy
+        copy(earlier / output, folder / output)
+    return folder
+
+
+def assert_whole(name: str, states: dict[str, Path], earlier: Path, folder: Path) -> None:
+    """Each output of a stage is the earlier one, the new one or, if it is a folder, not there; never a part."""
+    for output in OUTPUTS[name]:
+        found = contents(folder, output)
+        accepted = [contents(earlier, output), contents(states["end"], output)]
+        assert found in accepted or (found == {} and (earlier / output).is_dir()), (output, list(found))
+
+
+# --- odd parameters ---------------------------------------------------------------------------------------------------
+
+ODD = ["0", "1", "3.5", "-0.5", "1e-320", "1e30", "1e18", "true", "[]", "[1]", "auto"]
+
+
+def accepted(folder: Path) -> list[str]:
+    """What may be said of the shrunk suite, and is not refused; not of epochs or seeds, which may take for ever."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    suite, run = params["suites"]["digits"], params["run"]
+    keys = [f"suites.digits.inputs.{key}" for key in suite["inputs"]] + [f"run.{key}" for key in run if key != "seeds"]
+    keys += [f"suites.digits.{who}.recipe.{key}" for who in ("teacher", "student") for key in suite[who]["recipe"]]
+    keys += [f"methods.triplet.{key}" for key in params["methods"]["triplet"]]
+    found = []
+    for key, value in itertools.product([key for key in keys if not key.endswith("epochs")], ODD):
+        with suppress(UserError):
+            config.load(folder, ["suite=digits", f"{key}={value}"])
+            found.append(f"{key}={value}")
+    return found
+
+
+def test_odd_values_that_are_accepted_run_or_stop_with_one_message(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    words = accepted(states["train_teacher"])
+    assert len(words) > 40
+    for number, word in enumerate(words):
+        with trial("an odd value that params.yaml may have: the teacher and a student are trained with it") as fault:
+            folder = copied(states, "train_teacher", tmp_path / str(number))
+            started = time.monotonic()
+            for name in ("train_teacher", "distill"):
+                if code := stage(folder, name, word):
+                    assert code == 1, (word, stage.printed())
+                    fault.seen = f"nothing, or for example `{stage.error()[:150]}`"
+                    break
+            assert time.monotonic() - started < 60, word
+        shutil.rmtree(folder)
+
+
+# --- killed anywhere --------------------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "fetch": ["tripletkd.sources:digits 1", "tripletkd.data:save 1", "tripletkd.tracking:Logger._send 1"],
+    "train_teacher": [
+        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 17, 18, 19, 40, 54)),
+        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
+        "tripletkd.record:write 1",
+        "tripletkd.record:write_csv 1",
+        "tripletkd.evaluate:measure 1",
+        "tripletkd.tracking:Logger._send 1",
+        "stages._training:done 1",
+    ],
+    "distill": [
+        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 5, 18, 19, 36, 54)),
+        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
+        "tripletkd.record:write 1",
+        "tripletkd.record:write_csv 1",
+        "tripletkd.tracking:Logger._send 1",
+        "stages._training:done 1",
+    ],
+    "evaluate": [
+        "tripletkd.data:load 1",
+        "tripletkd.record:read 1",
+        "tripletkd.record:Record.load_networks 2",
+        "tripletkd.evaluate:measure 1",
+        "tripletkd.provenance:write_csv 1",
+    ],
+    "tabulate": [
+        *(
+            f"tripletkd.{name} 1"
+            for name in ("report:rows", "report:curves", "tables:markdown", "page:pictures", "page:html")
+        ),
+        "tripletkd.tracking:Logger._send 1",
+    ],
+    "ablate": [
+        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 12, 36, 37, 48, 72)),  # the second variant from 37 on
+        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (3, 4, 6)),
+        *(f"tripletkd.{name} {n}" for name in ("record:write", "evaluate:measure") for n in (1, 2)),
+        "tripletkd.provenance:write_json 1",
+        "tripletkd.tracking:Logger._send 1",
+    ],
+    "export": [
+        *(
+            f"tripletkd.{name} 1"
+            for name in ("record:read", "data:load", "export:to_onnx", "export:verify", "card:markdown")
+        ),
+        "tripletkd.export:latency 2",
+        "tripletkd.tracking:Logger._send 1",
+    ],
+}
+
+
+def assert_goes_on(name: str, stage: Runner, states: dict[str, Path], earlier: Path, folder: Path) -> None:
+    """After a stage died: its outputs are whole, and the same command ends with the undisturbed bytes and no others."""
+    assert_whole(name, states, earlier, folder)
+    assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 0, stage.printed()
+    after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
+    assert after == contents(states["end"], *OUTPUTS[name])
+    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+    assert not contents(folder, "checkpoints")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_before_any_change_of_a_file(
+    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    """Before the first, the second, ... until it is not killed any more."""
+    for n in range(1, 200):
+        folder = with_earlier_outputs(name, states, earlier, tmp_path / str(n))
+        code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault=f"kill files {n}")
+        if code == 0:
+            break
+        with trial(f"kill -9 in {name}, before each of its changes of a file or folder") as fault:
+            assert code == -signal.SIGKILL, stage.printed()
+            assert_goes_on(name, stage, states, earlier, folder)
+            fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+    assert code == 0
+    assert n > 5, "hardly a file was written: the fault was not injected"
+
+
+@pytest.mark.parametrize(("name", "moment"), [(name, moment) for name in MOMENTS for moment in MOMENTS[name]])
+def test_killed_at_a_step_of_the_computation(
+    name: str, moment: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    with trial(f"kill -9 in {name}, between two steps of its computation") as fault:
+        code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault=f"kill {moment}")
+        assert code == -signal.SIGKILL, stage.printed()
+        assert_goes_on(name, stage, states, earlier, folder)
+        fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+        written = ("tripletkd.record:write", "tripletkd.evaluate", "tripletkd.tracking")
+        if name in ("train_teacher", "ablate") and moment.startswith(written):
+            assert "going on after epoch 3" in stage.printed()  # what was trained is not trained again
+
+
+def images_in(kind: str, folder: Path) -> Path:
+    """Class folders of grey images, or an archive of them."""
+    rng = np.random.default_rng(0)
+    for part, name, number in itertools.product(("train", "test"), "ab", range(5)):
+        file = folder / "images" / part / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    if kind == "folder":
+        return folder / "images"
+    made = shutil.make_archive(str(folder / "archive"), {"tar.gz": "gztar"}.get(kind, kind), folder / "images")
+    return Path(made)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
+def test_killed_while_images_are_decoded(
+    kind: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    path = images_in(kind, tmp_path)
+    words = [f"suites.digits.data.source={'folder' if kind == 'folder' else 'archive'}"]
+    words += [f"suites.digits.data.path={path}"]
+    sound = copied(states, "fetch", tmp_path / "sound")
+    assert stage(sound, "fetch", *words) == 0, stage.printed()
+    moments = [*(f"_pixels {n}" for n in (1, 2, 10, 19, 20)), "_class_folders 1", "_by_class 1", "_read 1"]
+    for moment in moments:
+        folder = with_earlier_outputs("fetch", states, earlier, tmp_path / moment)
+        with trial("kill -9 in fetch, while a folder or an archive of images is decoded") as fault:
+            code = stage(folder, "fetch", *words, fault=f"kill tripletkd.sources:{moment}")
+            assert code == -signal.SIGKILL, stage.printed()
+            assert contents(folder, "data") == contents(earlier, "data")
+            assert stage(folder, "fetch", *words) == 0, stage.printed()
+            assert everything(folder) == everything(sound)
+            fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+
+
+@pytest.mark.parametrize("bytes_a_file", [1, 10, 100, 1000, 5000, 20000, 60000])
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_in_the_midst_of_writing_a_file(
+    name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    """The kernel ends the process at that byte of whatever file is the first to be longer."""
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault="kill", bytes_a_file=bytes_a_file)
+    if code == 0:  # no file of this stage is that long
+        return
+    with trial(f"killed in {name}, at a byte partway through a file") as fault:
+        assert code == -signal.SIGXFSZ, stage.printed()
+        assert_goes_on(name, stage, states, earlier, folder)
+        fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+
+
+# --- twice at once ----------------------------------------------------------------------------------------------------
+
+
+def start(
+    stage: Runner, folder: Path, name: str, *words: str, before: Sequence[str] = (), to: int | None = None
+) -> subprocess.Popen[str]:
+    """A stage in a process of its own, as a person starts it."""
+    command_line = ["python", "-m", f"stages.{name}", "suite=digits", "run.ablations=[]", *STAGES[name], *words]
+    return subprocess.Popen(
+        [*before, *command_line],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), stage.variables["PYTHONPATH"]])},
+        stdout=to or subprocess.PIPE,
+        stderr=to or subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int) -> str:
+    """What it says on standard error, but for the tests' lack of MLflow."""
+    _, printed = process.communicate()
+    assert process.returncode == code, printed
+    return "\n".join(line for line in printed.splitlines() if not line.startswith("warning: not logged to MLflow"))
+
+
+def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
+    """What a process says that has found another one at work."""
+    line = ended(process, 1)
+    assert "\n" not in line
+    words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
+    by_split = name in ("train_teacher", "distill", "evaluate")
+    lock = ".".join(["", *words, *(["test"] if by_split else []), "lock"])
+    assert line.startswith(f"error: {lock}: process {holder} runs this stage here already; wait until it ends, or")
+    return line
+
+
+def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
+    assert contents(folder, *OUTPUTS[name]) == contents(states["end"], *OUTPUTS[name])
+    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+    assert not contents(folder, "checkpoints")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_runs_already_is_not_started_again(
+    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    with trial("a stage, run directly, that another process runs already in the same folder") as fault:
+        first = start(stage, folder, name)
+        while not (locks := [lock for lock in folder.glob(".*.lock") if lock.read_text()]):
+            assert first.poll() is None
+        os.kill(first.pid, signal.SIGSTOP)
+        assert locks[0].read_text() == str(first.pid)
+        fault.seen = f"`{refusal(start(stage, folder, name), name, first.pid).replace(str(first.pid), '6589')}`"
+        os.kill(first.pid, signal.SIGCONT)
+        ended(first, 0)
+        assert_undisturbed(name, states, folder)
+
+
+def test_a_lock_dies_with_the_process_that_held_it(
+    stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs("distill", states, earlier, tmp_path / "folder")
+    with trial("a stage whose other process is killed") as fault:
+        first = start(stage, folder, "distill")
+        while not [lock for lock in folder.glob(".*.lock") if lock.read_text()]:
+            assert first.poll() is None
+        first.kill()
+        first.communicate()
+        assert [*folder.glob(".*.lock")]
+        assert stage(folder, "distill") == 0, stage.printed()
+        assert_undisturbed("distill", states, folder)
+        fault.seen = "nothing; the file that is left locks nobody out"
+
+
+MANY_WRITES = ["suites.digits.student.recipe.epochs=100", "run.checkpoint_minutes=0.000001"]
+
+
+def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without a lock they take each other's half-written files away."""
+    alone = copied(states, "distill", tmp_path / "alone")
+    assert stage(alone, "distill", *MANY_WRITES) == 0
+    for seconds in (0, 0.3, 1):
+        folder = copied(states, "distill", tmp_path / f"{time.time_ns()}")
+        with trial("a stage started twice, almost simultaneously") as fault:
+            first = start(stage, folder, "distill", *MANY_WRITES)
+            time.sleep(seconds)
+            second = start(stage, folder, "distill", *MANY_WRITES)
+            first.wait()
+            winner, loser = (second, first) if first.returncode else (first, second)
+            refusal(loser, "distill", winner.pid)
+            ended(winner, 0)
+            assert contents(folder, "runs", "checkpoints") == contents(alone, "runs", "checkpoints")
+            assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+            fault.seen = "that message, of either of them; the other one leaves the undisturbed bytes"
+
+
+def copied(states: dict[str, Path], name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(states[name], folder))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dvc repro in a clone, on a path with spaces and letters of other alphabets."""
+    folder = clone(tmp_path_factory.mktemp("Ünïcode 学生 and spaces") / "a clone")
+    with trial("a clone on a path with spaces and non-ASCII letters") as fault:
+        command(folder, "dvc", "repro")
+        fault.seen = "nothing"
+    return folder
+
+
+# The moments of a stage, in an order in which each is still ahead of what was finished before the one above it.
+DVC_MOMENTS = {
+    "fetch": ["files 1", "tripletkd.sources:digits 1", "tripletkd.data:save 1", "files 3", MOMENTS["fetch"][-1]],
+    "train_teacher": [f"tripletkd.train:Trainer.step {n}" for n in (1, 30)] + MOMENTS["train_teacher"][-5:],
+    "distill": [f"tripletkd.train:Trainer.step {n}" for n in (5, 19)] + MOMENTS["distill"][-5:],
+    "evaluate": MOMENTS["evaluate"],
+    "ablate": [f"tripletkd.train:Trainer.step {n}" for n in (12, 25)] + MOMENTS["ablate"][-6:],
+    "export": MOMENTS["export"],
+    "tabulate": MOMENTS["tabulate"],
+}
+
+
+def repro(folder: Path, path: str, fault: str, where: str, *targets: str) -> tuple[int, str]:
+    """dvc repro in a process group of its own, with a fault."""
+    done = subprocess.run(
+        ["dvc", "repro", *targets],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": path, "FAULT": fault, "FAULT_IN": where},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    return done.returncode, done.stdout
+
+
+def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(undisturbed: Path, tmp_path: Path) -> None:
+    """Each time it goes on and is killed a little later: the stage alone, or all there is, DVC among it, in turns."""
+    folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
+    whole = Path(shutil.copytree(undisturbed, tmp_path / "whole"))
+    for place in (folder, whole):
+        change(place, "run", "export", value=["teacher"])
+        change(place, "run", "checkpoint_minutes", value=0.000001)
+    command(whole, "dvc", "repro")
+    for name, moments in DVC_MOMENTS.items():
+        for moment, action in zip(moments, itertools.cycle(["kill", "crash"]), strict=False):
+            who = "the stage" if action == "kill" else "DVC and the stage at once"
+            with trial(f"dvc repro: kill -9 of {who}, in {name}") as fault:
+                code, printed = repro(folder, path, f"{action} {moment}", f"stages.{name}", name)
+                assert code == (-signal.SIGKILL if action == "crash" else 255), (moment, printed)
+                fault.seen = (
+                    "the stage that failed, or nothing; the next `dvc repro` goes on, to the undisturbed dvc.lock"
+                )
+    command(folder, "dvc", "repro")
+    assert lock(folder) == lock(whole)
+    assert contents(folder, "results", "data") == contents(whole, "results", "data")
+
+
+@pytest.mark.parametrize("where", ["stages.train_teacher", "method=triplet"])
+def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(where: str, undisturbed: Path, tmp_path: Path) -> None:
+    folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
+    with trial("dvc repro: Ctrl-C within an epoch") as fault:
+        code, printed = repro(folder, path, "interrupt tripletkd.train:Trainer.step 25", where)
+        assert code != 0
+        name = "teacher" if "teacher" in where else "triplet"
+        checkpoint = f"checkpoints/digits/test/{name}.safetensors"
+        line = f"error: stopped at epoch 2 of 3 (SIGINT); the same command goes on from {checkpoint}"
+        assert printed.count(line) == 1 and "Traceback" not in printed, printed
+        assert (folder / checkpoint).exists()
+        assert f"{checkpoint}: going on after epoch 2" in command(folder, "dvc", "repro")
+        assert lock(folder) == lock(undisturbed)
+        fault.seen = f"`{line}`"
+
+
+def test_of_two_dvc_repro_at_once_the_second_says_who_holds_the_lock(undisturbed: Path) -> None:
+    with trial("two dvc repro at once") as fault:
+        before = lock(undisturbed)
+        words = ["dvc", "repro", "--force"]
+        with subprocess.Popen(words, cwd=undisturbed, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as first:
+            assert first.stdout
+            while "Running stage" not in first.stdout.readline():
+                pass
+            printed = command(undisturbed, "dvc", "repro", check=False)
+            first.stdout.read()
+        assert str(first.pid) in printed, printed
+        assert first.returncode == 0 and lock(undisturbed) == before
+        line = next(line for line in printed.splitlines() if str(first.pid) in line)
+        fault.seen = f"`{line.strip().replace(f'{BIN}/', '')}`"
+
+
+QUEUED = {f"margin-{margin}": margin for margin in (1, 2, 10, 20)}
+
+
+def test_four_queued_experiments_at_once_all_succeed_and_log_to_the_main_store(tmp_path: Path) -> None:
+    folder = clone(tmp_path / "clone")
+    assert str(folder).isascii()
+    command(folder, "dvc", "repro")
+    command(folder, "git", "add", "-A")
+    command(folder, *GIT, "commit", "-qm", "a baseline")
+    for name, margin in QUEUED.items():
+        command(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"methods.triplet.margin={margin}")
+    with trial("four queued experiments at once (`dvc queue start -j 4`)") as fault:
+        command(folder, "dvc", "queue", "start", "-j", "4")
+        finished = time.monotonic() + 500
+        while not all(f"{name} Success" in (printed := queue_status(folder)) for name in QUEUED):
+            assert "Failed" not in printed and time.monotonic() < finished, printed + logs_of_queue(folder)
+            time.sleep(2)
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            query = (
+                "SELECT e.value, p.value FROM runs r JOIN params p ON p.run_uuid = r.run_uuid "
+                "JOIN tags e ON e.run_uuid = r.run_uuid AND e.key = 'log.experiment' "
+                "WHERE p.key = 'method.margin' AND r.status = 'FINISHED' AND r.lifecycle_stage = 'active'"
+            )
+            found = sorted((name, float(margin)) for name, margin in database.execute(query))
+        # A run for the method and one for each of its two seeds.
+        assert found == sorted((name, float(margin)) for name, margin in QUEUED.items() for _ in range(3))
+        shown = command(folder, "dvc", "exp", "show", "--csv")
+        assert all(re.search(rf"\b{name}\b", shown) for name in QUEUED)
+        fault.seen = "`Success` for each in `dvc queue status`, and in MLflow's main store all their runs"
+
+
+def queue_status(folder: Path) -> str:
+    """A line for each: its name and its state."""
+    rows = [line.split() for line in command(folder, "dvc", "queue", "status").splitlines()]
+    return "\n".join(f"{row[1]} {row[-1]}" for row in rows if len(row) > 2 and row[1] in QUEUED)
+
+
+def logs_of_queue(folder: Path) -> str:
+    logs = [command(folder, "sh", "-c", f"dvc queue logs {name} 2>&1 || true") for name in QUEUED]
+    return "\n".join(log[-2000:] for log in logs)
+
+
+# --- no room, no rights, damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bytes_a_file", [400, 1000, 5000, 20000])  # what is printed is a file too
+@pytest.mark.parametrize("name", STAGES)
+def test_no_room_for_a_file(
+    name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    code = stage(folder, name, "run.checkpoint_minutes=0.000001", bytes_a_file=bytes_a_file)
+    if code == 0:  # no file of this stage is that long
+        return
+    with trial("no room for a file (a limit of its size)") as fault:
+        assert code == 1
+        fault.seen = f"`{stage.error()}`"
+        assert re.match(
+            r"error: (data|runs|results|checkpoints|exports)/digits\S*: File too large; fix that", stage.error()
+        )
+        assert not [file for file in folder.rglob("*") if ".partial" in file.name]
+        assert_goes_on(name, stage, states, earlier, folder)
+
+
+def test_a_full_disk(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=180k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with trial("a full disk (a file system of 180 KB)") as fault:
+            folder = copied(states, "train_teacher", tmp_path / "folder")
+            assert stage(folder, "train_teacher") == 1
+            fault.seen = f"`{stage.error()}`"
+            assert "No space left on device" in stage.error() and "/digits/" in stage.error()
+            assert contents(folder, "data") == contents(states["train_teacher"], "data")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("fetch", "data"),
+        ("train_teacher", "runs"),
+        ("train_teacher", "checkpoints"),
+        ("distill", "runs/digits/test/triplet/weights"),
+        ("evaluate", "results"),
+        ("tabulate", "results/digits/table.md"),
+        ("ablate", "runs/digits/validation/ablations"),
+        ("ablate", "results/digits/measured/validation/ablations"),
+        ("export", "exports"),
+    ],
+)
+def test_a_place_that_cannot_be_written(
+    name: str, place: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    """A file where a folder must be, or a folder where a file must be: no rights that root could ignore."""
+    folder = copied(states, name, tmp_path / "folder")
+    with trial("a place that cannot be written") as fault:
+        shutil.rmtree(folder / place, ignore_errors=True)
+        if place.endswith(".md"):
+            (folder / place).mkdir(parents=True)
+        elif "weights" in place:
+            (folder / "runs/digits/test/triplet").symlink_to("/proc/self/nowhere")
+        else:
+            (folder / place).write_text("in the way")
+        assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 1, stage.printed()
+        assert place.split("/", maxsplit=1)[0] in stage.error()
+        fault.seen = f"`{stage.error()}`"
+
+
+READ = {
+    "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
+    "evaluate": [f"runs/digits/test/triplet/{name}" for name in ("weights/seed-1.safetensors", "record.json")],
+    "tabulate": ["results/digits/measured/test/triplet.json"],
+    "ablate": ["runs/digits/validation/teacher/weights/seed-0.safetensors"],
+    "export": ["runs/digits/test/teacher/weights/seed-0.safetensors"],
+}
+
+
+def without_rights_of_root() -> list[str]:
+    """What a command begins with so that file modes hold for it, as they do for anyone but root."""
+    if os.getuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv, or not to be root")
+    gone = "-dac_override,-dac_read_search,-fowner"
+    return ["setpriv", f"--bounding-set={gone}", f"--inh-caps={gone}"]
+
+
+def set_modes(folder: Path, files: int, folders: int) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(folders if path.is_dir() else files)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_folder_that_may_be_read_and_not_written(
+    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+) -> None:
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    before = everything(folder)
+    with trial("a folder of someone else, that may be read and not written") as fault:
+        set_modes(folder, 0o444, 0o555)
+        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
+        set_modes(folder, 0o644, 0o755)
+        fault.seen = f"`{printed}`"
+        assert re.match(r"error: (data|runs|results|checkpoints|exports)\S*: Permission denied; fix that and", printed)
+        assert everything(folder) == before
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name in READ for file in READ[name]])
+def test_a_file_that_may_not_be_read_is_named(
+    name: str, file: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, name, tmp_path / "folder")
+    before = everything(folder)
+    with trial("a file that may not be read") as fault:
+        (folder / file).chmod(0)
+        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
+        (folder / file).chmod(0o644)
+        fault.seen = f"`{printed}`"
+        assert re.match(rf"error: {file}: (Permission denied|cannot be read)", printed), printed
+        assert everything(folder) == before
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[: len(content) // 2],
+    "a bit changed": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+    "garbage": lambda content: b"\xff" * 1000,
+    "another file": lambda content: b"{}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name in READ for file in READ[name]])
+def test_a_damaged_file_is_named(
+    name: str, file: str, damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, name, tmp_path / "folder")
+    content = (folder / file).read_bytes()
+    if damage == "a bit changed" and file.endswith(".json"):
+        pytest.skip("DVC's hash tells: a number within a text has no other witness")
+    (folder / file).write_bytes(DAMAGE[damage](content))
+    with trial("a damaged file that a stage reads") as fault:
+        assert stage(folder, name) == 1, stage.printed()
+        assert str(Path(file).parent) in stage.error()
+        fault.seen = f"`{stage.error()[:160]}...`"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_not_used(damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(states, "distill", tmp_path / "folder")
+    stage(folder, "distill", "run.checkpoint_minutes=0.000001", fault="kill tripletkd.train:Trainer.step 50")
+    path = folder / "checkpoints/digits/test/triplet.safetensors"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with trial("a damaged checkpoint") as fault:
+        assert stage(folder, "distill") == 0
+        line = next(line for line in stage.printed().splitlines() if "starting anew" in line)
+        assert line.startswith("checkpoints/digits/test/triplet.safetensors: cannot be read (")
+        assert contents(folder, "runs/digits/test/triplet") == contents(states["end"], "runs/digits/test/triplet")
+        fault.seen = f"`{line}`"
+
+
+@pytest.mark.parametrize("key", ["data_sha256", "teacher_sha256"])
+def test_students_of_another_run_are_not_measured(
+    key: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, "evaluate", tmp_path / "folder")
+    path = folder / "runs/digits/test/triplet/record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0" * 64}))
+    with trial("students of other images or another teacher, carried here") as fault:
+        assert stage(folder, "evaluate") == 1
+        assert "trained with" in stage.error() and "0000" in stage.error()
+        fault.seen = f"`{stage.error()[:120]}...`"
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def copy_scratch(source: Path, folder: Path) -> None:
+    """The measurements of the other method, which the table needs."""
+    for file in (source / "results/digits/measured/test").glob("scratch*"):
+        shutil.copy(file, folder / "results/digits/measured/test")
+
+
+def rows_of(folder: Path, seed: int) -> list[str]:
+    rows = (folder / "runs/digits/test/triplet/history.csv").read_text().splitlines()
+    return [row for row in rows if row.startswith(f"{seed},")]
+
+
+@pytest.mark.parametrize(("step", "epoch", "within"), [(1, 1, 1), (20, 2, 2), (54, 3, 18)])
+@pytest.mark.parametrize("folding", ["always", "never"])
+def test_a_loss_that_is_not_finite_ends_its_seed_alone(
+    folding: str, step: int, epoch: int, within: int, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["run.seeds=[1,2,3]", f"run.folding={folding}"]
+    sound, struck = (copied(states, "distill", tmp_path / name) for name in ("sound", "struck"))
+    for folder in (sound, struck):
+        copy_scratch(states["end"], folder)
+    assert stage(sound, "distill", *words) == 0
+    with trial("a loss that is not finite, in one of three seeds") as fault:
+        assert stage(struck, "distill", *words, fault=f"poison tripletkd.train:Trainer.step {step}") == 0
+        record = json.loads((struck / "runs/digits/test/triplet/record.json").read_text())
+        [(seed, why)] = record["failed"].items()
+        assert seed == "2" and re.fullmatch(rf"(ce|triplet) is (nan|inf) at epoch {epoch}, step {within}", why)
+        assert f"seed 2 failed: {why}; the other seeds go on" in stage.printed()
+        for other in (1, 3):
+            file = f"runs/digits/test/triplet/weights/seed-{other}.safetensors"
+            assert (struck / file).read_bytes() == (sound / file).read_bytes()
+            assert rows_of(struck, other) == rows_of(sound, other)
+        assert len(rows_of(struck, 2)) == epoch - 1
+        for name in ("evaluate", "tabulate"):
+            assert stage(struck, name, *words) == 0, stage.printed()
+        [row] = [r for r in json.loads((struck / "results/digits/table.json").read_text())["rows"] if r["failed"]]
+        assert (row["method"], row["n"], row["failed"]) == ("triplet", 2, {"2": why})
+        assert f"- triplet, seed 2: {why}" in (struck / "results/digits/table.md").read_text()
+        fault.seen = f"`seed 2 failed: {why}; the other seeds go on`, and a line below the table"
+
+
+def test_a_method_whose_every_seed_fails_stops_the_pipeline(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, "distill", tmp_path / "folder")
+    with trial("a loss that is not finite, in every seed") as fault:
+        for _ in range(2):  # also the second time: no checkpoint of it is left
+            assert stage(folder, "distill", "suites.digits.student.recipe.lr=1e30") == 1
+            assert "every seed failed: seed 1: " in stage.error() and "seed 2: " in stage.error()
+        fault.seen = f"`{stage.error()[:150]}...`"
+        assert stage(folder, "evaluate") == 1
+        assert "every seed failed" in stage.error()
+
+
+# --- endurance --------------------------------------------------------------------------------------------------------
+
+
+def test_five_thousand_epochs(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    """Memory is flat, and a checkpoint grows by its history: a row an epoch and seed."""
+    memory, size = {}, {}
+    for epochs in (500, 5000):
+        folder = copied(states, "fetch", tmp_path / str(epochs))
+        assert stage(folder, "fetch", "suites.digits.data.per_class=1") == 0
+        words = [f"suites.digits.teacher.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
+        code = stage(
+            folder, "train_teacher", *words, "run.checkpoint_minutes=0.05", fault="kill tripletkd.record:write 1"
+        )
+        assert code == -signal.SIGKILL, stage.printed()
+        memory[epochs] = stage.most_kib
+        size[epochs] = (folder / "checkpoints/digits/test/teacher.safetensors").stat().st_size
+    assert stage(folder, "train_teacher", *words) == 0
+    with trial("5,000 epochs in one run") as fault:
+        a_row = (size[5000] - size[500]) / 4500
+        grown = (memory[5000] - memory[500]) / 1024
+        assert 50 < a_row < 300
+        assert grown < 20
+        fault.seen = f"{grown:.0f} MiB more memory than 500 epochs; the checkpoint grows by {a_row:.0f} bytes an epoch"
+
+
+def test_five_thousand_epochs_leave_no_bar_in_a_file(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(states, "fetch", tmp_path / "folder")
+    assert stage(folder, "fetch", "suites.digits.data.per_class=1") == 0
+    words = ["suites.digits.teacher.recipe.epochs=5000", "suites.digits.evaluate_every=100"]
+    with trial("5,000 epochs with the output in a file") as fault:
+        with (tmp_path / "output.txt").open("w") as output:
+            process = start(stage, folder, "train_teacher", *words, "run.checkpoint_minutes=0.02", to=output.fileno())
+        assert process.wait() == 0
+        lines = (tmp_path / "output.txt").read_text().splitlines()
+        assert [line.partition(" (")[0] for line in lines] == ["warning: not logged to MLflow"]
+        assert len((folder / "runs/digits/test/teacher/history.csv").read_text().splitlines()) == 5001
+        fault.seen = "warnings, if any: no bar, and no line an epoch"
+
+
+def shown(printed: str, columns: int) -> list[str]:
+    """The lines of a terminal after all of that, and those that ever stood there."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\r|\n|\x1b\[A|\x1b\[[\d;]*[A-Za-z]|.", printed):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+        elif part == "\x1b[A":
+            row = max(row - 1, 0)
+        elif not part.startswith("\x1b"):
+            if column == columns:
+                row, column = row + 1, 0
+            while len(lines) <= row:
+                lines.append("")
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("name", ["train_teacher", "distill", "ablate"])
+def test_the_bar_stays_on_one_line_of_a_terminal(
+    name: str, columns: int, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(states, name, tmp_path / "folder")
+    with trial("a terminal of 40, 80 or 200 columns") as fault:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        words = [f"suites.digits.{network}.recipe.epochs=40" for network in ("teacher", "student")]
+        process = start(stage, folder, name, *words, to=theirs)
+        os.close(theirs)
+        printed = b""
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(ours, 65536):
+                printed += part
+        os.close(ours)
+        assert process.wait() == 0, printed
+        text = re.sub(r"^warning: not logged to MLflow.*\n", "", printed.decode(), flags=re.MULTILINE)
+        lines = [line for line in shown(text, columns) if line]
+        bars = [line for line in lines if line.startswith("digits/")]
+        assert text.count("%|") > 10 * len(bars)  # it moved
+        assert len(bars) == (2 if name == "ablate" else 1), lines
+        assert lines == bars
+        assert all("100%|" in bar and len(bar) <= columns for bar in bars)
+        fault.seen = f"a bar for each run, for example `{bars[0]}`"
+
+
+def test_sixty_four_seeds(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(states, "distill", tmp_path / "folder")
+    copy_scratch(states["end"], folder)
+    words = [f"run.seeds={list(range(1, 65))}".replace(" ", ""), "suites.digits.student.recipe.epochs=1"]
+    with trial("64 seeds at once") as fault:
+        for name in ("distill", "evaluate", "tabulate"):
+            assert stage(folder, name, *words) == 0, stage.printed()
+        rows = json.loads((folder / "results/digits/table.json").read_text())["rows"]
+        assert [row["n"] for row in rows] == [1, 2, 64]
+        fault.seen = "a table with n = 64"

@@ -1,0 +1,233 @@
+"""A step as a CUDA graph, as far as a machine without a GPU can show: nothing in it that a graph cannot hold, and a
+graph's rules kept (fixed addresses, frozen Python numbers) it trains to the same bits. The real one is marked gpu."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tripletkd import methods, models
+from tripletkd.config import load as config
+from tripletkd.data import sources
+from tripletkd.data.batches import DeviceSplit, Inputs, Plan, Sampler
+from tripletkd.data.dataset import Split
+from tripletkd.training import loop as train
+from tripletkd.training.cuda_graph import Captured
+from tripletkd.training.loop import Fitted
+from tripletkd.training.optim import Recipe
+from tripletkd.training.trainer import Teacher, Trainer
+
+SHORT = Recipe(epochs=4, batch_size=25, lr=0.01, momentum=0.9, weight_decay=1e-3, decay_epochs=[2], decay_factor=0.1)
+AUGMENTED = Inputs((0.3,), (0.38,), crop_padding=1, flip=True)
+METHODS = config.load(ROOT, []).methods
+
+
+def setting(
+    method: str, networks: tuple[str, str], split: Split, inputs: Inputs, device: torch.device, folded: bool = True
+) -> tuple[Trainer, DeviceSplit, Teacher | None, Sampler]:
+    """Two students of a method, as the stages make them."""
+    module, params = methods.load(method), METHODS[method]
+    needs = methods.needs(module, params)
+    shape, on_device = split.images.shape[1:], DeviceSplit(split, inputs, device, torch.float32)
+    teacher, *students = (models.build(name, shape, 10, seed) for seed, name in enumerate(networks + networks[1:]))
+    layers = None
+    if hasattr(module, "layers"):
+        with torch.no_grad():
+            outputs = [n(torch.zeros(2, shape[2], *shape[:2])) for n in (students[0], teacher)]
+        layers = [models.seeded(seed, partial(module.layers, *outputs, params)) for seed in (1, 2)]
+    loss = partial(module.loss, params=params)
+    trainer = Trainer(students, loss, SHORT, device, folded=folded, features="features" in needs, layers=layers)
+    guide = Teacher(teacher, on_device, "features" in needs, "teacher_negative" in needs)
+    return (
+        trainer,
+        on_device,
+        guide if "teacher" in needs else None,
+        Sampler(split.labels, inputs, "negative" in needs),
+    )
+
+
+# --- nothing that a graph cannot hold ---------------------------------------------------------------------------------
+
+
+class OnDevice(TorchDispatchMode):
+    """Every operation takes and gives tensors of the device `meta`, which has no numbers that a host could wait for."""
+
+    FROM_HOST = ("aten.lift_fresh", "aten._local_scalar_dense", "aten.nonzero", "aten._pin_memory")
+    WITH_NUMBER = ("aten.mul.", "aten.add.", "aten.sub.", "aten.div.")  # whose kernels take a host's number as argument
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = function(*args, **(kwargs or {}))
+        assert not str(function).startswith(self.FROM_HOST), function
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, outputs)) if isinstance(leaf, Tensor)]
+        if all(tensor.device.type == "cpu" and tensor.dim() == 0 for tensor in tensors):
+            return outputs  # a Python number on its way
+        for tensor in tensors:
+            as_argument = tensor.dim() == 0 and str(function).startswith(self.WITH_NUMBER)
+            assert tensor.device.type == "meta" or as_argument, (function, tensor)
+        return outputs
+
+
+@pytest.mark.parametrize("networks", [("paper_teacher_quarter", "paper_student_quarter"), ("resnet14", "resnet8")])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_the_device_or_copies_from_the_host(method: str, networks: tuple[str, str]) -> None:
+    split = Split(np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40, dtype=np.int64) % 10)
+    inputs = Inputs((0.5, 0.4, 0.3), (0.2, 0.3, 0.2), crop_padding=2, flip=True)
+    trainer, on_device, teacher, sampler = setting(method, networks, split, inputs, torch.device("meta"))
+    plan = Plan.stack([sampler.draw(seed, 1) for seed in (1, 2)]).map(lambda t: t.to("meta"))
+    trainer.begin_epoch(1, 0.1)
+    with OnDevice():
+        terms = train.update(trainer, on_device, teacher, next(plan.batches(20)))
+    assert {value.shape for value in terms.values()} == {(2,)}
+
+
+def test_what_a_graph_cannot_hold_is_noticed() -> None:
+    x = torch.zeros(3, device="meta")
+    for step in (lambda: x + torch.tensor([1.0, 2.0, 3.0]), lambda: torch.tensor(2.0, device="meta") * x, x.nonzero):
+        with pytest.raises((AssertionError, RuntimeError)), OnDevice():
+            step()
+    with pytest.raises(RuntimeError), OnDevice():
+        x.sum().item()
+
+
+# --- a graph's rules, kept by a recording on the CPU ------------------------------------------------------------------
+
+
+class Graph(TorchDispatchMode):
+    """What CUDAGraph is to a GPU: a list of kernels with the addresses they read and write, replayed on order.
+
+    A capture computes nothing: what it changed in place is put back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, dict[str, Any], Any]] = []
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value, argument in zip(args, function._schema.arguments, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written or argument.name in ("running_mean", "running_var"):  # of which batch norm's schema is silent
+                self.before += [(tensor, tensor.clone()) for tensor in tree_leaves(value) if tensor is not None]
+        outputs = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, outputs))
+        return outputs
+
+    @torch.no_grad()
+    def end(self) -> None:
+        for tensor, content in reversed(self.before):
+            tensor.copy_(content)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for function, args, kwargs, outputs in self.calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(outputs), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Stream:
+    def wait_stream(self, _: "Stream") -> None:
+        pass
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """Graphs on the CPU in the place of PyTorch's; all that are captured."""
+    captured: list[Graph] = []
+
+    @contextmanager
+    def graph(mode: Graph, pool: Any, stream: Stream) -> Iterator[None]:
+        with mode:
+            yield
+        mode.end()
+        captured.append(mode)
+
+    for name, value in {
+        "graph": graph,
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nullcontext,
+        "graph_pool_handle": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return captured
+
+
+def fit(method: str, networks: tuple[str, str], captured: bool, device: str = "cpu", folded: bool = True) -> Fitted:
+    """Four epochs of 120 augmented digits, in batches of 25 and one of 20; the learning rate falls."""
+    digits = sources.digits().limited(12)
+    parts = setting(method, networks, digits.train, AUGMENTED, torch.device(device), folded)
+    trainer, on_device, teacher, sampler = parts
+    test = DeviceSplit(digits.test, AUGMENTED, torch.device(device), torch.float32)
+    return train.fit(trainer, [1, 2], SHORT, sampler, on_device, test, teacher=teacher, captured=captured, quiet=True)
+
+
+def assert_same(first: Fitted, second: Fitted) -> None:
+    assert first.history == second.history
+    for seed, network in first.networks.items():
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, second.networks[seed].state_dict()[name]), (seed, name)
+
+
+PAPER = ("paper_teacher_quarter", "paper_student_quarter")
+CASES = [
+    ("triplet", PAPER, True),
+    ("triplet", PAPER, False),
+    ("scratch", ("paper_teacher_quarter", "paper_teacher_quarter"), True),  # dropout and batch norm
+    ("dkd", ("resnet14", "resnet8"), False),  # a weight that grows with the epoch
+    ("vid", ("resnet14", "resnet8"), False),  # layers of its own
+    ("vid", ("resnet14", "resnet8"), True),
+    ("fitnet", ("resnet14", "resnet8"), True),  # batch norm among them, of folded maps
+]
+
+
+@pytest.mark.parametrize(("method", "networks", "folded"), CASES)
+def test_a_captured_run_gives_the_same_bits(
+    method: str, networks: tuple[str, str], folded: bool, graphs: list[Graph]
+) -> None:
+    eager = fit(method, networks, captured=False, folded=folded)
+    assert not graphs
+    assert_same(fit(method, networks, captured=True, folded=folded), eager)
+    assert len(graphs) == 2  # one for either size of a batch
+
+
+def test_a_number_frozen_in_a_graph_is_noticed(graphs: list[Graph]) -> None:
+    """That the stand-in keeps a graph's rules: a step that counts in Python does not count when replayed."""
+    count, weight = [0.0], torch.zeros(1)
+
+    def step(batch: Plan) -> dict[str, Tensor]:
+        count[0] += 1
+        weight.add_(batch.index.sum())
+        return {"count": torch.full((1,), count[0]), "weight": weight.clone()}
+
+    captured: Callable[[Plan], dict[str, Tensor]] = Captured(step)
+    found = [captured(Plan(torch.tensor([[[n]]]))) for n in (1, 2, 3, 4)]
+    assert [terms["weight"].item() for terms in found] == [1, 3, 6, 10]
+    assert [terms["count"].item() for terms in found] == [1, 2, 2, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # cuDNN warns of each algorithm that it tries in vain
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("method", "networks", "folded"), CASES)
+def test_a_cuda_graph_gives_the_same_bits(
+    method: str, networks: tuple[str, str], folded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_deterministic_debug_mode("error")
+    try:
+        runs = [fit(method, networks, captured, "cuda", folded) for captured in (False, True, True)]
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])

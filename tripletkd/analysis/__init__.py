@@ -1,0 +1,1 @@
+"""From measurements to differences and verdicts."""

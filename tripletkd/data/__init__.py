@@ -1,0 +1,1 @@
+"""The canonical data set, where its images come from, and batches of it."""

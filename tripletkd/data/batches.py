@@ -1,0 +1,156 @@
+"""Batches of a split on the device: order, different-class negatives, augmentation, normalisation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tripletkd.data.dataset import Split
+
+ORDER, NEGATIVES, AUGMENTATION = range(3)  # independent streams of random numbers, see `draw`
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How pixels become a network's input: (pixels / 255 - mean) / std a channel, after a random crop and flip."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    crop_padding: int = 0
+    flip: bool = False
+
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.crop_padding > 0
+
+    def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and std, [C] each: made once, for a CUDA graph cannot hold a copy from the host."""
+        mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (self.mean, self.std))
+        return mean, std
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All randomness of an epoch, of one seed or stacked over several: `index` [..., views, N] and what augments it.
+
+    View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
+    shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
+    """
+
+    index: Tensor
+    shift: Tensor | None = None
+    flip: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
+        shift, flip = (None if t is None else function(t) for t in (self.shift, self.flip))
+        return Plan(function(self.index), shift, flip)
+
+    def copy_(self, other: "Plan") -> None:
+        """In place; of the same shape."""
+        for mine, its in ((self.index, other.index), (self.shift, other.shift), (self.flip, other.flip)):
+            if mine is not None and its is not None:
+                mine.copy_(its)
+
+    @staticmethod
+    def stack(plans: Sequence["Plan"]) -> "Plan":
+        """Of several seeds: a leading dimension for the seed."""
+        shift = None if plans[0].shift is None else torch.stack([p.shift for p in plans if p.shift is not None])
+        flip = None if plans[0].flip is None else torch.stack([p.flip for p in plans if p.flip is not None])
+        return Plan(torch.stack([p.index for p in plans]), shift, flip)
+
+    def batches(self, size: int) -> Iterator["Plan"]:
+        """Consecutive batches; the last one may be smaller."""
+        for start in range(0, self.index.shape[-1], size):
+            at = slice(start, start + size)
+            yield Plan(
+                self.index[..., at],
+                None if self.shift is None else self.shift[..., at, :],
+                None if self.flip is None else self.flip[..., at],
+            )
+
+
+class Sampler:
+    """Draws the Plan of an epoch. Each number is a function of (seed, epoch, stream): no state to save or to share.
+
+    All methods thus see the same images in the same order for the same seed, whether or not they use negatives.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], inputs: Inputs, negatives: bool) -> None:
+        self.labels, self.inputs, self.negatives = labels, inputs, negatives
+        self.by_class = np.argsort(labels, kind="stable")
+        self.count = np.bincount(labels)
+        self.first = np.cumsum(self.count) - self.count
+
+    def draw(self, seed: int, epoch: int) -> Plan:
+        order = np.random.default_rng([seed, epoch, ORDER]).permutation(len(self.labels))
+        views = [order]
+        if self.negatives:
+            views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
+        index = torch.from_numpy(np.stack(views))
+        if not self.inputs.augments:
+            return Plan(index)
+        # A stream a view: whether there is an x' makes no difference to x.
+        drawn = [
+            self._augmentation(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in range(len(views))
+        ]
+        shift, flip = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
+        return Plan(index, shift, flip)
+
+    def _augmentation(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        count = len(self.labels)
+        shift = rng.integers(0, 2 * self.inputs.crop_padding, (count, 2), endpoint=True)
+        return shift, (rng.random(count) < 0.5) & self.inputs.flip
+
+    def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+        """For each image one drawn uniformly from all images of other classes: its own class is skipped over."""
+        label = self.labels[index]
+        draw = rng.integers(0, len(self.labels) - self.count[label])
+        return self.by_class[draw + np.where(draw >= self.first[label], self.count[label], 0)]
+
+
+class DeviceSplit:
+    """A split resident on the device, and its images as network inputs."""
+
+    def __init__(self, split: Split, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> None:
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.inputs, self.dtype = inputs, dtype
+        self.mean, self.std = inputs.statistics(device, dtype)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, plan: Plan) -> Tensor:
+        """The planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
+        images = self.images[plan.index]
+        if plan.shift is not None and plan.flip is not None:
+            images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
+        return normalise(images, self.mean, self.std)
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield normalise(images, self.mean, self.std), labels
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixels / 255 - mean) / std: uint8 [..., H, W, C] -> [..., C, H, W] of the statistics' type, channels last."""
+    return ((images.to(mean.dtype) / 255 - mean) / std).movedim(-1, -3)
+
+
+def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Each image padded with black, cropped to its old size from `shift` (row, column) on, then mirrored where `flip`.
+
+    images: [..., H, W, C]; shift: [..., 2], 0 to 2 * padding; flip: [...].
+    """
+    height, width = images.shape[-3:-1]
+    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    rows = shift[..., 0, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    columns = shift[..., 1, None] + torch.where(flip[..., None], columns.flip(0), columns)
+    flat = padded.flatten(0, -4)
+    image = torch.arange(len(flat), device=images.device)[:, None, None]
+    return flat[image, rows.flatten(0, -2)[:, :, None], columns.flatten(0, -2)[:, None, :]].view(images.shape)

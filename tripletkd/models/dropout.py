@@ -1,0 +1,44 @@
+"""Dropout that a seed determines, alone, stacked with other seeds or resumed."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Module):
+    """Dropout whose noise is a function of a key and a step counter, both buffers.
+
+    Trained alone or stacked with other seeds, resumed from a checkpoint or not, a network drops the same units: the
+    generator's whole state is in its buffers. The noise is Widynski's "squares" generator (arXiv 2004.06278, four
+    rounds), counter = step * 2^32 + index of the element, in wrapping 64-bit integer arithmetic, on any device.
+    """
+
+    key: Tensor
+    step: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        # An odd 62-bit key from the generator that also draws the initial weights: a stream a layer and a seed.
+        self.register_buffer("key", torch.randint(2**62, ()) | 1, persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, units, ...], or of several folded seeds [B, S * units, ...] with key and step [S]."""
+        if not self.training or self.p == 0.0:
+            return x
+        key, step = (t.view(1, -1, *(1 for _ in x.shape[1:])) for t in (self.key, self.step))
+        units = x.unflatten(1, (key.numel(), -1))
+        index = torch.arange(units[:, 0].numel(), device=x.device).view_as(units[:, 0]).unsqueeze(1)
+        keep = _uniform((step << 32) + index, key) >= self.p
+        self.step.add_(1)
+        return (units * keep / (1.0 - self.p)).flatten(1, 2)
+
+
+def _uniform(counter: Tensor, key: Tensor) -> Tensor:
+    """Numbers in [0, 1), 24 bits each, from int64 counters and a key."""
+    x = y = counter * key
+    z = y + key
+    for addend in (y, z, y):
+        x = x * x + addend
+        x = (x << 32) | ((x >> 32) & 0xFFFFFFFF)
+    return (((x * x + z) >> 40) & 0xFFFFFF) / 2.0**24

@@ -1,0 +1,74 @@
+"""The teacher and the student of Oki et al., IJCNN 2020."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tripletkd.models.dropout import Dropout
+from tripletkd.types import Outputs
+
+
+class PaperTeacher(nn.Module):
+    """The teacher of Oki et al.: five 3x3 convolutions, each relu THEN batch norm, pooled after 1, 2 and 5; three fc.
+
+    With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64, 64-64, 64-128; fc 2048-512-128-classes.
+    Other widths and image sizes scale it. Features: stage1 to stage3 (after pooling), embedding (before the logits).
+    """
+
+    foldable = True  # see ensemble.fold
+
+    def __init__(self, channels: int, size: int, classes: int, width: int = 32, dropout: float = 0.5) -> None:
+        super().__init__()
+        w = width
+        for i, (before, after) in enumerate(
+            [(channels, w), (w, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)], start=1
+        ):
+            self.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1))
+            self.add_module(f"batchnorm{i}", nn.BatchNorm2d(after))
+        self.fc1 = nn.Linear(4 * w * (size // 8) ** 2, 16 * w)
+        self.fc2 = nn.Linear(16 * w, 4 * w)
+        self.fc3 = nn.Linear(4 * w, classes)
+        self.drop1 = Dropout(dropout)
+        self.drop2 = Dropout(dropout)
+
+    def _block(self, i: int, x: Tensor) -> Tensor:
+        return self.get_submodule(f"batchnorm{i}")(F.relu(self.get_submodule(f"conv{i}")(x)))
+
+    def forward(self, x: Tensor) -> Outputs:
+        """x: images [B, channels, size, size]."""
+        stage1 = F.max_pool2d(self._block(1, x), 2)
+        stage2 = F.max_pool2d(self._block(2, stage1), 2)
+        stage3 = F.max_pool2d(self._block(5, self._block(4, self._block(3, stage2))), 2)
+        hidden = self.drop1(F.relu(self.fc1(stage3.flatten(1))))
+        embedding = self.drop2(F.relu(self.fc2(hidden)))
+        return Outputs(
+            self.fc3(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
+        )
+
+
+class PaperStudent(nn.Module):
+    """The student of Oki et al.: three 3x3 convolutions, relu and pooling after each, two linear layers, no batch norm.
+
+    With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64; fc 1024-128-classes.
+    Other widths and image sizes scale it. Features as in PaperTeacher.
+    """
+
+    foldable = True
+
+    def __init__(self, channels: int, size: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.fc1 = nn.Linear(2 * width * (size // 8) ** 2, 4 * width)
+        self.fc2 = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Outputs:
+        """x: images [B, channels, size, size]."""
+        # The relu of the largest is the largest relu, of a quarter of the numbers.
+        stage1 = F.relu(F.max_pool2d(self.conv1(x), 2))
+        stage2 = F.relu(F.max_pool2d(self.conv2(stage1), 2))
+        stage3 = F.relu(F.max_pool2d(self.conv3(stage2), 2))
+        embedding = F.relu(self.fc1(stage3.flatten(1)))
+        return Outputs(
+            self.fc2(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
+        )

@@ -1,0 +1,137 @@
+"""The report: one HTML file that needs nothing else, the verdicts first."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tripletkd.analysis.comparison import Results, accuracies, curves
+from tripletkd.reporting import figures, tables
+
+TEMPLATE = "page.html.j2"
+PAPERS = ("triplet", "kd_triplet", "pair")  # the methods that the pictures of one method are of, the first that was run
+
+
+def pictures(results: Results) -> dict[str, str]:
+    """Every picture that these results allow, by name."""
+    measured, split = results.measured, results.split
+    students = {name: block for name, block in measured.items() if name != "teacher"}
+    made = {"curves": figures.curves(results.suite, split, curves(results.histories), results.published_curves)}
+    if bases := results.bases():
+        made["forest"] = figures.forest(results.rows, bases)
+    made["triplets"] = figures.triplets(results.histories)
+    if mapped := _mapped(results):
+        made["outputs"] = figures.outputs(mapped, results.maps[mapped])
+    if "scratch" in measured and (ours := [name for name in PAPERS if name in measured]):
+        made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"]["class_names"])
+    made["calibration"] = figures.calibration(students)
+    made["cost"] = figures.cost(measured, {row.method: row.test.mean for row in results.rows})
+    for name, lines in results.ablations.items():
+        made[f"ablation-{name}"] = figures.ablation(name, results.ablation_split, lines)
+    return made
+
+
+def _mapped(results: Results) -> str | None:
+    """The method whose outputs are drawn."""
+    return next((name for name in (*PAPERS, *results.maps) if results.maps.get(name)), None)
+
+
+def _key(classes: Sequence[str]) -> str:
+    """Which number stands for which class, where the classes' names do not say it, and few are."""
+    if len(classes) > figures.NAMED_CLASSES or all(name == str(i) for i, name in enumerate(classes)):
+        return ""
+    return f" ({', '.join(f'{i} {name}' for i, name in enumerate(classes))})"
+
+
+def html(results: Results, drawn: Mapping[str, str]) -> str:
+    """The page; drawn: what `pictures` made."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["marked"] = marked
+    return environment.get_template(TEMPLATE).render(
+        results=results,
+        about=results.about,
+        finding=finding(results),
+        in_short=tables.in_short(results),
+        verdicts=tables.verdicts(results),
+        comparison=tables.comparison(results),
+        measures=tables.measures(results),
+        notes=tables.notes(results),
+        published=tables.against_published(results),
+        failures=tables.failures(results),
+        mixed=tables.mixed(results),
+        ablations={
+            name: (tables.of_ablation(results.ablation_split, lines), tables.outcome(lines))
+            for name, lines in results.ablations.items()
+        },
+        mapped=_mapped(results),
+        key=_key(results.measured["teacher"]["class_names"]),
+        pictures=drawn,
+        origin=_origin(results),
+        cells=_cells(results),
+    )
+
+
+def marked(text: str) -> Any:
+    """Markdown's ** and * as HTML, all else escaped."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"(\*\*.+?\*\*|\*.+?\*)", text)
+    return Markup("").join(
+        Markup("<b>{}</b>").format(part[2:-2])
+        if part.startswith("**")
+        else Markup("<i>{}</i>").format(part[1:-1])
+        if part.startswith("*")
+        else escape(part)
+        for part in parts
+    )
+
+
+def finding(results: Results) -> str:
+    """The verdicts in one sentence."""
+    counts = Counter(answer["verdict"] for answer in results.verdicts)
+    if not counts:
+        return "Nothing to judge: of no claim were both methods run."
+    seeds = {row.n for row in results.rows if row.method != "teacher"}
+    n = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "contradicted", "undecided"))
+    return f"Of {sum(counts.values())} claims, each compared over {n} seeds: {words}."
+
+
+def _origin(results: Results) -> dict[str, str]:
+    """What all cells have in common; an environment in which they differ has all that there are."""
+    teacher = results.measured["teacher"]
+    return {
+        "data, sha256": teacher["data_sha256"],
+        "teacher": f"{teacher['network']}, weights sha256 {', '.join(teacher['weights_sha256'].values())}",
+        **{key: " or ".join(values) for key, values in tables.environments(results).items()},
+    }
+
+
+def _cells(results: Results) -> dict[str, dict[str, str]]:
+    """Of each method: its run's name, parameters, and each seed's weights and accuracy."""
+    return {
+        name: {
+            "MLflow run": f"{results.suite}/{name}" + ("" if results.split == "test" else f" ({results.split})"),
+            "network": block["network"],
+            **{group: _flat(values) for group, values in block["params"].items()},
+            **{
+                f"seed {seed}": f"{accuracies(block)[int(seed)]:.2f} %, weights sha256 {digest}"
+                for seed, digest in block["weights_sha256"].items()
+            },
+        }
+        for name, block in results.measured.items()
+    }
+
+
+def _flat(values: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items()) if isinstance(values, dict) else str(values)
