@@ -198,17 +198,17 @@ def test_a_schedule_gives_what_torchs_gives(
     [
         (
             MultiStep(decay_epochs=(0,), decay_factor=0.1),
-            "schedule.decay_epochs: found .0., expected epochs from 1 to 9",
+            "decay_epochs: found .0., expected epochs from 1 to 9",
         ),
         (MultiStep(decay_epochs=(10,), decay_factor=0.1), "schedule.decay_epochs: found .10., expected epochs from 1"),
         (
             MultiStep(decay_epochs=(5, 4), decay_factor=0.1),
-            "schedule.decay_epochs: found .5, 4., .* later than the last",
+            "decay_epochs: found .5, 4., .* each after the last",
         ),
         (MultiStep(decay_epochs=(5, 5), decay_factor=0.1), "schedule.decay_epochs"),
         (
             MultiStep(decay_epochs=(), decay_factor=0.1, warmup_epochs=9),
-            "schedule.warmup_epochs: found 9, expected fewer",
+            "warmup_epochs: found 9, expected fewer",
         ),
         (Cosine(warmup_epochs=10), "schedule.warmup_epochs: found 10, expected fewer than the 9 epochs"),
     ],

@@ -91,7 +91,7 @@ class MultiStep:
     decay_factor: Annotated[float, "> 0", "<= 1"]
     warmup_epochs: Annotated[int, ">= 0"] = 0
 
-    def multiplier(self, epoch: int, epochs: int) -> float:
+    def multiplier(self, epoch: int, _epochs: int) -> float:
         """Return what the optimizer's lr is multiplied by in an epoch, counted from 1, after the warm-up."""
         return self.decay_factor ** sum(epoch > boundary for boundary in self.decay_epochs)
 
@@ -100,7 +100,7 @@ class MultiStep:
         found = list(self.decay_epochs)
         if found != sorted(set(found)) or not all(1 <= boundary <= epochs for boundary in found):
             raise UserError(
-                f"decay_epochs: found {found}, expected epochs from 1 to {epochs}, each later than the last"
+                f"decay_epochs: found {found}, expected epochs from 1 to {epochs}, each after the last"
             )
 
 
@@ -116,7 +116,7 @@ class Cosine:
         done = (epoch - 1 - self.warmup_epochs) / (epochs - self.warmup_epochs)
         return (1 + math.cos(math.pi * done)) / 2
 
-    def check(self, epochs: int) -> None:
+    def check(self, _epochs: int) -> None:
         """Accept any number of epochs."""
 
 
