@@ -106,7 +106,10 @@ def _locate(hint: Any, loc: Sequence[int | str], path: str) -> tuple[str, Any]:
     """Return the path of an error's place, and the annotation there; of an unknown key, its block's annotation."""
     hint = _bare(hint)
     for part in loc:
-        if typing.get_origin(hint) in (typing.Union, types.UnionType):  # pydantic's place names the member, ours does not
+        if typing.get_origin(hint) in (
+            typing.Union,
+            types.UnionType,
+        ):  # pydantic's place names the member, ours does not
             hint = next(member for member in typing.get_args(hint) if member.name == part)
             continue
         path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")

@@ -43,7 +43,6 @@ class Config(Settings):
         block, key = self.suites[name], f"suites.{name}"
         teacher, student = (_recipe(block.recipe, who.recipe, f"{key}.{kind}.recipe") for kind, who in _networks(block))
         params = {method: _params(method, found, self.suites, name) for method, found in self.methods.items()}
-        asked = {*self.run.ablations, self.ablation}
         try:
             figures = published.read(self.root, block.published) if block.published else {}
         except UserError as problem:
@@ -62,12 +61,24 @@ class Config(Settings):
             holdout=block.holdout,
             published=figures,
             methods=params,
-            ablations={
-                ablation: _variants(f"ablations.{ablation}", found, params[ABLATED], student)
-                for ablation, found in self.ablations.items()
-                if ablation in asked
-            },
+            ablations=self._ablations(params, student),
         )
+
+    def _ablations(self, params: dict[str, Any], recipe: Recipe) -> dict[str, list[Variant]]:
+        """Return the variants of the ablations that are asked for.
+
+        Of the others the parameters are checked, but not the recipes: those of a suite that no ablation was written for
+        need not fit.
+        """
+        asked = {}
+        for name, entries in self.ablations.items():
+            key = f"ablations.{name}"
+            if len(entries) < 2:
+                raise UserError(f"{key}: found {entries!r}, expected a list of two variants or more")
+            changed = [_variant_params(f"{key}[{i}]", entry, params[ABLATED]) for i, entry in enumerate(entries)]
+            if name in (*self.run.ablations, self.ablation):
+                asked[name] = _variants(key, entries, changed, recipe)
+        return asked
 
 
 def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = False) -> Config:
@@ -87,9 +98,8 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
         _check_selection(config, allow_teacher)
         for name, block in config.suites.items():
             _check_suite(name, block)
-        for name, found in config.ablations.items():
-            _check_form(name, found)
-        for name in [config.suite] if config.suite else config.run.suites:
+        selected = [config.suite] if config.suite else config.run.suites
+        for name in selected:
             config.for_suite(name)
     except UserError as problem:  # which may quote anything
         raise UserError(" ".join(str(problem).split())) from None
@@ -207,7 +217,7 @@ def _params(name: str, block: dict[str, Any], suites: Collection[str], suite: st
         schema = methods.load(name).Params
     except KeyError:
         raise UserError(f"{key}: unknown method; expected one of {', '.join(methods.names())}") from None
-    general = {field: value for field, value in block.items() if field != "suites"}
+    general = _without(block, "suites")
     params = _filled(schema, general, key)
     special = check(MethodSuites, {"suites": block.get("suites", {})}, key).suites
     _check_list(f"{key}.suites", list(special), suites)
@@ -231,28 +241,30 @@ def _filled(schema: Any, block: dict[str, Any], key: str) -> Any:
     return check(schema, block, key)
 
 
-def _check_form(name: str, entries: list[dict[str, Any]]) -> None:
-    """Refuse an ablation that compares nothing; its parameters are checked when it is asked for."""
-    if len(entries) < 2:
-        raise UserError(f"ablations.{name}: found {entries!r}, expected a list of two variants or more")
+def _variant_params(key: str, entry: dict[str, Any], params: Any) -> Any:
+    """Return the Params of ABLATED with what a variant changes."""
+    return _filled(type(params), asdict(params) | _without(entry, "recipe"), key)
 
 
-def _variants(key: str, entries: list[dict[str, Any]], params: Any, recipe: Recipe) -> list[Variant]:
-    """Return an ablation's lines from what each changes in the parameters of ABLATED and in the student's recipe."""
+def _variants(key: str, entries: list[dict[str, Any]], params: list[Any], recipe: Recipe) -> list[Variant]:
+    """Return an ablation's lines from what each changes in the student's recipe, and the Params of each."""
     variants = []
-    for i, entry in enumerate(entries):
-        of_params = {field: value for field, value in entry.items() if field != "recipe"}
-        of_recipe = entry.get("recipe", {})
-        if not isinstance(of_recipe, dict):
-            raise UserError(f"{key}[{i}].recipe: found {of_recipe!r}, expected a block of parameters")
-        variants.append(
-            Variant(
-                of_params | _leaves(of_recipe),
-                _filled(type(params), asdict(params) | of_params, f"{key}[{i}]"),
-                _recipe(recipe, of_recipe, f"{key}[{i}].recipe"),
-            )
-        )
+    for i, (entry, made) in enumerate(zip(entries, params, strict=True)):
+        changes = check(PartialRecipe, {"recipe": entry.get("recipe", {})}, f"{key}[{i}]").recipe
+        changed = _without(entry, "recipe") | _leaves(changes)
+        variants.append(Variant(changed, made, _recipe(recipe, changes, f"{key}[{i}].recipe")))
     return _told_apart(key, variants)
+
+
+@dataclass(frozen=True)
+class PartialRecipe:
+    """The key `recipe` of a variant: what the student's recipe has otherwise there."""
+
+    recipe: dict[str, Any]
+
+
+def _without(block: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != key}
 
 
 def _leaves(block: dict[str, Any], inside: str = "") -> dict[str, Any]:
@@ -274,5 +286,5 @@ def _told_apart(key: str, variants: list[Variant]) -> list[Variant]:
     labels = [variant.label for variant in told]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"{key}: {label!r} is listed {labels.count(label)} times, expected once")
+            raise UserError(f"{key}: {label!r} is listed twice, expected once")
     return told

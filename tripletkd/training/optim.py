@@ -99,9 +99,7 @@ class MultiStep:
         """Raise UserError if an entry of decay_epochs is none of the epochs, or not later than the one before."""
         found = list(self.decay_epochs)
         if found != sorted(set(found)) or not all(1 <= boundary <= epochs for boundary in found):
-            raise UserError(
-                f"decay_epochs: found {found}, expected epochs from 1 to {epochs}, each after the last"
-            )
+            raise UserError(f"decay_epochs: found {found}, expected epochs from 1 to {epochs}, each after the last")
 
 
 @dataclass(frozen=True, kw_only=True)
