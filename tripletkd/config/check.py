@@ -7,7 +7,7 @@ declare theirs, are to be read and imported without pydantic.
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,12 +43,13 @@ def check(cls: type[T], found: object, key: str) -> T:
         unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]  # explains what is missing, too
         problem = (unknown or errors)[0]
         path, hint = _locate(cls, problem["loc"], key)
+        path += ".name" if problem["type"].startswith("union_tag") else ""
         raise UserError(f"{path}: {_explain(problem, hint)}") from None
     return made
 
 
 @cache
-def _validator(cls: type) -> SchemaValidator:
+def _validator(cls: Any) -> SchemaValidator:
     return SchemaValidator(_schema(cls))
 
 
@@ -70,7 +71,7 @@ def _schema(hint: Any, constraints: Sequence[str] = ()) -> CoreSchema:
         return core_schema.tuple_schema([_schema(arguments[0])], variadic_item_index=0)
     if origin is dict:
         return core_schema.dict_schema(core_schema.str_schema(), _schema(arguments[1]), strict=True)
-    simple = {
+    simple: dict[Any, Callable[[], CoreSchema]] = {
         int: lambda: core_schema.int_schema(strict=True, **bounds),
         float: lambda: core_schema.float_schema(strict=True, **bounds),
         bool: lambda: core_schema.bool_schema(strict=True),
@@ -109,7 +110,7 @@ def _locate(hint: Any, loc: Sequence[int | str], path: str) -> tuple[str, Any]:
         if typing.get_origin(hint) in (
             typing.Union,
             types.UnionType,
-        ):  # pydantic's place names the member, ours does not
+        ):  # pydantic's place has the member's name
             hint = next(member for member in typing.get_args(hint) if member.name == part)
             continue
         path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
@@ -133,13 +134,13 @@ def _explain(error: Any, hint: Any) -> str:
     """Say what one of pydantic's errors means to a person who edits params.yaml."""
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind in ("missing", "union_tag_not_found"):
-        return "missing; every key of the block must be given" + (" (name)" if kind != "missing" else "")
+        return "missing; every key of the block must be given"
     if kind == "unexpected_keyword_argument":
         return f"unknown key; expected one of {', '.join(item.name for item in dataclasses.fields(hint))}"
     if found is None:
         return "found no value, expected one"
     if kind == "union_tag_invalid":
-        found, expected = context["tag"], f"as its name a value in {' '.join(m.name for m in typing.get_args(hint))}"
+        found, expected = context["tag"], f"a value in {' '.join(m.name for m in typing.get_args(hint))}"
     elif kind in OUT_OF_RANGE:
         expected = f"a value {OUT_OF_RANGE[kind].format(**context)}"
     elif typing.get_origin(hint) is Literal:
@@ -156,4 +157,4 @@ def _shown(found: Any, hint: Any) -> str:
         return "a list" if isinstance(found, list) else "a block"
     if typing.get_origin(hint) in (list, tuple):
         return "a single value"
-    return repr(float(found) if hint is float and isinstance(found, int) else found)
+    return repr(float(found) if hint is float and type(found) is int else found)

@@ -1,4 +1,4 @@
-"""Read params.yaml and the command line's overrides with Hydra, and refuse what Hydra and DVC would read differently."""
+"""Read params.yaml and overrides with Hydra, and refuse what Hydra and DVC would read differently."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

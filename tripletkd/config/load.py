@@ -110,7 +110,7 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
 
 
 def _check_names(config: Config) -> None:
-    """Refuse names that no folder or DVC key can have, and lists in `run` and `claims` with names that are not there."""
+    """Refuse names that no folder or DVC key can have, and lists in `run` and `claims` of names that are unknown."""
     for kind, names in (("suites", config.suites), ("ablations", config.ablations)):
         for name in names:
             if not re.fullmatch(r"\w[\w-]*", name):
@@ -182,9 +182,8 @@ def _check_suite(name: str, block: SuiteBlock) -> None:
             )
         epochs = _recipe(block.recipe, network.recipe, f"{key}.{kind}.recipe").epochs
         if block.evaluate_every > epochs:
-            raise UserError(
-                f"{key}.evaluate_every: found {block.evaluate_every}, expected at most the {epochs} epochs of the {kind}"
-            )
+            found = block.evaluate_every
+            raise UserError(f"{key}.evaluate_every: found {found}, expected at most {epochs}, the {kind}'s epochs")
 
 
 def _recipe(base: Recipe, changes: dict[str, Any], key: str) -> Recipe:
@@ -202,8 +201,10 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merged(old, value) if both and value.get("name", old.get("name")) == old.get("name") else value
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

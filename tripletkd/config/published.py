@@ -1,4 +1,4 @@
-"""Read figures from the literature from a CSV file: method, accuracy, source, and the file of a curve if there is one."""
+"""Read published figures from a CSV file: method, accuracy, source, and the file of a curve if there is one."""
 
 import csv
 from collections.abc import Iterable
