@@ -20,9 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tripletkd.tracking.logger import Logger
+
 from tripletkd.errors import UserError
 from tripletkd.provenance import sha256
-from tripletkd.tracking.logger import Logger
 
 if TYPE_CHECKING:
     from tripletkd.config.load import Config
@@ -145,7 +146,7 @@ def _files(name: str) -> list[str]:
 def _read_yaml(path: Path) -> Any:
     import yaml
 
-    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def refuse_changes(stage: Stage) -> None:
@@ -245,23 +246,22 @@ def run(
     options = _options(arguments, trains)
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
-    with _errors_for_people():
-        with Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
-            from tripletkd.config.load import load
+    with _errors_for_people(), Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
+        from tripletkd.config.load import load
 
-            config = load(Path.cwd(), options.overrides, allow_teacher)
-            for need in needs:
-                if getattr(config, need) is None:
-                    names = ", ".join(getattr(config, need + "s"))
-                    raise UserError(f"{need}: not given; expected {need}=NAME with one of {names}")
-            stage = Stage(name, config, options, logger)
-            stage.dependencies  # noqa: B018  # those of the start
-            words = [name, *(getattr(config, need) for need in needs)]
-            alone = needs and not options.worker and not options.only_seeds
-            with exclusive(*words) if alone else nullcontext():
-                main(stage)
-            if not options.worker:
-                refuse_changes(stage)
+        config = load(Path.cwd(), options.overrides, allow_teacher)
+        for need in needs:
+            if getattr(config, need) is None:
+                names = ", ".join(getattr(config, need + "s"))
+                raise UserError(f"{need}: not given; expected {need}=NAME with one of {names}")
+        stage = Stage(name, config, options, logger)
+        stage.dependencies  # noqa: B018  # those of the start
+        words = [name, *(getattr(config, need) for need in needs)]
+        alone = needs and not options.worker and not options.only_seeds
+        with exclusive(*words) if alone else nullcontext():
+            main(stage)
+        if not options.worker:
+            refuse_changes(stage)
 
 
 def _parser(name: str, description: str | None, needs: Sequence[str], trains: bool) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What the stages that touch networks share: data on the device, the teacher, and the way of a job to its run record."""
+"""What the stages that touch networks share: data on the device, the teacher, the way of a job to its run record."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
+from tripletkd.evaluation.metrics import TripletMetrics
 
 from stages._command import EX_TEMPFAIL, Stage, exclusive
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
 from tripletkd.errors import Paused, UserError
-from tripletkd.evaluation.metrics import TripletMetrics
-from tripletkd.provenance import environment, fingerprint
+from tripletkd.provenance import environment
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, read_header
 from tripletkd.training.compute import CORES, Compute, select_compute, set_up_process
@@ -29,7 +29,9 @@ from tripletkd.training.run_record import Record, TrainedRun
 from tripletkd.training.trainer import Teacher
 
 # Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
-COMPUTES = tuple(f"tripletkd/{name}" for name in ("types", "data", "models", "methods", "training", "evaluation/metrics"))
+COMPUTES = tuple(
+    f"tripletkd/{name}" for name in ("types", "data", "models", "methods", "training", "evaluation/metrics")
+)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[in
         if reason:
             stage.say(f"{place}: {reason}; trained anew")
     if finished:
-        stage.say(f"{job.key}: seeds {', '.join(map(str, finished))} are there, as asked for; --retrain trains them anew")
+        stage.say(
+            f"{job.key}: seeds {', '.join(map(str, finished))} are there, as asked for; --retrain trains them anew"
+        )
     return due
 
 
@@ -264,7 +268,10 @@ def _write(stage: Stage, setup: Setup, job: Job, result: TrainResult) -> None:
     folder, dataset = stage.path("runs", job.key.split, job.key.name), setup.data.dataset
     records = run_record.write_seeds(folder, job, dataset.image_shape, len(dataset.classes), result)
     images = len(dataset.train.labels) * job.recipe.epochs * len(records)
-    figures = {"training_seconds": round(result.seconds, 2), "training_images_per_second": round(images / result.seconds)}
+    figures = {
+        "training_seconds": round(result.seconds, 2),
+        "training_images_per_second": round(images / result.seconds),
+    }
     for record in records:
         about = run_record.seed_folder(folder, record.seed) / run_record.RECORD
         path = stage.path("logs", job.key.split, job.key.name, f"seed-{record.seed}.json")
@@ -317,7 +324,8 @@ def _start_worker(stage: Stage, seed: int, threads: int) -> "subprocess.Popen[by
     command += ["--quiet"] if stage.options.quiet else []
     if stage.options.deadline is not None:
         command += ["--max-minutes", str(max(0.0, stage.options.deadline - time.monotonic()) / 60)]
-    return subprocess.Popen(  # nosec B603  # this interpreter, with the words of our own command line
+    # This interpreter, with the words of our own command line.
+    return subprocess.Popen(  # nosec B603  # noqa: S603
         command, env=os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
     )
 

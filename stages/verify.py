@@ -30,7 +30,9 @@ def main(stage: Stage) -> None:
     records = {record.seed: record for record in read_run(folder, job.seeds).records}
     for seed, record in records.items():
         if record.fingerprint != job.fingerprint(seed):
-            raise UserError(f"{seed_folder(folder, seed)}: of other parameters, data, teacher or code; run distill first")
+            raise UserError(
+                f"{seed_folder(folder, seed)}: of other parameters, data, teacher or code; run distill first"
+            )
     groups = {tuple(record.trained_with) for record in records.values()}
     other = []
     with tempfile.TemporaryDirectory() as scratch:

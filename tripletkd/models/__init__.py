@@ -2,7 +2,7 @@
 
 Every network is made for (channels, size, classes) and takes images [B, channels, size, size]; its `forward` returns
 Outputs, the logits and the features that methods may compare. A new network is one entry in NETWORKS. Its attribute
-`foldable` says whether seeds may be computed together (see training/ensemble.py).
+`fusible` says whether seeds may be computed together (see training/ensemble.py).
 """
 
 from collections import OrderedDict

@@ -94,7 +94,7 @@ class ResNet(nn.Module):
         widths: the numbers of channels after the first convolution and in the three stages.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(
         self, channels: int, _size: int, classes: int, depth: int, widths: Sequence[int] = (16, 16, 32, 64)
@@ -126,7 +126,7 @@ class WideResNet(nn.Module):
         widen: the factor of the stages' widths, which are 16, 32 and 64 times it.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(self, channels: int, _size: int, classes: int, depth: int, widen: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class VGG(nn.Module):
         widths: the number of channels in each block.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(
         self,

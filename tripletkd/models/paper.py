@@ -24,7 +24,7 @@ class PaperTeacher(nn.Module):
         dropout: the probability with which the first two linear layers' outputs are dropped.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32, dropout: float = 0.5) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PaperStudent(nn.Module):
         width: the number of the first convolution's channels.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32) -> None:
         super().__init__()

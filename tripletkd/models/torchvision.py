@@ -27,7 +27,7 @@ class TorchvisionNetwork(nn.Module):
             generator, has several outputs, or does not end with a linear layer.
     """
 
-    foldable = False  # it may hold modules that mix channels
+    fusible = False  # it may hold modules that mix channels
 
     def __init__(self, name: str, channels: int, size: int, classes: int) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def _next_plan(trainer: Trainer, done: Progress, ahead: int = 0) -> Plan | None:
 
 
 def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, reporter: "_Reporter") -> Terms:
-    """Pass once over the training split; returns the terms of every step, [steps, S], without waiting for the device."""
+    """Pass once over the training split; returns the terms of every step, [steps, S], not waiting for the device."""
     rows = []
     for batch in plan.batches(trainer.recipe.batch_size):
         rows.append(step(batch))
@@ -185,7 +185,10 @@ class _Reporter:
         if self.bar.disable and not self.monitoring.quiet and time.monotonic() - self.last_logged >= LOG_EVERY:
             left = tqdm.format_interval(self.done.seconds / self.done.epoch * (self.epochs - self.done.epoch))
             shown = ", ".join(f"{name} {value}" for name, value in figures.items())
-            print(f"{self.monitoring.description}: epoch {self.done.epoch} of {self.epochs}, {shown}; {left} left", flush=True)
+            print(
+                f"{self.monitoring.description}: epoch {self.done.epoch} of {self.epochs}, {shown}; {left} left",
+                flush=True,
+            )
             self.last_logged = time.monotonic()
 
 

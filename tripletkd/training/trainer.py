@@ -176,7 +176,7 @@ class Trainer:
         return {"loss": total(terms), **{name: term.value for name, term in terms.items()}}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes in training, by name: parameters, buffers, the optimizer's state; as they are, not copies."""
+        """Name all that changes in training: parameters, buffers, the optimizer's state; as they are, not copies."""
         groups = {
             "param": {name: param.detach() for name, param in self.students.params.items()},
             "buffer": self.students.buffers,
