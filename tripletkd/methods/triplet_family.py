@@ -1,7 +1,8 @@
 """Variants of triplet.py for the ablations: temperature, anchor, choice of negatives, normalised outputs.
 
-With `kl: 0, anchor: teacher, negatives: drawn, normalise: false` this is triplet.py; with `kl: 1` instead, kd_triplet.py;
-with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN 2020, have none of them.
+With `kl: 0, anchor: teacher, negatives: drawn, normalise: false` this is triplet.py; with `kl: 1` instead,
+kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN 2020, have
+none of them.
 """
 
 from dataclasses import dataclass
