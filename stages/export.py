@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tripletkd.tracking.run_record import Record
+
 from stages import Stage, run
 from tripletkd import export, models
 from tripletkd.config.load import InputSettings
@@ -19,7 +21,6 @@ from tripletkd.export import Classifier
 from tripletkd.files import whole, write_json
 from tripletkd.reporting import model_card as card
 from tripletkd.tracking import run_record as record
-from tripletkd.tracking.run_record import Record
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
 EXAMPLES = 2

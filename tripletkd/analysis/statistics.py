@@ -51,7 +51,7 @@ class Difference:
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """first - second over the seeds that both have; two-sided paired t-test. None if they share no seed."""
+    """First - second over the seeds that both have; two-sided paired t-test. None if they share no seed."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
@@ -106,7 +106,7 @@ def detectable(n: int, std: float, tests: int = 1) -> float:
 
 @cache
 def _noncentrality(n: int, alpha: float) -> float:
-    """d with P(T > t) = 0.8 for T = (Z + d) / (U / sqrt(n - 1)), Z normal, U chi with n - 1 degrees of freedom.
+    """D with P(T > t) = 0.8 for T = (Z + d) / (U / sqrt(n - 1)), Z normal, U chi with n - 1 degrees of freedom.
 
     Integrated over U, since SciPy's noncentral t fails at small n; P(T < -t) is negligible at that power.
     """

@@ -386,7 +386,7 @@ def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
 
 
 def relog(folders: list[str]) -> None:
-    """python -m tripletkd.tracking runs exports: log what in these folders the store does not have."""
+    """Python -m tripletkd.tracking runs exports: log what in these folders the store does not have."""
     _prepare()
     root, failed = Path(os.environ.get("DVC_ROOT") or ".").resolve(), False
     for file, log in (("record.json", log_record), ("export.json", log_model)):
