@@ -4,10 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tripletkd.errors import UserError
 from tripletkd.files import write_json
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def read(path: Path, suite: str, name: str) -> Measurement:
         UserError: if the file is not there, is damaged, is of another run or has no seed.
     """
     try:
-        measurement = _from_json(_load(path, suite, name))
+        measurement = _typed(Measurement, _fields(_load(path, suite, name)))
+        _check_hits(measurement)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     _check(path, measurement, suite, measurement.name == name)
@@ -142,10 +145,12 @@ def read_ablation(path: Path, suite: str, name: str) -> list[VariantMeasurement]
         UserError: if the file is not there or is damaged, or if a variant is of another run or has no seed.
     """
     try:
-        variants = [
-            VariantMeasurement(block["label"], block["changed"], block["configured"], _from_json(block))
-            for block in _load(path, suite, f"ablations/{name}")
-        ]
+        blocks = _load(path, suite, f"ablations/{name}")
+        if not isinstance(blocks, list) or not blocks:
+            raise TypeError("expected a list of variants")
+        variants = [_typed(VariantMeasurement, block | {"measurement": _fields(block)}) for block in blocks]
+        for variant in variants:
+            _check_hits(variant.measurement)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     for variant in variants:
@@ -176,6 +181,13 @@ def _check(path: Path, measurement: Measurement, suite: str, is_named: bool) -> 
         raise UserError(f"{path}: measurements of no seed; run its stage again")
 
 
+def _check_hits(measurement: Measurement) -> None:
+    """Raise ValueError if a seed's hits are not of as many images as were tested."""
+    for seed in measurement.seeds:
+        if len(bytes.fromhex(seed.test_correct)) != -(-measurement.test_images // 8):  # eight to a byte
+            raise ValueError(f"test_correct is not of {measurement.test_images} images")
+
+
 def _to_json(measurement: Measurement) -> dict[str, Any]:
     """Return the block of the file; what does not apply is left out."""
     block = asdict(measurement)
@@ -186,20 +198,21 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
     return block
 
 
-def _from_json(block: dict[str, Any]) -> Measurement:
-    """Return what a block of the file holds, each value of its field's type; ValueError names the first that is not."""
-    from pydantic import TypeAdapter, ValidationError
-
+def _fields(block: dict[str, Any]) -> dict[str, Any]:
+    """Return a block of the file with its keys as the fields of Measurement."""
     environments = [
         {"seeds": each["seeds"], "values": {name: value for name, value in each.items() if name != "seeds"}}
         for each in block["environments"]
     ]
+    return block | {"environments": environments}
+
+
+def _typed(kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """Build an object, each value of its field's type; ValueError names the first that is not."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        measurement = TypeAdapter(Measurement).validate_python(block | {"environments": environments})
+        return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for seed in measurement.seeds:
-        if len(bytes.fromhex(seed.test_correct)) != -(-measurement.test_images // 8):  # eight to a byte
-            raise ValueError(f"test_correct is not of {measurement.test_images} images")
-    return measurement
