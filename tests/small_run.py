@@ -26,6 +26,7 @@ SHORT = Recipe(  # five steps an epoch of 120 images
     optimizer=SGD(lr=0.01, momentum=0.9, weight_decay=1e-3),
     schedule=MultiStep(decay_epochs=(4,), decay_factor=0.1),
 )
+FUSED = Compute(CPU, torch.float64, fuse_seeds=True)
 AUGMENTED = Inputs((0.3,), (0.38,), crop_padding=1, flip=True)
 
 
@@ -42,7 +43,7 @@ class Small:
     networks: tuple[str, str] = ("paper_teacher_quarter", "paper_student_quarter")
     recipe: Recipe = SHORT
     inputs: Inputs = AUGMENTED
-    compute: Compute = Compute(CPU, torch.float64, fuse_seeds=True)
+    compute: Compute = FUSED
     params: Any = None  # of the method; params.yaml's where it is None
 
     def job(self, seeds: list[int]) -> Job:
