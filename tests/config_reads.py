@@ -66,7 +66,7 @@ def patch(kind: type) -> None:
     if kind in PATCHED:
         return
     PATCHED.add(kind)
-    original = kind.__getattribute__
+    original: Callable[[Any, str], Any] = kind.__getattribute__
 
     def recording(self: Any, name: str) -> Any:
         value = original(self, name)
