@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 
 from tripletkd.data import sources
 from tripletkd.errors import Paused
-from tripletkd.training.checkpoint import Checkpoint, read_header
+from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import TrainResult, fit
 from tripletkd.types import Batch, Term
 
 LONG = with_lr(SHORT, 0.003, epochs=12)  # 60 steps; at 0.01 rounding errors grow tenfold an epoch, in any one run
 APART = Compute(CPU, torch.float64, fuse_seeds=False)
+AT_ONCE = Schedule(deadline=0)
 SINGLE = Compute(CPU, torch.float32, fuse_seeds=True)
 NETWORKS = [("paper_teacher_quarter", student) for student in ("paper_student_quarter", "paper_teacher_quarter")]
 
@@ -114,7 +115,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(networks: tuple[str, str], 
     whole = small.fit([1, 2])
     for epoch in range(1, SHORT.epochs):  # a limit of no time at all: stops after every epoch
         with pytest.raises(Paused, match=f"epoch {epoch} of 6.*{path.name}"):
-            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], deadline=0))
+            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], schedule=AT_ONCE))
     assert read_header(path) == ("same", [1, 2])
     before = json.loads(load_file(path)["progress"].numpy().tobytes())["seconds"]
     resumed = small.fit([1, 2], checkpoint=Checkpoint(path, "same"))
@@ -127,7 +128,7 @@ def test_a_run_that_moves_to_another_machine_names_both(tmp_path: Path) -> None:
     path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
     for machine in ("here", "here", "there"):
         with pytest.raises(Paused):
-            small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": machine}, deadline=0))
+            small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": machine}, schedule=AT_ONCE))
     result = small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": "there"}))
     assert result.environments == [{"device": "here"}, {"device": "there"}]
     same(result, small.fit([1]), 1, 0.0)
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_does_not_fit_is_moved_aside(
 ) -> None:
     path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
     with pytest.raises(Paused):
-        small.fit([1], checkpoint=Checkpoint(path, "one", deadline=0))
+        small.fit([1], checkpoint=Checkpoint(path, "one", schedule=AT_ONCE))
     if damage != "other run":
         path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
         assert read_header(path) is None
