@@ -136,7 +136,7 @@ def folder(path: Path) -> Dataset:
             another size than the first one; for a class without images, or in one split only; for a file where a folder
             is expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
     """
-    return _class_folders(path, path)
+    return _class_folders(path, path, [])
 
 
 def archive(path: Path, expected_sha256: str | None, place: Path | None = None) -> Dataset:
@@ -165,18 +165,19 @@ def archive(path: Path, expected_sha256: str | None, place: Path | None = None) 
         try:
             if tarfile.is_tarfile(path):  # asked first: a plain tar that ends with a zip would pass for a zip
                 with tarfile.open(path) as tar:
-                    _unpack(path, _in_tar(tar, top))
+                    folders = _unpack(path, _in_tar(tar, top))
             else:
                 with zipfile.ZipFile(path) as zipped:
-                    _unpack(path, _in_zip(path, zipped, top))
+                    folders = _unpack(path, _in_zip(path, zipped, top))
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
             ) from None
-        inside = list(top.iterdir())
-        if len(inside) == 1 and inside[0].name not in ("train", "test"):
-            return _class_folders(path / inside[0].name, inside[0])
-        return _class_folders(path, top)
+        names = {file.name for file in top.iterdir()} | {path.parts[0] for path in folders}
+        if len(names) == 1 and not names & {"train", "test"}:
+            name = names.pop()
+            return _class_folders(path / name, top / name, [folder.relative_to(name) for folder in folders])
+        return _class_folders(path, top, folders)
 
 
 class Member(NamedTuple):
@@ -211,25 +212,32 @@ def _in_zip(source: Path, zipped: zipfile.ZipFile, top: Path) -> Iterator[Member
         yield Member(PurePosixPath(member.filename), mode, member.file_size, partial(extract, member))
 
 
-def _unpack(source: Path, members: Iterable[Member]) -> None:
-    """Unpack all members but the ignored ones; UserError at the first that is refused."""
-    files, total = set(), 0
+def _unpack(source: Path, members: Iterable[Member]) -> list[PurePosixPath]:
+    """Unpack all files but the ignored ones; UserError at the first member that is refused.
+
+    Folders are returned, not made, as far as no file needs them: there may be very many that hold nothing.
+    """
+    files: set[PurePosixPath] = set()
+    folders, total = [], 0
     for path, mode, size, extract in members:
         if not path.parts or _is_ignored(path):
             continue
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"{source}/{path}: leads out of the archive")
         _refuse(source, path, mode, size)
-        if stat.S_ISREG(mode):
-            if path in files:
-                raise UserError(f"{source}/{path}: is there twice; remove one")
-            files.add(path)
-            total += size
+        if stat.S_ISDIR(mode):
+            folders.append(path)
+            continue
+        if path in files:
+            raise UserError(f"{source}/{path}: is there twice; remove one")
+        files.add(path)
+        total += size
         if total > MAX_ARCHIVE_BYTES:
             raise UserError(
                 f"{source}: unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GiB, which is refused: take fewer images"
             )
         extract()
+    return folders
 
 
 def _is_ignored(path: PurePosixPath) -> bool:
@@ -249,9 +257,13 @@ def _refuse(source: Path, path: PurePosixPath, mode: int, size: int) -> None:
         raise UserError(f"{source}/{path}: {reason}")
 
 
-def _class_folders(source: Path, top: Path) -> Dataset:
-    """Read the class folders in `top`; messages name them as `source`, which is where a person knows them."""
-    entries = list(_entries(source, top))
+def _class_folders(source: Path, top: Path, folders: list[PurePosixPath]) -> Dataset:
+    """Read the class folders in `top`; messages name them as `source`, which is where a person knows them.
+
+    `folders` are those that an archive has besides, empty ones among them.
+    """
+    inside = [path for path in folders if path.parts[:1] in (("train",), ("test",))]
+    entries = [*((path, False) for path in inside), *_entries(source, top)]
     classes = _by_class(source, entries)
     images = _read(source, top, [path for path, is_file in entries if is_file])
     names = sorted(classes["train"])
@@ -282,7 +294,8 @@ def _by_class(source: Path, entries: list[tuple[PurePosixPath, bool]]) -> dict[s
         if len(below) != 2 if is_file else len(below) > 1:
             kind = "file" if is_file else "folder"
             raise UserError(f"{source / path}: a {kind} out of place in {LAYOUT}; move it away")
-        classes[part].setdefault(below[0], []).extend([path] if is_file else [])
+        if below:
+            classes[part].setdefault(below[0], []).extend([path] if is_file else [])
     for part, other in (("test", "train"), ("train", "test")):
         if not classes[other]:
             raise UserError(
