@@ -1,288 +1,348 @@
-"""What the stages that touch networks share: data on the device, and one training run from parameters to run record."""
+"""What the stages that touch networks share: data on the device, the teacher, the way of a job to its run record."""
 
-import copy
-import ctypes
 import os
-from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import torch
-from torch import nn
+from tqdm import tqdm
+from tripletkd.evaluation.metrics import TripletMetrics
 
-from stages import Stage
-from tripletkd import methods, models
-from tripletkd.data import dataset as data
-from tripletkd.data.batches import DeviceSplit, Sampler
-from tripletkd.errors import UserError
-from tripletkd.evaluation import measure as evaluate
-from tripletkd.provenance import environment, fingerprint, sha256
-from tripletkd.tracking import run_record as record
-from tripletkd.tracking.run_record import Record
-from tripletkd.training.checkpoint import Checkpoint
-from tripletkd.training.ensemble import Ensemble
-from tripletkd.training.loop import Fitted, Watch, fit
-from tripletkd.training.optim import Recipe
-from tripletkd.training.trainer import Loss, Teacher, Trainer, accuracy
+from stages._command import EX_TEMPFAIL, Stage, exclusive
+from tripletkd.data import dataset as canonical
+from tripletkd.data.batches import DeviceData
+from tripletkd.errors import Paused, UserError
+from tripletkd.provenance import environment
+from tripletkd.training import run_record
+from tripletkd.training.checkpoint import Checkpoint, read_header
+from tripletkd.training.compute import CORES, Compute, select_compute, set_up_process
+from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
+from tripletkd.training.loop import Monitoring, TrainResult, fit
+from tripletkd.training.run_record import Record, TrainedRun
+from tripletkd.training.trainer import Teacher
 
-ROOT = Path(__file__).parent.parent
-# run.precision -> the type of weights, losses and measurements; that of the networks' passes in training, if another
-PRECISIONS = {
-    "float32": (torch.float32, None),
-    "float64": (torch.float64, None),
-    "tf32": (torch.float32, None),
-    "bfloat16": (torch.float32, torch.bfloat16),
-}
-LAYERS = 2**32  # beyond every seed of a network: the methods' own layers have streams of their own
-THREADS = torch.get_num_threads()
-SMALL_IMAGE = 16  # up to this height one seed's kernels leave a processor idle, and all seeds go into each
+# Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
+COMPUTES = tuple(
+    f"tripletkd/{name}" for name in ("types", "data", "models", "methods", "training", "evaluation/metrics")
+)
 
 
-@dataclass
-class Setting:
+@dataclass(frozen=True)
+class Setup:
     """A suite's data on the device, and how to compute there."""
 
-    dataset: data.Dataset
-    train: DeviceSplit
-    test: DeviceSplit
-    device: torch.device
-    dtype: torch.dtype
-    autocast: torch.dtype | None
-    folded: bool
-    captured: bool
-
-    @classmethod
-    def of(cls, stage: Stage, dataset: data.Dataset | None = None) -> "Setting":
-        """The process set up as `run` says, the suite's data checked by its hash; UserError if not here."""
-        settings = stage.config.run
-        device = _device(settings)
-        set_up(settings.precision, settings.deterministic)
-        dtype, autocast = PRECISIONS[settings.precision]
-        dataset = dataset or data.load(stage.place("data"))
-        if stage.config.split == "validation":
-            dataset = dataset.with_holdout(stage.suite.holdout)
-        inputs = stage.suite.inputs.build(dataset.image_shape[2])
-        train, test = (DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test))
-        if device.type == "cpu":  # a second thread gains nothing on kernels this small: it spins and waits
-            torch.set_num_threads(1 if dataset.image_shape[0] <= SMALL_IMAGE else THREADS)
-        folded = folds(settings.folding, device, dataset.image_shape[0])
-        captured = settings.capture and device.type == "cuda"
-        return cls(dataset, train, test, device, dtype, autocast, folded, captured)
+    data: DeviceData
+    compute: Compute
 
 
-def folds(folding: str, device: torch.device, height: int) -> bool:
-    """What run.folding means for images of that height on that device."""
-    return {"auto": height <= SMALL_IMAGE or device.type == "cuda", "always": True, "never": False}[folding]
+def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
+    """Set up this process as the suite and `run` say, and put the suite's data, checked by its hash, on the device.
 
+    Args:
+        stage: whose suite and split it is.
+        dataset: in the place of the suite's data.
 
-def _device(settings: Any) -> torch.device:
-    """run.device, as far as it is here."""
-    has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
-        raise UserError("run.device: cuda, but PyTorch finds no CUDA device here; expected cpu or auto")
-    device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
-    if settings.precision == "tf32" and device.type == "cpu":
-        raise UserError("run.precision: tf32 is computed by a CUDA device, this run is on a CPU; expected another one")
-    return device
-
-
-def set_up(precision: str, deterministic: bool) -> None:
-    """What PyTorch keeps for the whole process."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        # As use_deterministic_algorithms(True), which imports a compiler (3 s a process).
-        torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass
-    torch.backends.cudnn.benchmark = not deterministic
-    # PyTorch lets convolutions use TF32 unless told not to: float32 here means float32.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one.
-
-    By default glibc gives large blocks back to the system, which hands them out again page by page, each filled with
-    zeros: a fifth of the time of an epoch on CIFAR-10. Other C libraries are left as they are.
+    Raises:
+        UserError: if the device is not here, or the data is not there or damaged.
     """
-    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    with suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, most)
-        mallopt(mmap_threshold, most)
+    run, suite = stage.config.run, stage.suite
+    dataset = dataset or canonical.load(stage.path("data"))
+    if stage.config.split == "validation":
+        dataset = dataset.with_holdout(suite.holdout)
+    height, _, channels = dataset.image_shape
+    compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
+    set_up_process(compute, suite.precision, run.deterministic, height)
+    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype)
+    return Setup(data, compute)
 
 
-def load_teacher(stage: Stage, setting: Setting) -> tuple[nn.Module, str]:
-    """The suite's teacher and the hash of its weights; UserError if it is not of this data, or below its floor."""
-    folder, floor = stage.place("runs", stage.config.split, "teacher"), stage.suite.teacher.floor
-    made = record.read(folder)
-    if made.data_sha256 != setting.dataset.sha256():
-        raise UserError(f"{folder}: trained on other images than {stage.place('data')}; run train_teacher again")
-    if not made.weights_sha256:
-        raise UserError(f"{folder}: the teacher's training failed: {made.failed}")
-    [(seed, network)] = made.load_networks(folder).items()
-    reached = 100 * accuracy(Ensemble([network], setting.device, setting.dtype, folded=False), setting.test)[0]
-    if reached < floor:
+def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) -> Conditions:
+    """Collect what all jobs of a stage have in common."""
+    return Conditions(
+        inputs=asdict(stage.suite.inputs),
+        precision=stage.suite.precision,
+        deterministic=stage.config.run.deterministic,
+        evaluate_every=stage.suite.evaluate_every,
+        data_sha256=setup.data.dataset.sha256(),
+        teacher_sha256=teacher_sha256,
+        code={name: digest for name, digest in stage.dependencies.items() if name.startswith(COMPUTES)},
+    )
+
+
+def job_of_method(stage: Stage, setup: Setup, teacher_sha256: str) -> Job:
+    """Describe the training of the suite's student by the stage's method."""
+    method, suite = stage.config.method, stage.suite
+    assert method is not None
+    return Job(
+        key=key_of(stage, method),
+        network=suite.student.network,
+        method=method,
+        params=suite.methods[method],
+        recipe=suite.student.recipe,
+        seeds=suite.seeds,
+        conditions=conditions(stage, setup, teacher_sha256),
+    )
+
+
+def load_teacher(stage: Stage, setup: Setup) -> tuple[Teacher, str]:
+    """Load the suite's teacher and the hash of its weights.
+
+    Raises:
+        UserError: if it is not there, not of this data, or below its floor.
+    """
+    folder, suite, split = stage.path("runs", stage.config.split, "teacher"), stage.suite, stage.config.split
+    record = run_record.read_record(run_record.seed_folder(folder, suite.teacher.seed))
+    if record.data_sha256 != setup.data.dataset.sha256():
+        raise UserError(f"{folder}: trained on other images than {stage.path('data')}; run train_teacher again")
+    if record.weights_sha256 is None:
+        raise UserError(f"{folder}: the teacher's training failed: {record.failed}")
+    teacher = Teacher(run_record.load_network(folder, record), setup.data)
+    reached = 100 * teacher.test_accuracy
+    if reached < suite.teacher_floor:
         raise UserError(
-            f"suites.{stage.config.suite}.teacher.floor: the teacher reaches {reached:.2f} % on the "
-            f"{stage.config.split} split, {floor} % is demanded before a student is trained; train it better "
-            "(teacher.recipe) or lower the floor"
+            f"suites.{suite.name}.teacher_floor: the teacher reaches {reached:.2f} % on the {split} split, "
+            f"{suite.teacher_floor} % is demanded before a student is trained; train it better (teacher.recipe) or "
+            "lower the floor"
         )
-    return network, made.weights_sha256[str(seed)]
+    return teacher, record.weights_sha256
 
 
-def distill(
-    stage: Stage, setting: Setting, cell: str, method: str, params: Any, recipe: Recipe, **options: Any
-) -> tuple[Record, Fitted]:
-    """Train all seeds of the suite's student by one method under the suite's teacher; options: of `train`."""
-    module, seeds, network = methods.load(method), stage.config.run.seeds, stage.suite.student.network
-    needs = methods.needs(module, params)
-    shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
-    teacher, teacher_sha256 = load_teacher(stage, setting)
-    students = [models.build(network, shape, classes, seed) for seed in seeds]
-    return train(
-        stage,
-        setting,
-        cell=cell,
-        method=method,
-        network=network,
-        students=students,
-        loss=partial(module.loss, params=params),
-        seeds=seeds,
-        recipe=recipe,
-        needs=needs,
-        params={"method": asdict(params)},
-        layers=own_layers(module, params, students, teacher, seeds, setting),
-        teacher=guide(teacher, setting, needs),
-        watch=evaluate.Triplets(evaluate.teacher_logits(teacher, setting.test), setting.test.labels),
-        teacher_sha256=teacher_sha256,
-        **options,
-    )
+def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = None, more: bool = False) -> TrainedRun:
+    """Train the seeds of a job that are not finished, and return all that were asked for.
 
+    A seed is finished where its record has the job's fingerprint. Seeds that the job does not name are removed.
 
-def guide(teacher: nn.Module, setting: Setting, needs: Collection[str]) -> Teacher | None:
-    """The teacher as the loop asks it, if the method does."""
-    if "teacher" not in needs:
-        return None
-    return Teacher(teacher, setting.train, "features" in needs, "teacher_negative" in needs, setting.autocast)
+    Args:
+        stage: whose options say which seeds, and whether finished ones too.
+        setup: data and device.
+        job: what is to be trained; its record goes to runs/<suite>/<split>/<name>.
+        teacher: for the methods that need one.
+        more: whether the stage has more to train after this.
 
-
-def own_layers(
-    method: Any, params: Any, students: list[nn.Module], teacher: nn.Module, seeds: list[int], setting: Setting
-) -> list[nn.Module] | None:
-    """What the method trains beside the student, for the shapes of these two networks; drawn from each seed."""
-    if not hasattr(method, "layers"):
-        return None
-    height, width, channels = setting.dataset.image_shape
-    images = torch.zeros(2, channels, height, width)
-    with torch.no_grad():
-        shapes = [copy.deepcopy(network).eval()(images) for network in (students[0], teacher)]
-    return [models.seeded(LAYERS + seed, partial(method.layers, *shapes, params)) for seed in seeds]
-
-
-def train(
-    stage: Stage,
-    setting: Setting,
-    *,
-    cell: str,
-    method: str,
-    network: str,
-    students: Sequence[nn.Module],
-    loss: Loss,
-    seeds: list[int],
-    recipe: Recipe,
-    needs: Collection[str],
-    params: dict[str, Any],
-    layers: Sequence[nn.Module] | None = None,
-    teacher: Teacher | None = None,
-    watch: Watch | None = None,
-    teacher_sha256: str | None = None,
-    more: bool = False,
-) -> tuple[Record, Fitted]:
-    """Train the students, from a checkpoint where one is left, and write the run record runs/<suite>/<split>/<cell>.
-
-    more: whether the stage has more to train after this. The checkpoint stays until `done`, after all is written and
-    logged: until then no training is done twice.
+    Raises:
+        UserError: if a seed is asked for that the suite does not have, or another process trains it.
+        Paused: if training was stopped at a checkpoint.
     """
-    dataset, split = setting.dataset, stage.config.split
-    made = Record(
-        suite=stage.config.suite,
-        split=split,
-        cell=cell,
-        method=method,
-        network=network,
-        image_shape=dataset.image_shape,
-        classes=len(dataset.classes),
-        seeds=seeds,
-        failed={},
-        params=params | {"recipe": asdict(recipe), "inputs": asdict(stage.suite.inputs)},
-        data_sha256=dataset.sha256(),
-        teacher_sha256=teacher_sha256,
-        environment=environment(setting.device.type)
-        | {"precision": stage.config.run.precision, "deterministic": stage.config.run.deterministic}
-        | {"folded": setting.folded, "captured": setting.captured},
-    )
-    trainer = Trainer(
-        students,
-        loss,
-        recipe,
-        setting.device,
-        setting.dtype,
-        setting.folded,
-        features="features" in needs,
-        layers=layers,
-        autocast=setting.autocast,
-    )
+    folder, only = stage.path("runs", job.key.split, job.key.name), stage.options.only_seeds
+    if unknown := sorted(set(only) - set(job.seeds)):
+        raise UserError(f"--only-seeds: {unknown[0]} is not there; expected some of {', '.join(map(str, job.seeds))}")
+    wanted = [seed for seed in job.seeds if not only or seed in only]
+    if not only:
+        remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
+    due = _due(stage, folder, job, wanted)
+    groups = _resumable(stage, job, due, wanted)
+    rest = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
+    processes = _processes(stage, setup, rest)
+    if rest and processes == 1:
+        groups.append(rest)
+    for group in groups:
+        _train_group(stage, setup, job, group, teacher, more or group is not groups[-1])
+    if processes > 1:
+        _train_side_by_side(stage, rest, processes)
+    return run_record.read_run(folder, wanted)
+
+
+def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
+    """Remove what is no part of a run, such as seeds that its suite has no longer; say so."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name not in expected and not path.name.startswith("."):
+            stage.say(f"{path}: no part of this run any more; removed (DVC's cache has what was committed)")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[int]:
+    """The seeds to be trained; the others are named."""
+    due, finished = [], []
+    for seed in wanted:
+        place = run_record.seed_folder(folder, seed)
+        reason = None if place.exists() else ""
+        if reason is None:
+            reason = "--retrain" if stage.options.retrain else _unfit(place, folder, job, seed)
+        if reason is None:
+            finished.append(seed)
+            continue
+        due.append(seed)
+        if reason:
+            stage.say(f"{place}: {reason}; trained anew")
+    if finished:
+        stage.say(
+            f"{job.key}: seeds {', '.join(map(str, finished))} are there, as asked for; --retrain trains them anew"
+        )
+    return due
+
+
+def _unfit(place: Path, folder: Path, job: Job, seed: int) -> str | None:
+    """Why what stands there is not the job's seed; None where it is."""
+    try:
+        record = run_record.read_record(place)
+        run_record.read_history(place / run_record.HISTORY)
+        if record.failed is None:
+            run_record.load_network(folder, record)
+    except (UserError, OSError) as error:
+        return str(error)
+    return None if record.fingerprint == job.fingerprint(seed) else "of other parameters, data, teacher or code"
+
+
+def _checkpoint_path(stage: Stage, job: Job, seeds: Sequence[int]) -> Path:
+    name = f"seeds-{seeds[0]}-{seeds[-1]}-{job.group_fingerprint(seeds)[:12]}.safetensors"
+    return stage.path("checkpoints", job.key.split, job.key.name, name)
+
+
+def _resumable(stage: Stage, job: Job, due: Sequence[int], wanted: Sequence[int]) -> list[list[int]]:
+    """The groups of seeds that an earlier call has begun; seeds trained together go on together."""
+    groups: list[list[int]] = []
+    folder = stage.path("checkpoints", job.key.split, job.key.name)
+    for path in sorted(folder.glob("seeds-*.safetensors")):
+        header = read_header(path)
+        if header is None:
+            aside = path.with_suffix(".unreadable")
+            path.replace(aside)
+            tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
+        elif header[0] != job.group_fingerprint(header[1]):
+            tqdm.write(f"{path}: belongs to a run with other inputs; left there, starting anew")
+        elif set(header[1]) <= set(wanted) and set(header[1]) & set(due):
+            groups.append(header[1])
+    return groups
+
+
+def _processes(stage: Stage, setup: Setup, seeds: Sequence[int]) -> int:
+    """How many seeds to train side by side: one group on a GPU or where seeds are fused, else a process a core."""
+    if stage.options.worker or setup.compute.device.type != "cpu" or setup.compute.fuse_seeds:
+        return 1
+    return max(1, min(stage.options.processes or CORES, len(seeds)))
+
+
+def _train_group(
+    stage: Stage, setup: Setup, job: Job, seeds: Sequence[int], teacher: Teacher | None, more: bool
+) -> None:
+    """Train seeds together, from a checkpoint where one is left, and write their records and logs."""
+    trainer = build_trainer(job, seeds, setup.data, setup.compute, teacher)
+    path = _checkpoint_path(stage, job, seeds)
     checkpoint = Checkpoint(
-        checkpoint_path(stage, cell),
-        fingerprint(asdict(made), stage.suite.evaluate_every, [sha256(ROOT / name) for name in code(method)]),
+        path,
+        job.group_fingerprint(seeds),
+        seeds,
+        environment(setup.compute.device.type) | _numerics(job, setup),
         minutes=stage.config.run.checkpoint_minutes,
-        deadline=stage.deadline,
+        deadline=stage.options.deadline,
         more=more,
     )
-    fitted = fit(
-        trainer,
-        seeds,
-        recipe,
-        Sampler(dataset.train.labels, setting.train.inputs, "negative" in needs),
-        setting.train,
-        setting.test,
-        teacher=teacher,
-        watch=watch,
-        evaluate_every=stage.suite.evaluate_every,
-        checkpoint=checkpoint,
-        description=f"{stage.config.suite}/{cell}",
-        captured=setting.captured,
-        quiet=stage.quiet,
+    with ExitStack() as locks:
+        for seed in seeds:
+            locks.enter_context(exclusive(stage.name, job.key.suite, job.key.split, job.key.name, f"seed-{seed}"))
+        result = fit(trainer, monitoring(stage, job, teacher), checkpoint)
+        _write(stage, setup, job, result)
+        path.unlink(missing_ok=True)
+
+
+def monitoring(stage: Stage, job: Job, teacher: Teacher | None) -> Monitoring:
+    """Choose what is measured and shown while a job is trained."""
+    only = stage.options.only_seeds
+    return Monitoring(
+        stage.suite.evaluate_every,
+        None if teacher is None else TripletMetrics(teacher.test_logits, teacher.data.test.labels),
+        description=f"{job.key}, seed {only[0]}" if stage.options.worker else str(job.key),
+        bar=not stage.options.worker,  # several would write over each other
+        quiet=stage.options.quiet,
     )
-    made = replace(made, failed={str(seed): why for seed, why in fitted.failed.items()})
-    images, seconds = len(dataset.train.labels) * recipe.epochs * len(seeds), fitted.seconds
-    log = stage.log(training_seconds=round(seconds, 2), training_images_per_second=round(images / seconds))
-    return record.write(stage.place("runs", split, cell), made, fitted, log), fitted
 
 
-def checkpoint_path(stage: Stage, cell: str) -> Path:
-    return stage.place("checkpoints", stage.config.split, f"{cell}.safetensors")
+def _numerics(job: Job, setup: Setup) -> dict[str, object]:
+    return {
+        "precision": job.conditions.precision,
+        "deterministic": job.conditions.deterministic,
+        "fused_seeds": setup.compute.fuse_seeds,
+        "cuda_graph": setup.compute.cuda_graph,
+    }
 
 
-def done(stage: Stage, *cells: str) -> None:
-    """All that the stage makes of these cells is written: their checkpoints may go."""
-    for cell in cells:
-        checkpoint_path(stage, cell).unlink(missing_ok=True)
+def _write(stage: Stage, setup: Setup, job: Job, result: TrainResult) -> None:
+    """Write the record and the log of every seed of a group."""
+    folder, dataset = stage.path("runs", job.key.split, job.key.name), setup.data.dataset
+    records = run_record.write_seeds(folder, job, dataset.image_shape, len(dataset.classes), result)
+    images = len(dataset.train.labels) * job.recipe.epochs * len(records)
+    figures = {
+        "training_seconds": round(result.seconds, 2),
+        "training_images_per_second": round(images / result.seconds),
+    }
+    for record in records:
+        about = run_record.seed_folder(folder, record.seed) / run_record.RECORD
+        path = stage.path("logs", job.key.split, job.key.name, f"seed-{record.seed}.json")
+        run_record.write_log(path, about, stage.log(**figures))
 
 
-def refuse_failure(made: Record) -> None:
-    """UserError if no seed came through."""
-    if not made.weights_sha256:
-        failures = "; ".join(f"seed {seed}: {why}" for seed, why in made.failed.items())
-        raise UserError(f"{made.suite}/{made.cell}: every seed failed: {failures}")
+def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> None:
+    """Train each seed in a process of its own, so many at a time, with the processors shared among them.
+
+    SIGINT and SIGTERM are handed on as SIGTERM: the processes stop at checkpoints.
+
+    Raises:
+        UserError: if one failed.
+        Paused: if they were stopped.
+    """
+    waiting, running, codes = list(seeds), dict[int, "subprocess.Popen[bytes]"](), dict[int, int]()
+    stopped = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopped.append(signal.Signals(number).name)
+        for process in running.values():
+            process.terminate()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while running or (waiting and not stopped):
+            while waiting and len(running) < processes and not stopped:
+                seed = waiting.pop(0)
+                running[seed] = _start_worker(stage, seed, CORES // processes)
+            time.sleep(0.05)
+            for seed in [seed for seed, process in running.items() if process.poll() is not None]:
+                codes[seed] = running.pop(seed).returncode
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for process in running.values():
+            process.kill()
+    if stopped or EX_TEMPFAIL in codes.values():
+        raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
+    for seed, code in codes.items():
+        if code:
+            raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said stands above")
 
 
-def code(method: str) -> list[str]:
-    """The files that training depends on, as dvc.yaml has them: a checkpoint does not outlive a change of one."""
-    library = ["data", "evaluate", "ensemble", "models", "networks", "train", "capture", "checkpoint", "methods/_terms"]
-    names = [*library, f"methods/{'scratch' if method == 'teacher' else method}"]
-    return ["stages/_training.py", *(f"tripletkd/{name}.py" for name in names)]
+def _start_worker(stage: Stage, seed: int, threads: int) -> "subprocess.Popen[bytes]":
+    """Start this stage for one seed, on so many threads."""
+    command = [sys.executable, "-m", f"stages.{stage.name}", *stage.options.overrides]
+    command += ["--worker", "--only-seeds", str(seed)]
+    command += ["--retrain"] if stage.options.retrain else []
+    command += ["--quiet"] if stage.options.quiet else []
+    if stage.options.deadline is not None:
+        command += ["--max-minutes", str(max(0.0, stage.options.deadline - time.monotonic()) / 60)]
+    # This interpreter, with the words of our own command line.
+    return subprocess.Popen(  # nosec B603  # noqa: S603
+        command, env=os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
+    )
+
+
+def refuse_failure(run: TrainedRun) -> None:
+    """Refuse a run of which nothing is left.
+
+    Raises:
+        UserError: if no seed came through.
+    """
+    if not run.networks:
+        first: Record = run.records[0]
+        failures = "; ".join(f"seed {seed}: {why}" for seed, why in run.failed.items())
+        raise UserError(f"{first.suite}/{first.name}: every seed failed: {failures}")
+
+
+def key_of(stage: Stage, name: str) -> RunKey:
+    """Name a run of the stage's suite and split."""
+    assert stage.config.suite is not None
+    return RunKey(stage.config.suite, stage.config.split, name)

@@ -1,48 +1,45 @@
 """Train the variants of one ablation, each with all seeds, and measure them; tabulate makes the table and the plot."""
 
 import re
-from typing import Any
 
-from stages import Stage, run
-from tripletkd.files import write_json
+from stages._command import Stage, run
 
 
 def main(stage: Stage) -> None:
-    from stages._training import Setting, done
+    """Train and measure what is not finished of one ablation."""
+    from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
 
-    name, split, setting = stage.config.ablation, stage.config.split, Setting.of(stage)
-    variants = stage.config.ablations[name]
-    cells = [f"ablations/{name}/{folder_name(variant.label)}" for variant in variants]
-    measured = [
-        train_and_measure(stage, setting, cell, variant, more=cell != cells[-1])
-        for cell, variant in zip(cells, variants, strict=True)
-    ]
-    write_json(stage.place("results", "measured", split, "ablations", f"{name}.json"), measured)
-    stage.logger.record(*(stage.place("runs", split, cell) for cell in cells))
-    done(stage, *cells)
+    from stages._training import conditions, key_of, load_teacher, remove_others, set_up, train_run
+    from tripletkd.config.schema import ABLATED
+    from tripletkd.evaluation.measure import measure
+    from tripletkd.training.job import Job
+
+    name, suite, setup = stage.config.ablation, stage.suite, set_up(stage)
+    assert name is not None
+    split, variants = stage.config.split, suite.ablations[name]
+    teacher, teacher_sha256 = load_teacher(stage, setup)
+    common, folder = conditions(stage, setup, teacher_sha256), stage.path("runs", split, "ablations", name)
+    if not stage.options.only_seeds:
+        remove_others(stage, folder, {folder_name(variant.label) for variant in variants})
+    measured = []
+    for variant in variants:
+        key = key_of(stage, f"ablations/{name}/{folder_name(variant.label)}")
+        job = Job(key, suite.student.network, ABLATED, variant.params, variant.recipe, suite.seeds, common)
+        trained = train_run(stage, setup, job, teacher, more=variant is not variants[-1])
+        configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
+        figures = measure(trained, setup.data, teacher.test_logits)
+        measured.append(VariantMeasurement(variant.label, variant.changed, configured, figures))
+    if stage.options.worker:
+        return
+    if not stage.options.only_seeds:
+        write_ablation(stage.path("results", "measured", split, "ablations", f"{name}.json"), measured)
+    stage.logger.runs([folder])
 
 
 def folder_name(label: str) -> str:
-    """triplet 0, decay_epochs [88]: triplet-0-decay_epochs-88"""
+    """Make a file name of a label: triplet 0, decay_epochs [88] becomes triplet-0-decay_epochs-88."""
     return re.sub(r"[^\w.]+", "-", label).strip("-")
 
 
-def train_and_measure(stage: Stage, setting: Any, cell: str, variant: Any, more: bool) -> dict[str, Any]:
-    """One variant of config.Variant, in a _training.Setting; more: whether others follow."""
-    from stages._training import distill, load_teacher
-    from tripletkd.config.load import ABLATED
-    from tripletkd.evaluation import measure as evaluate
-
-    made, fitted = distill(stage, setting, cell, ABLATED, variant.params, variant.recipe, more=more)
-    teacher, _ = load_teacher(stage, setting)
-    configured = variant.params == stage.config.methods[ABLATED] and variant.recipe == stage.suite.student.recipe
-    return {
-        "label": variant.label,
-        "changed": variant.changed,
-        "configured": configured,  # whether it is what params.yaml has
-        **evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test, teacher),
-    }
-
-
 if __name__ == "__main__":
-    run(main, needs=("suite", "ablation", "split"))
+    run(main, needs=("suite", "ablation", "split"), trains=True)

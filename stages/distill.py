@@ -1,18 +1,20 @@
-"""Train all seeds of one method's student under the suite's teacher and write the run record."""
+"""Train the seeds of one method's student under the suite's teacher and write their run records."""
 
-from stages import Stage, run
+from stages._command import Stage, run
 
 
 def main(stage: Stage) -> None:
-    from stages._training import Setting, distill, done, refuse_failure
+    """Train what is not finished of one method."""
+    from stages._training import job_of_method, load_teacher, refuse_failure, set_up, train_run
 
-    name = stage.config.method
-    setting = Setting.of(stage)
-    made, _ = distill(stage, setting, name, name, stage.config.methods[name], stage.suite.student.recipe)
-    stage.logger.record(stage.place("runs", stage.config.split, name))
-    done(stage, name)
-    refuse_failure(made)
+    setup = set_up(stage)
+    teacher, teacher_sha256 = load_teacher(stage, setup)
+    job = job_of_method(stage, setup, teacher_sha256)
+    trained = train_run(stage, setup, job, teacher)
+    if not stage.options.worker:
+        stage.logger.runs([stage.path("runs", job.key.split, job.key.name)])
+        refuse_failure(trained)
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "method", "split"))
+    run(main, needs=("suite", "method", "split"), trains=True)

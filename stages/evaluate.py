@@ -1,33 +1,36 @@
 """Measure one method's students from their weights, and keep their history where the table finds it."""
 
-from stages import Stage, run
-from stages._training import Setting, load_teacher, refuse_failure
+from stages._command import Stage, run
+from stages._training import load_teacher, refuse_failure, set_up
 from tripletkd.errors import UserError
-from tripletkd.evaluation import measure as evaluate
-from tripletkd.files import write_csv, write_json
-from tripletkd.tracking import run_record as record
+from tripletkd.evaluation import measurement
+from tripletkd.evaluation.measure import measure, output_map
+from tripletkd.files import write_csv
+from tripletkd.training.run_record import read_run
 
 
 def main(stage: Stage) -> None:
+    """Measure all seeds of one method."""
     method, split = stage.config.method, stage.config.split
-    folder, place = stage.place("runs", split, method), stage.place("results", "measured", split)
-    setting, made, history = Setting.of(stage), record.read(folder), record.read_history(folder / "history.csv")
-    teacher, teacher_sha256 = load_teacher(stage, setting)
-    # Through dvc repro they always are of one run; a record that was carried here may be of another.
-    for what, found, expected in (
-        ("images", made.data_sha256, setting.dataset.sha256()),
-        ("a teacher", made.teacher_sha256, teacher_sha256),
-    ):
-        if found != expected:
-            raise UserError(
-                f"{folder}: trained with {what} of sha256 {found}, here it is {expected}; run distill again"
-            )
-    refuse_failure(made)
-    networks = made.load_networks(folder)
-    measured = evaluate.measure(made, networks, history, setting.train, setting.test, teacher)
-    write_json(place / f"{method}.json", measured)
-    write_csv(place / f"{method}.csv", history)
-    write_csv(place / f"{method}_map.csv", evaluate.output_map(made, networks, teacher, setting.test))
+    assert method is not None
+    folder, place = stage.path("runs", split, method), stage.path("results", "measured", split)
+    setup, trained = set_up(stage), read_run(folder, stage.suite.seeds)
+    teacher, teacher_sha256 = load_teacher(stage, setup)
+    # Through dvc repro they always are of one data set and teacher; a record that was carried here may be of others.
+    for record in trained.records:
+        for what, found, expected in (
+            ("images", record.data_sha256, setup.data.dataset.sha256()),
+            ("a teacher", record.teacher_sha256, teacher_sha256),
+        ):
+            if found != expected:
+                raise UserError(
+                    f"{folder}, seed {record.seed}: trained with {what} of sha256 {found}, here it is {expected}; run "
+                    "distill again"
+                )
+    refuse_failure(trained)
+    measurement.write(place / f"{method}.json", measure(trained, setup.data, teacher.test_logits))
+    write_csv(place / f"{method}.csv", trained.history)
+    write_csv(place / f"{method}_map.csv", output_map(trained, teacher.test_logits, setup.data))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,24 @@
-"""Say what a run will do and how long it will take here: a few batches of each cell are timed on made-up images.
+"""Say what a run will do and how long it will take here: a few batches of each run are timed on made-up images.
 
 python -m stages.plan [suite=cifar10]
 """
 
-import dataclasses
 import json
 import time
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import nn
 
-from stages import Stage, run
-from stages._training import Setting, guide, own_layers
+from stages._command import Stage, run
+from stages._training import Setup, conditions, key_of, set_up
 from tripletkd import methods, models
-from tripletkd.config.load import ABLATED
-from tripletkd.data import dataset as data
-from tripletkd.data.batches import Sampler
-from tripletkd.data.dataset import Dataset, Split
-from tripletkd.training.loop import fit
-from tripletkd.training.optim import Recipe
-from tripletkd.training.trainer import Trainer
+from tripletkd.config.schema import ABLATED
+from tripletkd.data.dataset import DESCRIPTION, Dataset, Split
+from tripletkd.training.compute import CORES
+from tripletkd.training.job import Job, build_trainer
+from tripletkd.training.loop import Monitoring, fit
+from tripletkd.training.trainer import Teacher
 
 BATCHES = 6
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
@@ -32,117 +29,133 @@ KNOWN = {  # training and test images, their shape, classes of what will be fetc
 }
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much data there is, or will be."""
+
+    train: int
+    test: int
+    shape: tuple[int, int, int]  # of an image, [H, W, C]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A line of the plan: what is trained, and for how many epochs in how many runs."""
+
+    label: str
+    job: Job
+    epochs: Sequence[int]
+
+
 def main(stage: Stage) -> None:
-    run, suites = stage.config.run, [stage.config.suite] if stage.config.suite else stage.config.run.suites
+    """Print a line a stage, and for each suite a line a run and their sum."""
+    run = stage.config.run
+    suites = [stage.config.suite] if stage.config.suite else run.suites
     stages = 1 + len(run.splits) + 2 * len(run.methods) + len(run.ablations) + 1
     print(
         f"{len(suites)} suite(s) of {stages} stages: fetch; train_teacher for {' and '.join(run.splits)}; distill and "
-        f"evaluate {len(run.methods)} methods with {len(run.seeds)} seeds; {len(run.ablations)} ablation(s); tabulate"
+        f"evaluate {len(run.methods)} methods; {len(run.ablations)} ablation(s); tabulate"
     )
     for name in suites:
-        stage.config.suite = name
-        print_plan(stage)
+        print_plan(stage.of_suite(name))
 
 
 def print_plan(stage: Stage) -> None:
-    """A line a cell that is trained, and their sum."""
-    found = size_of_data(stage)
-    if found is None:
-        print(f"{stage.config.suite}: its images are not fetched yet, so nothing can be said of the time it needs")
+    """Print a line a run of a suite, and their sum."""
+    name, sizes = stage.suite.name, size_of_data(stage)
+    if sizes is None:
+        print(f"{name}: its images are not fetched yet, so nothing can be said of the time it needs")
         return
-    train_images, test_images, shape, classes = found
-    run, teacher, student = stage.config.run, stage.suite.teacher, stage.suite.student
-    setting = Setting.of(
-        stage, made_up(student.recipe.batch_size * BATCHES, shape, classes, test_images / train_images)
-    )
-    networks = {name: models.build(name, shape, classes, 1) for name in (teacher.network, student.network)}
-    ablated = [variant.recipe.epochs for name in run.ablations for variant in stage.config.ablations[name]]
-    print(f"{stage.config.suite} on {setting.device}, from {BATCHES} batches of each cell:")
+    setup = set_up(stage, made_up(stage.suite.student.recipe.batch_size * BATCHES, sizes))
+    teacher = Teacher(models.build(stage.suite.teacher.network, sizes.shape, sizes.classes, 1), setup.data)
+    print(f"{name} on {setup.compute.device}, from {BATCHES} batches of each run:")
     total = 0.0
-    cells = [("teacher", "scratch", teacher, 1, [teacher.recipe.epochs] * len(run.splits))]
-    cells += [(method, method, student, len(run.seeds), [student.recipe.epochs]) for method in run.methods]
-    cells += [("ablations", ABLATED, student, len(run.seeds), ablated)] if ablated else []
-    for label, method, block, seeds, epochs in cells:
-        epoch = seconds(
-            stage, setting, method, [networks[block.network]] * seeds, networks[teacher.network], block.recipe
-        )
-        cell = len(epochs) * OVERHEAD_S + sum(epochs) * epoch * train_images / len(setting.train)
-        total += cell
-        print(f"  {label:12} {sum(epochs)} epochs, {seeds} seed(s): about {readable(cell)}")
-    disk = disk_mib(train_images + test_images, shape)
+    for part in parts(stage, setup):
+        epoch = seconds_an_epoch(stage, setup, part.job, teacher) * sizes.train / len(setup.data.train)
+        needed = len(part.epochs) * OVERHEAD_S + sum(part.epochs) * epoch
+        total += needed
+        print(f"  {part.label:12} {sum(part.epochs)} epochs, {len(part.job.seeds)} seed(s): about {readable(needed)}")
+    disk = disk_mib(sizes.train + sizes.test, sizes.shape)
     print(f"  together about {readable(total)}; the data takes {disk:.1f} MiB of disk")
 
 
-def size_of_data(stage: Stage) -> tuple[int, int, tuple[int, int, int], int] | None:
-    """Training and test images, their shape, classes: of what was fetched, or will be; None if nobody knows."""
-    description = stage.place("data") / data.DESCRIPTION
+def parts(stage: Stage, setup: Setup) -> Iterator[Part]:
+    """List what is trained: the teacher on every split, the methods, the ablations."""
+    run, suite, common = stage.config.run, stage.suite, conditions(stage, setup)
+    teacher, student, scratch = suite.teacher, suite.student, methods.load("scratch")
+    alone = Job(
+        key_of(stage, "teacher"), teacher.network, "scratch", scratch.Params(ce=1.0), teacher.recipe, [1], common
+    )
+    yield Part("teacher", alone, [teacher.recipe.epochs] * len(run.splits))
+    for method in run.methods:
+        params = suite.methods[method]
+        job = Job(key_of(stage, method), student.network, method, params, student.recipe, suite.seeds, common)
+        yield Part(method, job, [student.recipe.epochs])
+    if ablated := [variant.recipe.epochs for name in run.ablations for variant in suite.ablations[name]]:
+        params = suite.methods[ABLATED]
+        job = Job(key_of(stage, ABLATED), student.network, ABLATED, params, student.recipe, suite.seeds, common)
+        yield Part("ablations", job, ablated)
+
+
+def size_of_data(stage: Stage) -> Sizes | None:
+    """Read the sizes of what was fetched, or will be; None if nobody knows."""
+    description, settings = stage.path("data") / DESCRIPTION, stage.suite.data
     if description.is_file():
-        known = json.loads(description.read_text())
+        known = json.loads(description.read_text(encoding="utf-8"))
         height, width, channels = known["image_shape"]
-        return known["images"]["train"], known["images"]["test"], (height, width, channels), len(known["classes"])
-    settings = stage.suite.data
-    return KNOWN.get(settings.name or settings.source)
+        images = known["images"]
+        return Sizes(images["train"], images["test"], (height, width, channels), len(known["classes"]))
+    found = KNOWN.get(settings.name or settings.source)
+    if found is None:
+        return None
+    sizes = Sizes(*found)
+    if settings.per_class is None:
+        return sizes
+    most = settings.per_class * sizes.classes
+    return replace(sizes, train=min(sizes.train, most), test=min(sizes.test, most))
 
 
-def made_up(images: int, shape: tuple[int, int, int], classes: int, test_share: float) -> Dataset:
-    """Noise with as many test images to a training image as the real data set has."""
+def made_up(images: int, sizes: Sizes) -> Dataset:
+    """Make noise with as many test images to a training image as the real data set has."""
     rng = np.random.default_rng(0)
+    tests = round(images * sizes.test / sizes.train)
     train, test = (
-        Split(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n, dtype=np.int64) % classes)
-        for n in (max(images, 2 * classes), max(round(images * test_share), classes))
+        Split(rng.integers(0, 256, (n, *sizes.shape), dtype=np.uint8), np.arange(n, dtype=np.int64) % sizes.classes)
+        for n in (max(images, 2 * sizes.classes), max(tests, sizes.classes))
     )
-    return Dataset(train, test, tuple(map(str, range(classes))))
+    return Dataset(train, test, tuple(map(str, range(sizes.classes))))
 
 
-def seconds(
-    stage: Stage, setting: Setting, name: str, students: list[nn.Module], teacher: nn.Module, recipe: Recipe
-) -> float:
-    """Of one epoch over the made-up images, after a warm-up, evaluated as often as the suite says; not captured.
+def seconds_an_epoch(stage: Stage, setup: Setup, job: Job, teacher: Teacher) -> float:
+    """Time an epoch over the made-up images, after a warm-up, evaluated as often as the suite says; not captured.
 
-    A teacher whose logits are kept for all epochs is asked before.
+    A teacher whose logits are kept for all epochs is asked before. Seeds that are not fused go side by side on the
+    processors there are, so that one is timed on one thread.
     """
-    method, params = methods.load(name), stage.config.methods[name]
-    seeds, needs = list(range(len(students))), methods.needs(method, params)
-    layers = own_layers(method, params, students, teacher, seeds, setting)
-    loss: Any = partial(method.loss, params=params)
-    trainer = Trainer(
-        students,
-        loss,
-        recipe,
-        setting.device,
-        setting.dtype,
-        setting.folded,
-        features="features" in needs,
-        layers=layers,
-        autocast=setting.autocast,
-    )
-    sampler = Sampler(setting.dataset.train.labels, setting.train.inputs, "negative" in needs)
-    asked, every = guide(teacher, setting, needs), stage.suite.evaluate_every
+    compute, every = replace(setup.compute, cuda_graph=False), stage.suite.evaluate_every
+    spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
+    seeds = job.seeds[:1] if spread else job.seeds
     for epochs in (1, every):
+        shortened = replace(job, recipe=replace(job.recipe, epochs=epochs))
+        trainer = build_trainer(shortened, seeds, setup.data, compute, teacher)
         started = time.perf_counter()
-        shortened = dataclasses.replace(recipe, epochs=epochs)
-        fit(
-            trainer,
-            seeds,
-            shortened,
-            sampler,
-            setting.train,
-            setting.test,
-            teacher=asked,
-            evaluate_every=every,
-            quiet=True,
-        )
-    return (time.perf_counter() - started) / every
+        fit(trainer, Monitoring(evaluate_every=every, quiet=True))
+    epoch = (time.perf_counter() - started) / every
+    return epoch * len(job.seeds) if spread and CORES == 1 else epoch * (len(job.seeds) / CORES * 2 if spread else 1)
 
 
-def readable(duration: float) -> str:
-    if duration < 90:
-        return f"{duration:.0f} s"
-    return f"{duration / 60:.0f} minutes" if duration < 5400 else f"{duration / 3600:.1f} hours"
+def readable(seconds: float) -> str:
+    """Say a duration in the unit that a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def disk_mib(images: int, shape: tuple[int, int, int]) -> float:
-    """The canonical file and its copy in DVC's cache."""
+    """Compute what the canonical file and its copy in DVC's cache take."""
     return 2 * images * float(np.prod(shape)) / 2**20
 
 

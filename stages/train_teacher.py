@@ -1,39 +1,37 @@
 """Train a suite's teacher on the labels and write its run record and its measurements."""
 
-from functools import partial
+from dataclasses import replace
 
-from stages import Stage, run
-from tripletkd.files import write_json
+from stages._command import Stage, run
 
 
 def main(stage: Stage) -> None:
-    from stages._training import Setting, done, refuse_failure, train
-    from tripletkd import methods, models
-    from tripletkd.evaluation import measure as evaluate
+    """Train the teacher and measure it."""
+    from stages._training import conditions, key_of, refuse_failure, set_up, train_run
+    from tripletkd import methods
+    from tripletkd.evaluation import measurement
+    from tripletkd.evaluation.measure import measure
+    from tripletkd.training.job import Job
 
-    settings, setting, scratch = stage.suite.teacher, Setting.of(stage), methods.load("scratch")
-    shape, classes = setting.dataset.image_shape, len(setting.dataset.classes)
-    made, fitted = train(
-        stage,
-        setting,
-        cell="teacher",
-        method="teacher",
+    settings, setup, split = stage.suite.teacher, set_up(stage), stage.config.split
+    job = Job(
+        key=key_of(stage, "teacher"),
         network=settings.network,
-        students=[models.build(settings.network, shape, classes, settings.seed)],
-        loss=partial(scratch.loss, params=scratch.Params(ce=1.0)),
-        seeds=[settings.seed],
+        method="scratch",
+        params=methods.load("scratch").Params(ce=1.0),
         recipe=settings.recipe,
-        needs=scratch.NEEDS,
-        params={},
+        seeds=[settings.seed],
+        conditions=conditions(stage, setup),
     )
-    if fitted.networks:
-        measured = evaluate.measure(made, fitted.networks, fitted.history, setting.train, setting.test)
-        named = measured | {"class_names": setting.dataset.classes}
-        write_json(stage.place("results", "measured", stage.config.split, "teacher.json"), named)
-    stage.logger.record(stage.place("runs", stage.config.split, "teacher"))
-    done(stage, "teacher")
-    refuse_failure(made)
+    trained = train_run(stage, setup, job)
+    if stage.options.worker:
+        return
+    if trained.networks:
+        measured = replace(measure(trained, setup.data, None), class_names=setup.data.dataset.classes)
+        measurement.write(stage.path("results", "measured", split, "teacher.json"), measured)
+    stage.logger.runs([stage.path("runs", split, "teacher")])
+    refuse_failure(trained)
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "split"))
+    run(main, needs=("suite", "split"), trains=True)

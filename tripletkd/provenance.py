@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ def sha256(path: Path) -> str:
 def fingerprint(*parts: Any) -> str:
     """sha256 of anything JSON can hold; equal parts, equal fingerprint."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Look up the versions of packages, without what tells builds of one version apart (2.11.0+cpu is 2.11.0)."""
+    return {name: version(name).partition("+")[0] for name in packages}
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,21 +1,15 @@
-"""The networks: sizes, features, initial weights; several seeds folded into one network, in a row, or alone."""
+"""The networks: sizes, features, initial weights, what they refuse; dropout."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import fill
-from torch import Tensor, nn
+from torch import nn
 
 from tripletkd import models
 from tripletkd.errors import UserError
-from tripletkd.models.cifar import VGG
-from tripletkd.training.ensemble import Ensemble
+from tripletkd.models.dropout import Dropout
 
-CPU, DOUBLE = torch.device("cpu"), torch.float64
-SEEDS = (1, 2, 3)
 FEATURES = {"stage1", "stage2", "stage3", "embedding"}
 
 # RepDistiller's models for 3 x 32 x 32 images and 100 classes; the paper's networks by hand
@@ -123,7 +117,7 @@ def test_torchvision_network_has_an_embedding_and_dropout_by_seed() -> None:
     assert logits.shape == (2, 10)
     assert {name: tuple(feature.shape) for name, feature in features.items()} == {"embedding": (2, 1024)}
     kinds = [type(module) for module in network.modules()]
-    assert models.Dropout in kinds and nn.Dropout not in kinds
+    assert Dropout in kinds and nn.Dropout not in kinds
 
 
 @pytest.mark.parametrize(
@@ -145,72 +139,11 @@ def test_known_names() -> None:
     assert not any(models.known(name) for name in ("resnet18", "torchvision/", "torchvision/resnet19", ""))
 
 
-# --- several seeds ----------------------------------------------------------------------------------------------------
-
-
-def ensemble(members: Sequence[nn.Module], folded: bool) -> Ensemble:
-    made = Ensemble(members, CPU, DOUBLE, folded, features=True)
-    assert made.folded is (folded and len(members) > 1)
-    return made
-
-
-def images(seeds: int, step: int, channels: int = 3) -> Tensor:
-    return fill((seeds, 4, channels, 8, 8), 100 + step, 1.0)
-
-
-def results(network: Ensemble, x: Tensor) -> dict[str, Tensor]:
-    """Outputs, gradients of a function of all of them, and the buffers they leave behind."""
-    logits, features = network(x)
-    outputs = {"logits": logits, **features}
-    loss = sum((fill(tuple(t.shape[1:]), i, 1.0) * t.square()).mean() for i, t in enumerate(outputs.values()))
-    assert isinstance(loss, Tensor)
-    grads = torch.autograd.grad(loss, list(network.params.values()))
-    gradients = {f"gradient of {name}": grad for name, grad in zip(network.params, grads, strict=True)}
-    return outputs | gradients | {name: buffer.clone() for name, buffer in network.buffers.items()}
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert list(found) == list(expected)
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10, msg=f"{name}: {{}}".format)
-
-
-FOLDED: dict[str, Callable[[int, int, int], nn.Module]] = {
-    **{
-        name: models.NETWORKS[name]
-        for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
-    },
-    "narrow vgg11": partial(VGG, depths=(1, 1, 2, 2, 2), widths=(4, 8, 8, 16, 16)),
-}
-
-
-@pytest.mark.parametrize("name", FOLDED)
-def test_folded_seeds_compute_what_single_ones_do(name: str) -> None:
-    members = [models.seeded(seed, partial(FOLDED[name], 3, 8, 10)) for seed in SEEDS]
-    folded, in_a_row = ensemble(members, folded=True), ensemble(members, folded=False)
-    for step in range(2):
-        assert_equal(results(folded, images(3, step)), results(in_a_row, images(3, step)))
-    for network in (folded, in_a_row):
-        network.template.eval()
-    assert_equal(results(folded, images(3, 2)), results(in_a_row, images(3, 2)))
-
-
-@pytest.mark.parametrize("folded", [True, False])
-@pytest.mark.parametrize("name", ["paper_teacher_quarter", "resnet8"])
-def test_a_seed_in_a_group_is_the_seed_alone(name: str, folded: bool) -> None:
-    """Dropout's noise and batch norm's statistics too: no seed sees another."""
-    members = [models.build(name, (8, 8, 3), 10, seed) for seed in SEEDS]
-    group, alone = ensemble(members, folded), ensemble(members[1:2], folded=True)
-    for step in range(2):
-        x = images(3, step)
-        of_group = {key: value[1:2] for key, value in results(group, x).items()}
-        of_one = results(alone, x[1:2])
-        # The loss is a mean over the seeds, so a gradient in a group of three is a third of the one alone.
-        assert_equal({k: v * 3 if k.startswith("gradient") else v for k, v in of_group.items()}, of_one)
+# --- dropout ----------------------------------------------------------------------------------------------------------
 
 
 def test_dropout_drops_anew_each_step_and_apart_for_each_seed() -> None:
-    layers = [models.seeded(seed, lambda: models.Dropout(0.5)) for seed in SEEDS]
+    layers = [models.seeded(seed, lambda: Dropout(0.5)) for seed in (1, 2, 3)]
     ones = torch.ones(4, 1000)
     first, second = ([layer(ones) for layer in layers] for _ in range(2))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -218,12 +151,3 @@ def test_dropout_drops_anew_each_step_and_apart_for_each_seed() -> None:
     assert all(set(x.unique().tolist()) == {0.0, 2.0} for x in first)
     assert torch.stack(first).mean().item() == pytest.approx(1.0, abs=0.05)
     assert torch.equal(layers[0].eval()(ones), ones)
-
-
-@pytest.mark.parametrize("name", ["paper_teacher_quarter", "wrn_16_1"])
-def test_member_is_the_ensemble_s_network(name: str) -> None:
-    group = ensemble([models.build(name, (8, 8, 1), 10, seed) for seed in SEEDS], folded=True)
-    group(images(3, 0, channels=1))  # moves batch norm's statistics
-    x = images(1, 1, channels=1)[0]
-    alone = torch.stack([group.member(i).eval()(x).logits for i in range(3)])
-    torch.testing.assert_close(group.predict(x), alone, rtol=1e-10, atol=1e-10)

@@ -1,1 +1,1 @@
-"""params.yaml: what it may hold, and how it is read."""
+"""params.yaml: what it may hold (schema), how it is read (compose), judged (check) and resolved (load)."""

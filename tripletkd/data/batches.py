@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tripletkd.data.dataset import Split
+from tripletkd.data.dataset import Dataset, Split
 
 ORDER, NEGATIVES, AUGMENTATION = range(3)  # independent streams of random numbers, see `draw`
 
@@ -134,6 +134,20 @@ class DeviceSplit:
         """(inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield normalise(images, self.mean, self.std), labels
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """A data set whose splits are resident on the device."""
+
+    dataset: Dataset
+    train: DeviceSplit
+    test: DeviceSplit
+
+    @classmethod
+    def load(cls, dataset: Dataset, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> "DeviceData":
+        """Copy both splits to the device; their images become inputs of that type, batch by batch."""
+        return cls(dataset, *(DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test)))
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Attention transfer. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928."""
+"""Attention transfer: the student learns where the teacher's feature maps are active.
+
+Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
+"""
 
 from dataclasses import dataclass
 
@@ -11,25 +14,37 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher", "features"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms and names the layers whose maps are compared."""
+
     ce: NonNegative  # weight of the cross-entropy
-    attention: NonNegative  # weight of the maps' difference, summed over the layers
+    attention: NonNegative  # weight of the difference of attention maps, summed over the layers
     layers: list[Map]
 
 
 def attention(student: Tensor, teacher: Tensor, power: int = 2) -> Tensor:
-    """mean over images and places of (q_s - q_t)^2, q = a / ||a||_2 over places, a = mean over channels of f^power.
+    """Compare the attention maps of student and teacher.
 
-    student, teacher: feature maps [B, C, H, W], each with its own C.
-    Source: the paper's section 3.1, activation-based; the mean, for the paper's norm of q_s - q_t, is its code's.
+        mean over images and places of (q_s - q_t)^2,  q = a / ||a||_2 over places,  a = mean over channels of f^power
+
+    Args:
+        student: feature maps f, [B, C, H, W].
+        teacher: feature maps f, [B, C', H, W].
+        power: the exponent of the activations.
+
+    Returns:
+        The mean over images and places, a scalar.
+
+    Source: the paper's section 3.1, activation-based; the mean, in place of the paper's norm of q_s - q_t, is its
+    code's.
     """
     q_s, q_t = (unit(f.pow(power).mean(1).flatten(1), dim=1) for f in (student, teacher))
     return F.mse_loss(q_s, q_t)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + attention * sum over layers of the difference of attention maps."""
+    """Compute ce * CE(s(x), y) + attention * sum over layers of the difference of attention maps."""
     assert batch.teacher is not None
     maps = same_sizes(batch.student, batch.teacher, params.layers)
     return {

@@ -1,7 +1,8 @@
-"""Correlation congruence. Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+"""Correlation congruence: the student errs as little as possible where neighbours in the batch err alike.
 
-In the form of the comparison of Tian et al., "Contrastive Representation Distillation", ICLR 2020: no kernel, and only
-neighbours in the batch, which come in random order.
+Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, in the form of the comparison of Tian et
+al., "Contrastive Representation Distillation", ICLR 2020: no kernel, and only neighbours in the batch, which come in
+random order.
 """
 
 from dataclasses import dataclass
@@ -15,26 +16,46 @@ from tripletkd.types import Batch, Outputs, Term
 NEEDS = frozenset({"teacher", "features"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms, names the layers that are compared, and says in how many dimensions."""
+
     ce: NonNegative  # weight of the cross-entropy
-    correlation: NonNegative  # weight of the correlation's difference, summed over the layers
+    correlation: NonNegative  # weight of the correlation of differences, summed over the layers
     layers: list[Layer]
-    dimensions: Annotated[int, ">= 1"]  # of the space in which student and teacher are compared
+    dimensions: Annotated[int, ">= 1"]  # of the embeddings in which student and teacher are compared
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over i < B of sum_c |d_ic| |d_(i+1)c|, d = s - t; 0 for a single image, which has no neighbour.
+    """Correlate the differences between student and teacher of images that follow each other in the batch.
 
-    student, teacher: embeddings [B, dimensions]. Source: the comparison's public code.
+        mean over i < B of sum_c |d_ic| |d_(i+1)c|,  d = s - t
+
+    Args:
+        student: embeddings s, [B, dimensions].
+        teacher: embeddings t, [B, dimensions].
+
+    Returns:
+        The mean over the B - 1 pairs of neighbours, a scalar; 0 for a single image, which has no neighbour.
+
+    Source: the comparison's public code.
     """
     difference = (student - teacher).abs()
     products = (difference[:-1] * difference[1:]).sum(1)
     return products.sum() / max(products.numel(), 1)
 
 
-def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """A linear embedding for each layer of either network: the teacher's is trained as well."""
+def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
+    """Build a linear embedding of each layer of either network; the teacher's are trained as well.
+
+    Args:
+        student: the student's outputs for two images, from which the layers' sizes are taken.
+        teacher: the teacher's.
+        params: the method's parameters.
+
+    Returns:
+        A module from {"student": features, "teacher": features} to embeddings [B, dimensions] by network and layer.
+    """
 
     def embeddings(network: Outputs) -> nn.Module:
         inputs = {name: network.features[name][0].numel() for name in params.layers}
@@ -46,9 +67,9 @@ def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + correlation * sum over layers of the correlation of neighbours' differences."""
-    assert batch.teacher is not None and batch.layers is not None
-    embedded = batch.layers({"student": batch.student.features, "teacher": batch.teacher.features})
+    """Compute ce * CE(s(x), y) + correlation * sum over layers of the correlation of neighbours' differences."""
+    assert batch.teacher is not None and batch.adapters is not None
+    embedded = batch.adapters({"student": batch.student.features, "teacher": batch.teacher.features})
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "correlation": Term(

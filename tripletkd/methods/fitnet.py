@@ -1,7 +1,8 @@
-"""Hints. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+"""Hints: the teacher's feature map is regressed from the student's.
 
-The paper trains on the hint first and on the labels afterwards. As in the comparison of Tian et al., "Contrastive
-Representation Distillation", ICLR 2020, both are trained together here.
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. The paper trains on the hint first and
+on the labels afterwards. As in the comparison of Tian et al., "Contrastive Representation Distillation", ICLR 2020,
+both are trained together here.
 """
 
 from dataclasses import dataclass
@@ -15,15 +16,24 @@ from tripletkd.types import Batch, Outputs, Term
 NEEDS = frozenset({"teacher", "features"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms and names the layers whose maps are regressed."""
+
     ce: NonNegative  # weight of the cross-entropy
     hint: NonNegative  # weight of the regression, summed over the layers
     layers: list[Map]
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over all elements of (s - t)^2; student: regressor's output, teacher: feature map, of equal shape.
+    """Compute the mean over all elements of (s - t)^2.
+
+    Args:
+        student: the regressor's output s, [B, C, H, W].
+        teacher: the teacher's feature map t, of the same shape.
+
+    Returns:
+        The mean, a scalar.
 
     Source: the paper's section 2.2, which writes the sum over elements times 1/2: another constant factor.
     """
@@ -31,10 +41,14 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """relu(batch norm(1x1 convolution)), from the student's channels to the teacher's, as in the comparison's code.
+    """Maps the student's channels to the teacher's: relu(batch norm(1x1 convolution)), as in the comparison's code.
 
-    Where the maps differ in size, that one has a strided or an unpadded convolution; here the larger map is averaged
-    down first. It is only ever trained, so its batch norm keeps no statistics.
+    Where the maps differ in size, that code has a strided or an unpadded convolution; here the larger map is averaged
+    down first. The regressor is only ever trained, so its batch norm keeps no statistics.
+
+    Args:
+        student: the number of the student's channels.
+        teacher: the number of the teacher's channels.
     """
 
     def __init__(self, student: int, teacher: int) -> None:
@@ -43,22 +57,32 @@ class Regressor(nn.Module):
         self.bn = nn.BatchNorm2d(teacher, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [B, student's channels, H, W] to [B, teacher's channels, H, W]."""
         # Contiguous: of channels last, cuDNN's batch norm asks vmap what it cannot answer.
         return F.relu(self.bn(self.conv(x).contiguous()))
 
 
-def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """A regressor for each layer."""
+def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
+    """Build a Regressor for each layer.
+
+    Args:
+        student: the student's outputs for two images, from which the numbers of channels are taken.
+        teacher: the teacher's.
+        params: the method's parameters.
+
+    Returns:
+        A module from the student's maps to regressed maps, both by layer name.
+    """
     return PerLayer(
         {name: Regressor(student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
     )
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + hint * sum over layers of MSE(regressor(student's map), teacher's map)."""
-    assert batch.teacher is not None and batch.layers is not None
+    """Compute ce * CE(s(x), y) + hint * sum over layers of MSE(regressor(student's map), teacher's map)."""
+    assert batch.teacher is not None and batch.adapters is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
-        "hint": Term(params.hint, over_layers(params.layers, hint, batch.layers(student), teacher)),
+        "hint": Term(params.hint, over_layers(params.layers, hint, batch.adapters(student), teacher)),
     }

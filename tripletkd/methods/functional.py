@@ -1,7 +1,7 @@
-"""What the methods share: the outputs they see, the terms they return, the formulas that stand in several papers."""
+"""What several methods share: types of parameters, formulas, and operations on the features of several layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,36 +11,66 @@ from tripletkd.types import Outputs
 
 Positive = Annotated[float, "> 0"]
 NonNegative = Annotated[float, ">= 0"]
-Map = Annotated[str, "in stage1 stage2 stage3"]  # a layer whose features are [B, C, H, W]
-Layer = Annotated[str, "in stage1 stage2 stage3 embedding"]
+Map = Literal["stage1", "stage2", "stage3"]  # a layer whose features are feature maps, [B, C, H, W]
+Layer = Literal["stage1", "stage2", "stage3", "embedding"]  # any layer whose features a network returns
 
 
 class PerLayer(nn.ModuleDict):
-    """A module for each of several layers: from features by layer name to what the modules make of them, by name."""
+    """Applies to each layer's features a module of their own; modules, features and results go by the layer's name."""
 
     def forward(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of each module for the features of its name."""
         return {name: module(features[name]) for name, module in self.items()}
 
 
 def over_layers(layers: Sequence[str], formula: Callable[..., Tensor], *features: Mapping[str, Any]) -> Tensor:
-    """The sum over the named layers of the formula of each one's features."""
+    """Sum a formula's values over layers.
+
+    Args:
+        layers: the layers' names.
+        formula: takes one layer's features from each of `features` and returns a scalar.
+        *features: mappings from layer names to features, the student's and the teacher's for example.
+
+    Returns:
+        The sum, a scalar.
+    """
     return torch.stack([formula(*(by_name[name] for by_name in features)) for name in layers]).sum()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """mean_i -log softmax(logits_i)[labels_i]; logits [B, classes], labels [B].
+    """Compute the cross-entropy of predictions and labels.
+
+        mean_i -log softmax(logits_i)[labels_i]
 
     PyTorch's own is decomposed in Python under vmap: half a millisecond a step, and a package for algebra to import.
     The gradient of `gather` is, on a GPU, deterministic only by way of a sort.
+
+    Args:
+        logits: [B, classes].
+        labels: [B], int64.
+
+    Returns:
+        The mean over the batch, a scalar in nats.
     """
     own = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     return -torch.where(own, F.log_softmax(logits, dim=1), 0.0).sum(1).mean()
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * mean_i sum_c p_ic (log p_ic - log q_ic) with p = softmax(teacher / T), q = softmax(student / T).
+    """Compute the divergence of the student's softened predictions from the teacher's.
 
-    student, teacher: logits [B, classes]. The factor T^2 keeps the gradient's size independent of T.
+        T^2 * mean_i sum_c p_ic (log p_ic - log q_ic),  p = softmax(teacher / T),  q = softmax(student / T)
+
+    The factor T^2 keeps the size of the gradient independent of T.
+
+    Args:
+        student: logits, [B, classes].
+        teacher: logits, [B, classes].
+        temperature: T, by which the logits are divided.
+
+    Returns:
+        The mean over the batch, a scalar.
+
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
     log_q = F.log_softmax(student / temperature, dim=1)
@@ -49,9 +79,19 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
 
 def triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
-    """mean_i max(0, ||a_i - p_i + e||_2 - ||a_i - n_i + e||_2 + margin), e = 1e-6 added to every element.
+    """Compute the triplet loss: the anchor should be nearer to the positive than to the negative, by a margin.
 
-    anchor: teacher logits t(x); positive: student logits s(x); negative: student logits s(x'); raw, [B, classes].
+        mean_i max(0, ||a_i - p_i + e||_2 - ||a_i - n_i + e||_2 + margin),  e = 1e-6 in every element
+
+    Args:
+        anchor: a, in the paper the teacher's logits t(x), [B, classes].
+        positive: p, in the paper the student's logits s(x), [B, classes].
+        negative: n, in the paper the student's logits s(x') for images of other classes, [B, classes].
+        margin: in units of the logits.
+
+    Returns:
+        The mean over the batch, a scalar.
+
     Source: Oki et al., "Triplet Loss for Knowledge Distillation", IJCNN 2020. The authors' code calls PyTorch's
     triplet_margin_loss, which this equals; that one has no batching rule and would run seed by seed under vmap.
     """
@@ -61,29 +101,47 @@ def triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
-    """x / ||x||_2 along one dimension; a vector shorter than 1e-12 becomes zero and gets no gradient.
+    """Scale vectors to length 1, x / ||x||_2; a vector shorter than 1e-12 becomes zero and gets no gradient.
 
     F.normalize divides such a vector by 1e-12: the same value to rounding, but a gradient of the order of 1e12.
+
+    Args:
+        x: a tensor of any shape.
+        dim: the dimension along which its vectors lie.
+
+    Returns:
+        A tensor of the same shape.
     """
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(norm > 1e-12, norm, torch.inf)
 
 
 def same_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps [B, C, H, W], the larger one averaged down to the smaller one's height and width."""
+    """Average the larger of two feature maps down to the smaller one's height and width.
+
+    Args:
+        first: [B, C, H, W].
+        second: [B, C', H', W'].
+
+    Returns:
+        Both maps, [B, C, min(H, H'), min(W, W')] and [B, C', min(H, H'), min(W, W')].
+    """
     height, width = (min(sizes) for sizes in zip(first.shape[2:], second.shape[2:], strict=True))
     return _average(first, height, width), _average(second, height, width)
 
 
 def _average(x: Tensor, height: int, width: int) -> Tensor:
-    """F.adaptive_avg_pool2d as two matrix products: on CUDA the gradient of that one is not deterministic."""
+    """Compute F.adaptive_avg_pool2d as two matrix products: on CUDA its own gradient is not deterministic."""
     if x.shape[2:] == (height, width):
         return x
     return _windows(height, x.shape[2], x) @ x @ _windows(width, x.shape[3], x).mT
 
 
 def _windows(rows: int, columns: int, like: Tensor) -> Tensor:
-    """[rows, columns]: row i is the mean over i * columns / rows <= j < (i + 1) * columns / rows, rounded outwards."""
+    """Build the matrix [rows, columns] by which adaptive average pooling multiplies one dimension.
+
+    Row i averages over i * columns / rows <= j < (i + 1) * columns / rows, the bounds rounded outwards.
+    """
     i, j = torch.arange(rows, device=like.device)[:, None], torch.arange(columns, device=like.device)
     inside = (j >= i * columns // rows) & (j < -(-(i + 1) * columns // rows))
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)
@@ -92,6 +150,15 @@ def _windows(rows: int, columns: int, like: Tensor) -> Tensor:
 def same_sizes(
     student: Outputs, teacher: Outputs, layers: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The named layers' maps of student and teacher, each pair in the smaller one's height and width."""
+    """Bring the feature maps of student and teacher to the same size, layer by layer.
+
+    Args:
+        student: outputs with the maps [B, C, H, W] of all these layers.
+        teacher: the same of the teacher, with channels, heights and widths of its own.
+        layers: the layers' names.
+
+    Returns:
+        The student's maps and the teacher's maps by layer name; of each pair the larger is averaged down.
+    """
     pairs = {name: same_size(student.features[name], teacher.features[name]) for name in layers}
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}

@@ -1,4 +1,7 @@
-"""Knowledge distillation. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015."""
+"""Knowledge distillation: the student learns the teacher's softened predictions.
+
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
+"""
 
 from dataclasses import dataclass
 
@@ -8,15 +11,17 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms and sets the temperature of the predictions that are compared."""
+
     ce: NonNegative  # weight of the cross-entropy
     kl: NonNegative  # weight of the divergence from the teacher
     temperature: Positive
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + kl * T^2 KL(softmax(t(x) / T) || softmax(s(x) / T))."""
+    """Compute ce * CE(s(x), y) + kl * T^2 KL(softmax(t(x) / T) || softmax(s(x) / T))."""
     assert batch.teacher is not None
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

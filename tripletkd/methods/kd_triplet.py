@@ -1,4 +1,4 @@
-"""Triplet loss with distillation: the later version of the authors' public code for Oki et al., IJCNN 2020."""
+"""The triplet loss together with kd.py: the later version of the authors' public code for Oki et al., IJCNN 2020."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,19 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher", "negative"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the three terms, and sets the divergence's temperature and the triplets' margin."""
+
     ce: NonNegative  # weight of the cross-entropy
     kl: NonNegative  # weight of the divergence from the teacher
     temperature: Positive  # the authors' code has none, that is 1
-    triplet: NonNegative  # the paper's lambda
+    triplet: NonNegative  # weight of the triplet loss; the paper's lambda
     margin: NonNegative  # in units of the logits
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + kl * T^2 KL(t(x) / T || s(x) / T) + triplet * the triplet loss of triplet.py."""
+    """Compute ce * CE(s(x), y) + kl * T^2 KL(t(x) / T || s(x) / T) + triplet * the triplet loss of triplet.py."""
     assert batch.teacher is not None and batch.negative is not None
     student, teacher, negative = batch.student.logits, batch.teacher.logits, batch.negative.logits
     return {

@@ -1,4 +1,7 @@
-"""Regression on the teacher's logits. Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014."""
+"""Regression on logits: the student's logits should equal the teacher's.
+
+Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv 1312.6184.
+"""
 
 from dataclasses import dataclass
 
@@ -11,22 +14,32 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms."""
+
     ce: NonNegative  # weight of the cross-entropy; the paper uses none
     mse: NonNegative  # weight of the regression
 
 
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over images and classes of (s - t)^2; student, teacher: logits [B, classes].
+    """Compute the mean over images and classes of (s - t)^2.
 
-    The paper's equation 1 writes the sum over classes times 1/2: another constant factor, the same minimum.
+    Args:
+        student: logits s, [B, classes].
+        teacher: logits t, [B, classes].
+
+    Returns:
+        The mean, a scalar.
+
+    Source: the paper's equation 1, which writes the sum over classes times 1/2: another constant factor, the same
+    minimum.
     """
     return F.mse_loss(student, teacher)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + mse * MSE(s(x), t(x))."""
+    """Compute ce * CE(s(x), y) + mse * MSE(s(x), t(x))."""
     assert batch.teacher is not None
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

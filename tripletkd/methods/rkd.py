@@ -1,5 +1,6 @@
-"""Relational knowledge distillation. Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019,
-arXiv 1904.05068.
+"""Relational knowledge distillation: distances and angles between images should be as with the teacher.
+
+Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 """
 
 from dataclasses import dataclass
@@ -14,26 +15,37 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher", "features"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the three terms and names the layers whose features are compared."""
+
     ce: NonNegative  # weight of the cross-entropy
-    distance: NonNegative  # weight of the distances' difference, summed over the layers
-    angle: NonNegative  # weight of the angles' difference, summed over the layers
+    distance: NonNegative  # weight of the difference of distances, summed over the layers
+    angle: NonNegative  # weight of the difference of angles, summed over the layers
     layers: list[Layer]
 
 
 def distance(student: Tensor, teacher: Tensor, squared: bool = False) -> Tensor:
-    """mean over all pairs i, j of huber(psi_s - psi_t), psi_ij = d_ij / mean of the positive d, d_ij = ||f_i - f_j||_2.
+    """Compare the distances between images, relative to their mean.
 
-    huber(x) is x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond. With `squared` d is the squared distance. Two images with
-    equal features are at d^2 = 1e-12 and get no gradient. student, teacher: features [B, ...].
+        mean over all pairs i, j of huber(psi_s - psi_t),  psi_ij = d_ij / mean of the positive d,
+        d_ij = ||f_i - f_j||_2,  huber(x) = x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond
+
+    Args:
+        student: features f, [B, ...].
+        teacher: features f, [B, ...].
+        squared: whether d is the squared distance.
+
+    Returns:
+        The mean over the B * B pairs, a scalar. Two images with equal features are at d^2 = 1e-12 and get no gradient.
+
     Source: the paper's section 3.2.1; that the diagonal counts, and what equal features give, is its code's.
     """
     return F.smooth_l1_loss(_relative_distances(student, squared), _relative_distances(teacher, squared))
 
 
 def _relative_distances(features: Tensor, squared: bool) -> Tensor:
-    """[B, B]; all 0 where there is one image only, which has no distance to divide by."""
+    """Return psi, [B, B]; all 0 where there is one image only, which has no distance to divide by."""
     distances = _differences(features).square().sum(2).clamp(min=1e-12)
     distances = distances if squared else distances.sqrt()
     others = len(distances) * (len(distances) - 1)
@@ -43,9 +55,17 @@ def _relative_distances(features: Tensor, squared: bool) -> Tensor:
 
 
 def angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over all i, j, k of huber(cos_s - cos_t), cos_ijk = e_ij . e_ik, e_ij = (f_i - f_j) / ||f_i - f_j||_2.
+    """Compare the angles at image i between the directions to images j and k.
 
-    Where i = j, or two images have equal features, e_ij is 0. student, teacher: features [B, ...].
+        mean over all i, j, k of huber(cos_s - cos_t),  cos_ijk = e_ij . e_ik,  e_ij = (f_i - f_j) / ||f_i - f_j||_2
+
+    Args:
+        student: features f, [B, ...].
+        teacher: features f, [B, ...].
+
+    Returns:
+        The mean over the B * B * B triples, a scalar. Where i = j, or two images have equal features, e_ij is 0.
+
     Source: the paper's section 3.2.2; that triples with equal indices count is its code's.
     """
     e_s, e_t = (unit(_differences(features), dim=2) for features in (student, teacher))
@@ -53,13 +73,13 @@ def angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _differences(features: Tensor) -> Tensor:
-    """f_i - f_j: [B, B, D]. Not by products of features, which cancel where two images are near."""
+    """Return f_i - f_j, [B, B, D]; not by products of features, which cancel where two images are near."""
     flat = features.flatten(1)
     return flat[:, None] - flat
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + distance * distances' difference + angle * angles' difference, summed over layers."""
+    """Compute ce * CE(s(x), y) + distance * distances' difference + angle * angles' difference, summed over layers."""
     assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {

@@ -1,4 +1,4 @@
-"""No teacher: the student alone, trained on the labels. What every method must beat."""
+"""The student alone, trained on the labels without a teacher: what every method must beat."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,13 @@ from tripletkd.types import Batch, Term
 NEEDS: frozenset[str] = frozenset()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the only term."""
+
     ce: NonNegative  # weight of the cross-entropy
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y)."""
+    """Compute ce * CE(s(x), y)."""
     return {"ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels))}

@@ -1,4 +1,7 @@
-"""Similarity-preserving distillation. Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019."""
+"""Similarity-preserving distillation: images that are alike for the teacher should be alike for the student.
+
+Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
+"""
 
 from dataclasses import dataclass
 
@@ -11,24 +14,35 @@ from tripletkd.types import Batch, Term
 NEEDS = frozenset({"teacher", "features"})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms and names the layers whose features are compared."""
+
     ce: NonNegative  # weight of the cross-entropy
-    similarity: NonNegative  # weight of the similarities' difference, summed over the layers; the paper's gamma
+    similarity: NonNegative  # weight of the difference of similarities, summed over the layers; the paper's gamma
     layers: list[Layer]
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """||G_s - G_t||_F^2 / B^2, where row i of G is g / ||g||_2 with g_j = f_i . f_j.
+    """Compare the similarity matrices of the batch.
 
-    student, teacher: features [B, ...], f_i those of image i as one vector. Source: the paper's section 3.
+        ||G_s - G_t||_F^2 / B^2,  row i of G is g / ||g||_2 with g_j = f_i . f_j
+
+    Args:
+        student: features, [B, ...]; those of image i as one vector are f_i.
+        teacher: features, [B, ...].
+
+    Returns:
+        The mean over the B * B elements, a scalar.
+
+    Source: the paper's section 3.
     """
     g_s, g_t = (unit(f @ f.mT, dim=1) for f in (student.flatten(1), teacher.flatten(1)))
     return F.mse_loss(g_s, g_t)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + similarity * sum over layers of the difference of the images' similarities."""
+    """Compute ce * CE(s(x), y) + similarity * sum over layers of the difference of the images' similarities."""
     assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {

@@ -1,11 +1,12 @@
-"""What can be varied about triplet.py, for ablations: temperature, anchor, negatives, normalised outputs.
+"""Variants of triplet.py for the ablations: temperature, anchor, choice of negatives, normalised outputs.
 
-With `kl: 0, anchor: teacher, negatives: drawn, normalise: false` it is triplet.py; with `kl: 1` instead, kd_triplet.py;
-with `triplet: 0`, kd.py; with neither, scratch.py. The variations are ours: Oki et al., IJCNN 2020, have none of them.
+With `kl: 0, anchor: teacher, negatives: drawn, normalise: false` this is triplet.py; with `kl: 1` instead,
+kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN 2020, have
+none of them.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +15,25 @@ from torch import Tensor
 from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, unit
 from tripletkd.types import Batch, Term
 
-Anchor = Annotated[str, "in teacher student"]
-Negatives = Annotated[str, "in drawn batch hardest all"]
-IN_BATCH = ("batch", "hardest", "all")
+IN_BATCH = ("batch", "hardest", "all")  # choices of negatives that take them from the batch itself
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the three terms and says which variant of the triplets is meant."""
+
     ce: NonNegative  # weight of the cross-entropy
     kl: NonNegative  # weight of the divergence from the teacher
     temperature: Positive  # of that divergence
-    triplet: NonNegative  # the paper's lambda
+    triplet: NonNegative  # weight of the triplets; the paper's lambda
     margin: NonNegative  # in units of the outputs that are compared
-    anchor: Anchor  # teacher: t(x), with s(x) and s(x'); student: s(x), with t(x) and t(x')
-    negatives: Negatives  # drawn: x' from the training split, as the paper; else from the batch, see `in_batch`
+    anchor: Literal["teacher", "student"]  # teacher: t(x), with s(x) and s(x'); student: s(x), with t(x) and t(x')
+    negatives: Literal["drawn", "batch", "hardest", "all"]  # drawn: x' as in the paper; else see `in_batch`
     normalise: bool  # compare logits of length 1, whose distances are 0 to 2; the paper: raw logits
 
 
 def needs(params: Params) -> frozenset[str]:
-    """Images x' and outputs of theirs only where the variant uses them."""
+    """Say which outputs the variant uses: the teacher's, and those for images x', only where they count."""
     wanted = {"teacher"} if params.kl or params.triplet else set()
     if params.triplet and params.negatives == "drawn":
         wanted |= {"negative"} if params.anchor == "teacher" else {"negative", "teacher_negative"}
@@ -40,24 +41,38 @@ def needs(params: Params) -> frozenset[str]:
 
 
 def hinge(near: Tensor, far: Tensor, weight: Tensor, margin: float) -> Tensor:
-    """mean_i sum_j w_ij max(0, near_i - far_ij + margin).
+    """Compute the triplet loss with several weighted negatives for each anchor.
 
-    near: ||a_i - p_i||, [B]; far: ||a_i - n_j||, [B, J]; weight: of each negative, [B, J], rows that sum to 1, or to 0
-    where an image has no negative.
+        mean_i sum_j w_ij max(0, near_i - far_ij + margin)
+
+    Args:
+        near: distances to the positives, ||a_i - p_i||, [B].
+        far: distances to the negatives, ||a_i - n_j||, [B, J].
+        weight: w, the weight of each negative, [B, J]; its rows sum to 1, or to 0 where an image has no negative.
+        margin: in units of the distances.
+
+    Returns:
+        The mean over the batch, a scalar.
     """
     return (weight * F.relu(near[:, None] - far + margin)).sum(1).mean()
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
-    """||first - second + e||_2 over the last dimension, e = 1e-6 added to every element, as in triplet_margin."""
+    """Compute ||first - second + e||_2 over the last dimension, e = 1e-6 in every element as in triplet_margin."""
     return torch.linalg.vector_norm(first - second + 1e-6, dim=-1)
 
 
 def in_batch(kind: str, labels: Tensor, far: Tensor) -> Tensor:
-    """The weights w_ij [B, B] of the batch's images j as negatives of its images i; 0 for those of the same class.
+    """Weigh the batch's images j as negatives of its images i.
 
-    batch: the next image of another class, in the batch's order, which is random: one drawn at random.
-    hardest: the one nearest to the anchor, by far [B, B]. all: each of them alike.
+    Args:
+        kind: "batch" takes the next image of another class in the batch's order, which is random, so that it is one
+            drawn at random; "hardest" takes the one nearest to the anchor; "all" takes each of them alike.
+        labels: [B], int64.
+        far: the distances by which "hardest" judges, [B, B].
+
+    Returns:
+        The weights w_ij, [B, B]; 0 for images of the same class.
     """
     size = len(labels)
     other = labels[:, None] != labels
@@ -70,7 +85,7 @@ def in_batch(kind: str, labels: Tensor, far: Tensor) -> Tensor:
 
 
 def triplets(batch: Batch, params: Params) -> Tensor:
-    """The term that `triplet` weighs: hinge over the anchor's and the negatives' side that `anchor` says."""
+    """Compute the triplet loss of the variant that params.anchor, .negatives and .normalise describe, a scalar."""
     assert batch.teacher is not None
     student, teacher = _logits(batch.student.logits, params), _logits(batch.teacher.logits, params)
     anchor, positive = (teacher, student) if params.anchor == "teacher" else (student, teacher)
@@ -89,7 +104,10 @@ def _logits(logits: Tensor, params: Params) -> Tensor:
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + kl * T^2 KL(t(x) / T || s(x) / T) + triplet * triplets; terms of weight 0 are left out."""
+    """Compute ce * CE(s(x), y) + kl * T^2 KL(t(x) / T || s(x) / T) + triplet * triplets.
+
+    Terms of weight 0, but for the cross-entropy, are left out.
+    """
     terms = {"ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels))}
     if params.kl:
         assert batch.teacher is not None

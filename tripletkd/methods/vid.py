@@ -1,5 +1,6 @@
-"""Variational information distillation. Ahn et al., "Variational Information Distillation for Knowledge Transfer",
-CVPR 2019, arXiv 1904.05835.
+"""Variational information distillation: the student's map should tell as much as possible about the teacher's.
+
+Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
 """
 
 import math
@@ -17,8 +18,10 @@ NEEDS = frozenset({"teacher", "features"})
 EPS = 1e-5  # the least variance
 
 
-@dataclass
+@dataclass(frozen=True)
 class Params:
+    """Weighs the two terms, names the layers whose maps are compared, and sets the first variance."""
+
     ce: NonNegative  # weight of the cross-entropy
     information: NonNegative  # weight of the information, summed over the layers
     layers: list[Map]
@@ -26,10 +29,20 @@ class Params:
 
 
 def information(gaussian: tuple[Tensor, Tensor], teacher: Tensor, eps: float = EPS) -> Tensor:
-    """mean over all elements of ((t - mean)^2 / v_c + log v_c) / 2, v = log(1 + exp(log_scale)) + eps.
+    """Compute the negative log-likelihood, but for a constant, of the teacher's map under the student's Gaussian.
 
-    The negative log-likelihood, but for a constant, of the teacher's features under a Gaussian that the student names:
-    a bound on how much information they share. gaussian: mean [B, C, H, W] and log_scale [C]; teacher: [B, C, H, W].
+        mean over all elements of ((t - mean)^2 / v_c + log v_c) / 2,  v = log(1 + exp(log_scale)) + eps
+
+    It bounds how much information the two maps share.
+
+    Args:
+        gaussian: mean, [B, C, H, W], and log_scale, [C].
+        teacher: the teacher's feature map t, [B, C, H, W].
+        eps: the least variance.
+
+    Returns:
+        The mean over all elements, a scalar.
+
     Source: the paper's section 2.
     """
     mean, log_scale = gaussian
@@ -39,12 +52,18 @@ def information(gaussian: tuple[Tensor, Tensor], teacher: Tensor, eps: float = E
 
 
 def initial_log_scale(variance: float, eps: float = EPS) -> float:
-    """The log_scale for which v in `information` is `variance`."""
+    """Return the log_scale for which v in `information` is the given variance."""
     return variance - eps + math.log(-math.expm1(eps - variance))
 
 
 class Gaussian(nn.Module):
-    """What the student's map says of the teacher's: a mean at each place, and a log-scale for each channel."""
+    """Predicts the teacher's map from the student's: a mean at each place, and a log-scale for each channel.
+
+    Args:
+        student: the number of the student's channels.
+        teacher: the number of the teacher's channels.
+        variance: the variance of every channel before training.
+    """
 
     def __init__(self, student: int, teacher: int, variance: float) -> None:
         super().__init__()
@@ -54,22 +73,32 @@ class Gaussian(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher,), initial_log_scale(variance)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [B, student's channels, H, W] to a mean [B, teacher's channels, H, W] and a log-scale [channels]."""
         return self.mean(x), self.log_scale
 
 
-def layers(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """A Gaussian for each layer."""
+def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
+    """Build a Gaussian for each layer.
+
+    Args:
+        student: the student's outputs for two images, from which the numbers of channels are taken.
+        teacher: the teacher's.
+        params: the method's parameters.
+
+    Returns:
+        A module from the student's maps to a mean and a log-scale each, both by layer name.
+    """
     channels = {name: (student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
     return PerLayer({name: Gaussian(*pair, params.variance) for name, pair in channels.items()})
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
-    """ce * CE(s(x), y) + information * sum over layers of -log N(teacher's map; mean and variance from student's)."""
-    assert batch.teacher is not None and batch.layers is not None
+    """Compute ce * CE(s(x), y) + information * sum over layers of -log N(teacher's map; student's Gaussian)."""
+    assert batch.teacher is not None and batch.adapters is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "information": Term(
-            params.information, over_layers(params.layers, information, batch.layers(student), teacher)
+            params.information, over_layers(params.layers, information, batch.adapters(student), teacher)
         ),
     }

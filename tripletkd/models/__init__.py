@@ -1,4 +1,9 @@
-"""The networks, by name: the paper's, the field's, torchvision's. `forward` returns logits and features for methods."""
+"""The registry of networks: the paper's, those of the CIFAR comparisons, and torchvision's.
+
+Every network is made for (channels, size, classes) and takes images [B, channels, size, size]; its `forward` returns
+Outputs, the logits and the features that methods may compare. A new network is one entry in NETWORKS. Its attribute
+`fusible` says whether seeds may be computed together (see training/ensemble.py).
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletkd.errors import UserError
-from tripletkd.models.cifar import FIELD
+from tripletkd.models.cifar import CIFAR_NETWORKS
 from tripletkd.models.paper import PaperStudent, PaperTeacher
 from tripletkd.models.torchvision import TorchvisionNetwork
 
@@ -18,13 +23,13 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "paper_student": PaperStudent,
     "paper_teacher_quarter": partial(PaperTeacher, width=8),
     "paper_student_quarter": partial(PaperStudent, width=8),
-    **FIELD,
+    **CIFAR_NETWORKS,
 }
-TORCHVISION = "torchvision/"  # before a name of torchvision.models
+TORCHVISION = "torchvision/"  # precedes the name of an image classifier of torchvision.models
 
 
 def known(name: str) -> bool:
-    """Whether `build` takes that name: one of NETWORKS, or torchvision/NAME for an image classifier there."""
+    """Say whether `build` takes that name: one of NETWORKS, or torchvision/NAME for an image classifier there."""
     if not name.startswith(TORCHVISION):
         return name in NETWORKS
     import torchvision.models
@@ -33,29 +38,42 @@ def known(name: str) -> bool:
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """A network of a `known` name for images [H, W, C], its initial weights drawn from `seed`.
+    """Build a network with initial weights drawn from a seed.
 
-    UserError if the images are too small, not square, or not what the network takes.
+    Args:
+        name: a `known` name.
+        image_shape: height, width and channels of the images.
+        classes: the number of logits.
+        seed: determines the initial weights, and dropout's noise in training.
+
+    Returns:
+        The network in training mode, on the CPU.
+
+    Raises:
+        UserError: the images are too small, not square, or not what the network takes.
     """
     height, width, channels = image_shape
     if height != width or height < 8:
         raise UserError(f"{name} takes square images of at least 8 x 8 pixels, the data set has {height} x {width}")
-    make = NETWORKS.get(name) or partial(TorchvisionNetwork, name.removeprefix(TORCHVISION))
+    if name.startswith(TORCHVISION):
+        make: Callable[[int, int, int], nn.Module] = partial(TorchvisionNetwork, name.removeprefix(TORCHVISION))
+    else:
+        make = NETWORKS[name]
     return seeded(seed, partial(make, channels, height, classes))
 
 
 def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """A module whose initial weights are drawn from `seed`; the global generator is left as it was."""
+    """Call `make` with PyTorch's global generator seeded, and leave the generator as it was before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def weights(network: nn.Module) -> OrderedDict[str, Tensor]:
-    """What a network's file holds: parameters and persistent buffers, on the CPU."""
+    """Copy to the CPU what a network's file holds: its parameters and its persistent buffers, by name."""
     return OrderedDict((name, tensor.detach().cpu().contiguous()) for name, tensor in network.state_dict().items())
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Trained numbers, without buffers."""
+    """Count the numbers that training changes, that is without buffers."""
     return sum(p.numel() for p in network.parameters())

@@ -1,15 +1,18 @@
-"""Dropout that a seed determines, alone, stacked with other seeds or resumed."""
+"""Dropout whose noise a seed determines, whether it is trained alone, together with other seeds, or resumed."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout whose noise is a function of a key and a step counter, both buffers.
+    """Drops units by noise that is a function of a key and a step counter, both buffers.
 
-    Trained alone or stacked with other seeds, resumed from a checkpoint or not, a network drops the same units: the
+    Trained alone or together with other seeds, resumed from a checkpoint or not, a network drops the same units: the
     generator's whole state is in its buffers. The noise is Widynski's "squares" generator (arXiv 2004.06278, four
     rounds), counter = step * 2^32 + index of the element, in wrapping 64-bit integer arithmetic, on any device.
+
+    Args:
+        p: the probability that a unit is dropped.
     """
 
     key: Tensor
@@ -18,12 +21,19 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        # An odd 62-bit key from the generator that also draws the initial weights: a stream a layer and a seed.
+        # An odd 62-bit key from the generator that also draws the initial weights: each seed's each module its stream.
         self.register_buffer("key", torch.randint(2**62, ()) | 1, persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, units, ...], or of several folded seeds [B, S * units, ...] with key and step [S]."""
+        """Drop units of x, and scale up the others, in training mode; return x unchanged in eval mode.
+
+        Args:
+            x: [B, units, ...], or of S seeds computed together [B, S * units, ...], where key and step are [S].
+
+        Returns:
+            A tensor of the same shape.
+        """
         if not self.training or self.p == 0.0:
             return x
         key, step = (t.view(1, -1, *(1 for _ in x.shape[1:])) for t in (self.key, self.step))
@@ -35,7 +45,7 @@ class Dropout(nn.Module):
 
 
 def _uniform(counter: Tensor, key: Tensor) -> Tensor:
-    """Numbers in [0, 1), 24 bits each, from int64 counters and a key."""
+    """Compute numbers in [0, 1), of 24 bits each, from int64 counters and keys."""
     x = y = counter * key
     z = y + key
     for addend in (y, z, y):

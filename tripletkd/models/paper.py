@@ -1,5 +1,7 @@
 """The teacher and the student of Oki et al., IJCNN 2020."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,22 +10,29 @@ from tripletkd.types import Outputs
 
 
 class PaperTeacher(nn.Module):
-    """The teacher of Oki et al.: five 3x3 convolutions, each relu THEN batch norm, pooled after 1, 2 and 5; three fc.
+    """The teacher of Oki et al.: five 3x3 convolutions and three linear layers.
 
-    With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64, 64-64, 64-128; fc 2048-512-128-classes.
-    Other widths and image sizes scale it. Features: stage1 to stage3 (after pooling), embedding (before the logits).
+    Each convolution is followed by relu and THEN batch norm, and numbers 1, 2 and 5 by pooling. With width 32 and
+    3 x 32 x 32 images: conv 3-32, 32-32, 32-64, 64-64, 64-128; linear 2048-512-128-classes. Other widths and image
+    sizes scale it. The features are stage1 to stage3 (after pooling) and embedding (before the logits).
+
+    Args:
+        channels: the images' channels.
+        size: the images' height and width.
+        classes: the number of logits.
+        width: the number of the first convolution's channels.
+        dropout: the probability with which the first two linear layers' outputs are dropped.
     """
 
-    foldable = True  # see ensemble.fold
+    fusible = True
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32, dropout: float = 0.5) -> None:
         super().__init__()
         w = width
-        for i, (before, after) in enumerate(
-            [(channels, w), (w, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)], start=1
-        ):
-            self.add_module(f"conv{i}", nn.Conv2d(before, after, 3, padding=1))
-            self.add_module(f"batchnorm{i}", nn.BatchNorm2d(after))
+        widths = (channels, w, w, 2 * w, 2 * w, 4 * w)
+        for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, 3, padding=1))
+            self.add_module(f"batchnorm{i}", nn.BatchNorm2d(outputs))
         self.fc1 = nn.Linear(4 * w * (size // 8) ** 2, 16 * w)
         self.fc2 = nn.Linear(16 * w, 4 * w)
         self.fc3 = nn.Linear(4 * w, classes)
@@ -34,7 +43,7 @@ class PaperTeacher(nn.Module):
         return self.get_submodule(f"batchnorm{i}")(F.relu(self.get_submodule(f"conv{i}")(x)))
 
     def forward(self, x: Tensor) -> Outputs:
-        """x: images [B, channels, size, size]."""
+        """Return the Outputs for images [B, channels, size, size]."""
         stage1 = F.max_pool2d(self._block(1, x), 2)
         stage2 = F.max_pool2d(self._block(2, stage1), 2)
         stage3 = F.max_pool2d(self._block(5, self._block(4, self._block(3, stage2))), 2)
@@ -46,13 +55,19 @@ class PaperTeacher(nn.Module):
 
 
 class PaperStudent(nn.Module):
-    """The student of Oki et al.: three 3x3 convolutions, relu and pooling after each, two linear layers, no batch norm.
+    """The student of Oki et al.: three 3x3 convolutions and two linear layers, without batch norm.
 
-    With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64; fc 1024-128-classes.
-    Other widths and image sizes scale it. Features as in PaperTeacher.
+    Each convolution is followed by relu and pooling. With width 32 and 3 x 32 x 32 images: conv 3-32, 32-32, 32-64;
+    linear 1024-128-classes. Other widths and image sizes scale it. The features are those of PaperTeacher.
+
+    Args:
+        channels: the images' channels.
+        size: the images' height and width.
+        classes: the number of logits.
+        width: the number of the first convolution's channels.
     """
 
-    foldable = True
+    fusible = True
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -63,8 +78,8 @@ class PaperStudent(nn.Module):
         self.fc2 = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Outputs:
-        """x: images [B, channels, size, size]."""
-        # The relu of the largest is the largest relu, of a quarter of the numbers.
+        """Return the Outputs for images [B, channels, size, size]."""
+        # Pooled first: relu of the maximum equals the maximum of relus, and is of a quarter of the numbers.
         stage1 = F.relu(F.max_pool2d(self.conv1(x), 2))
         stage2 = F.relu(F.max_pool2d(self.conv2(stage1), 2))
         stage3 = F.relu(F.max_pool2d(self.conv3(stage2), 2))

@@ -1,4 +1,4 @@
-"""The image classifiers of torchvision.models, untrained."""
+"""The image classifiers of torchvision.models, with initial weights drawn from the seed."""
 
 import copy
 
@@ -11,13 +11,23 @@ from tripletkd.types import Outputs
 
 
 class TorchvisionNetwork(nn.Module):
-    """An untrained image classifier of torchvision.models, its last linear layer kept apart for the embedding's sake.
+    """Wraps an untrained image classifier of torchvision.models.
 
-    Its dropout layers become ours, a function of the seed. UserError for what does not fit: images that are not RGB or
-    too small for it, blocks dropped by PyTorch's global generator, several outputs, no linear layer at the end.
+    Its last linear layer is kept apart, so that the layer's inputs can be returned as the feature embedding. Its
+    dropout is replaced by ours, whose noise is a function of the seed.
+
+    Args:
+        name: the classifier's name in torchvision.models.
+        channels: the images' channels.
+        size: the images' height and width.
+        classes: the number of logits.
+
+    Raises:
+        UserError: the images are not RGB or too small, or the classifier drops whole blocks by PyTorch's global
+            generator, has several outputs, or does not end with a linear layer.
     """
 
-    foldable = False  # it may hold layers that mix channels
+    fusible = False  # it may hold modules that mix channels
 
     def __init__(self, name: str, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -28,20 +38,20 @@ class TorchvisionNetwork(nn.Module):
             raise UserError(f"torchvision/{name} takes RGB images, the data set has {channels} channel(s)")
         self.body: nn.Module = get_model(name, num_classes=classes, weights=None)
         self.head: nn.Module = nn.Identity()
-        place = ""
-        for inner, module in list(self.body.named_modules()):
+        last_linear = ""
+        for path, module in list(self.body.named_modules()):
             if isinstance(module, StochasticDepth):
                 raise UserError(f"torchvision/{name} drops whole blocks by a generator that no seed of a run reaches")
             if isinstance(module, nn.Dropout):
-                self.body.set_submodule(inner, Dropout(module.p))
+                self.body.set_submodule(path, Dropout(module.p))
             elif isinstance(module, nn.Linear):
-                place, self.head = inner, module
-        if place:
-            self.body.set_submodule(place, nn.Identity())
-        self._try(name, size)
+                last_linear, self.head = path, module
+        if last_linear:
+            self.body.set_submodule(last_linear, nn.Identity())
+        self._check_embedding(name, size)
 
-    def _try(self, name: str, size: int) -> None:
-        """Two images through a copy in training mode: only then do some networks have further outputs."""
+    def _check_embedding(self, name: str, size: int) -> None:
+        """Pass two images through a copy in training mode: only then do some networks have further outputs."""
         try:
             embedding = copy.deepcopy(self.body)(torch.zeros(2, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -50,6 +60,6 @@ class TorchvisionNetwork(nn.Module):
             raise UserError(f"torchvision/{name} is not usable here: its one output must come from a linear layer")
 
     def forward(self, x: Tensor) -> Outputs:
-        """x: images [B, 3, size, size]."""
+        """Return the Outputs for images [B, 3, size, size]; the only feature is embedding."""
         embedding = self.body(x)
         return Outputs(self.head(embedding), {"embedding": embedding})

@@ -4,8 +4,9 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,14 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tripletkd.errors import UserError
+from tripletkd.errors import Paused
 from tripletkd.files import whole
 
 PROGRESS = "progress"  # a tensor of JSON's bytes: the header, where such things belong, is limited to 100 MB
-
-
-class Paused(UserError):
-    """The run was stopped at a checkpoint; it goes on from there when it is started again."""
 
 
 @dataclass
@@ -32,6 +29,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)  # of the machines that trained it, in order
 
 
 class Checkpoint:
@@ -45,9 +43,28 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, fingerprint: str, minutes: float = 5.0, deadline: float | None = None, more: bool = False
+        self,
+        path: Path,
+        fingerprint: str,
+        seeds: Sequence[int] = (),
+        environment: Mapping[str, Any] | None = None,
+        minutes: float = 5.0,
+        deadline: float | None = None,
+        more: bool = False,
     ) -> None:
-        self.path, self.fingerprint = path, fingerprint
+        """Describe the file and when it is written.
+
+        Args:
+            path: of the file.
+            fingerprint: of all that the run depends on; not the machine.
+            seeds: that are trained together, for whoever looks for a checkpoint of theirs.
+            environment: of this machine; a run that moves from one to another has both in its progress.
+            minutes: between two checkpoints.
+            deadline: of time.monotonic(), after which the run is stopped.
+            more: whether there is more to do after the last epoch, so that a stop still has to be said.
+        """
+        self.path, self.fingerprint, self.seeds = path, fingerprint, list(seeds)
+        self.environment = dict(environment or {})
         self.minutes, self.deadline, self.more = minutes, deadline, more
         self.saved = time.monotonic()
         self.signal: str | None = None
@@ -55,7 +72,8 @@ class Checkpoint:
 
     def __enter__(self) -> "Checkpoint":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as for a process that another one looks after
+                self.handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -89,35 +107,64 @@ class Checkpoint:
         state = torch.frombuffer(bytearray(json.dumps(vars(progress)).encode()), dtype=torch.uint8)
         content = {PROGRESS: state, **{name: tensor.contiguous() for name, tensor in tensors.items()}}
         with whole(self.path) as beside:
-            beside.write_bytes(save(content, {"fingerprint": self.fingerprint, "sha256": _digest(content)}))
+            beside.write_bytes(save(content, self._header(content)))
         self.saved = time.monotonic()
 
+    def _header(self, content: Mapping[str, Tensor]) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "seeds": json.dumps(self.seeds), "sha256": _digest(content)}
+
     def load(self, tensors: Mapping[str, Tensor]) -> Progress:
-        """Put the tensors where the file left them; a new Progress if there is no file of this run that can be read."""
+        """Put the tensors where the file left them, and return what is done; nothing, if no file is of this run.
+
+        A file that is not used is moved aside, and its new place is named.
+        """
         from safetensors import SafetensorError, safe_open
 
+        anew = Progress(environments=[self.environment])
         if not self.path.exists():
-            return Progress()
+            return anew
         try:
             with safe_open(self.path, "pt") as file:
                 if file.metadata()["fingerprint"] != self.fingerprint:
-                    tqdm.write(f"{self.path}: belongs to a run with other inputs; starting anew")
-                    return Progress()
+                    self._set_aside("belongs to a run with other inputs")
+                    return anew
                 saved = {name: file.get_tensor(name) for name in (PROGRESS, *tensors)}
                 if file.metadata()["sha256"] != _digest(saved):
                     raise ValueError("its bytes are not those that were written")
             state = json.loads(saved[PROGRESS].numpy().tobytes())
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            tqdm.write(f"{self.path}: cannot be read ({error}); starting anew")
-            return Progress()
+            self._set_aside(f"cannot be read ({error})")
+            return anew
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
         failed = {int(seed): why for seed, why in state["failed"].items()}
         tqdm.write(f"{self.path}: going on after epoch {state['epoch']}")
-        return Progress(state["epoch"], state["seconds"], state["history"], failed)
+        environments = [*state["environments"]]
+        if self.environment not in environments[-1:]:
+            environments.append(self.environment)
+        return Progress(state["epoch"], state["seconds"], state["history"], failed, environments)
+
+    def _set_aside(self, reason: str) -> None:
+        aside = next(
+            path for i in count(1) if not (path := self.path.with_suffix(f".unused-{i}{self.path.suffix}")).exists()
+        )
+        self.path.replace(aside)
+        tqdm.write(f"{self.path}: {reason}; moved to {aside.name}, starting anew")
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     from safetensors.torch import save
 
     return hashlib.sha256(save(dict(tensors))).hexdigest()
+
+
+def read_header(path: Path) -> tuple[str, list[int]] | None:
+    """Read of which run a checkpoint is, and of which seeds; None if the file cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        return header["fingerprint"], [int(seed) for seed in json.loads(header["seeds"])]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None

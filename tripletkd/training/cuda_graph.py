@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from tripletkd.data.batches import Plan
-
-Terms = dict[str, Tensor]
+from tripletkd.training.trainer import Terms
 
 
 class Recording(NamedTuple):

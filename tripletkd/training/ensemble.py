@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tripletkd.training.compute import Compute
 from tripletkd.types import Outputs
 
 State = dict[str, Tensor]
 
 
-def stack(modules: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> tuple[State, State]:
-    """Parameters, which require gradients, and buffers of equal modules, [S, ...] each."""
+def stack(modules: Sequence[nn.Module], compute: Compute) -> tuple[State, State]:
+    """Stack the parameters, which then require gradients, and the buffers of equal modules: [S, ...] each, by name."""
 
     def convert(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        return tensor.detach().to(compute.device, compute.dtype if tensor.is_floating_point() else tensor.dtype)
 
     params = {
         name: torch.stack([convert(m.get_parameter(name)) for m in modules])
@@ -28,8 +29,11 @@ def stack(modules: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     return {name: param.requires_grad_() for name, param in params.items()}, buffers
 
 
-class FoldedLinear(nn.Module):
-    """Linear layers of S seeds, [B, S * inputs] -> [B, S * outputs]; weight [S, outputs, inputs], bias [S, outputs]."""
+class FusedLinear(nn.Module):
+    """Apply the linear layers of S seeds: [B, S * inputs] -> [B, S * outputs].
+
+    weight: [S, outputs, inputs]; bias: [S, outputs].
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -40,50 +44,42 @@ class FoldedLinear(nn.Module):
         return torch.baddbmm(self.bias[:, None], by_seed, self.weight.mT).transpose(0, 1).flatten(1)
 
 
-def fold(network: nn.Module, seeds: int) -> nn.Module:
-    """The network of S seeds as one whose channels are all seeds' channels, seed by seed.
+def fuse(network: nn.Module, seeds: int) -> nn.Module:
+    """Make one network of S seeds, whose channels are all seeds' channels, seed by seed.
 
     Convolutions get S times as many groups; linear layers a matrix a seed; all else works on each channel as before.
-    One large kernel then does what S small ones did. Only for networks that say they are `foldable`.
+    One large kernel then does what S small ones did. Only for networks that say they are `fusible`.
     """
-    folded = copy.deepcopy(network)
-    for name, module in list(folded.named_modules()):
+    fused = copy.deepcopy(network)
+    for name, module in list(fused.named_modules()):
         if isinstance(module, nn.Conv2d):
             module.groups *= seeds
         elif isinstance(module, nn.Linear):
-            linear = FoldedLinear(*(t.detach().expand(seeds, *t.shape) for t in (module.weight, module.bias)))
-            folded.set_submodule(name, linear)
-    return folded
+            linear = FusedLinear(*(t.detach().expand(seeds, *t.shape) for t in (module.weight, module.bias)))
+            fused.set_submodule(name, linear)
+    return fused
 
 
 class Ensemble:
-    """One network for several seeds.
+    """One network for several seeds, computed together in each kernel (see `fuse`) or one seed after the other.
 
-    `folded` computes all seeds in each kernel (see `fold`), otherwise one seed after the other. Which is faster depends
-    on the device and the size of the images; the results are the same but for rounding. features: whether its outputs
-    have them, or the logits alone.
+    Which is faster depends on the device and the size of the images; the results are the same but for rounding.
     """
 
-    def __init__(
-        self,
-        members: Sequence[nn.Module],
-        device: torch.device,
-        dtype: torch.dtype,
-        folded: bool,
-        features: bool = False,
-    ) -> None:
+    def __init__(self, members: Sequence[nn.Module], compute: Compute, features: bool = False) -> None:
+        """Copy the members to the device of `compute`; features: whether outputs have them, or the logits alone."""
         self.size, self.features = len(members), features
-        self.folded = folded and self.size > 1 and getattr(members[0], "foldable", False)
-        self.params, self.buffers = stack(members, device, dtype)
-        self.single = copy.deepcopy(members[0]).to(device=device, dtype=dtype)
-        self.template = fold(self.single, self.size) if self.folded else self.single
+        self.fused = compute.fuse_seeds and self.size > 1 and getattr(members[0], "fusible", False)
+        self.params, self.buffers = stack(members, compute)
+        self.single = copy.deepcopy(members[0]).to(device=compute.device, dtype=compute.dtype)
+        self.template = fuse(self.single, self.size) if self.fused else self.single
 
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs [S, B, ...] of images [S, B, C, H, W]; in training mode buffers are updated in place."""
-        if not self.folded:
+        if not self.fused:
             return Outputs.stack([self._one(state, x) for state, x in zip(self.states(), images, strict=True)])
         together = images.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        outputs = self._one(self._folded_state(), together)
+        outputs = self._one(self._fused_state(), together)
         return outputs.map(lambda t: t.unflatten(1, (self.size, -1)).movedim(1, 0))
 
     def _one(self, state: State | tuple[State, State], images: Tensor) -> Outputs:
@@ -96,12 +92,12 @@ class Ensemble:
         params, buffers = ([{k: v[index] for k, v in group.items()} for index in range(self.size)] for group in split)
         return list(zip(params, buffers, strict=True))
 
-    def _folded_state(self) -> State:
-        """What the folded template takes: channels of all seeds in one dimension, except where it keeps them apart."""
+    def _fused_state(self) -> State:
+        """What the fused template takes: channels of all seeds in one dimension, except where it keeps them apart."""
         apart = {
             f"{name}.{kind}"
             for name, m in self.template.named_modules()
-            if isinstance(m, FoldedLinear)
+            if isinstance(m, FusedLinear)
             for kind in ("weight", "bias")
         }
         state = self.params | self.buffers

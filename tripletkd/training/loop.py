@@ -1,148 +1,198 @@
-"""One training loop for the teacher and for every method, all seeds at once."""
+"""One training loop for the teacher and for every method, all seeds of a group at once."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tripletkd.data.batches import DeviceSplit, Plan, Sampler
+from tripletkd.data.batches import DeviceSplit, Plan
 from tripletkd.training.checkpoint import Checkpoint, Progress
-from tripletkd.training.cuda_graph import Captured, Terms
-from tripletkd.training.ensemble import Ensemble
-from tripletkd.training.optim import Recipe
-from tripletkd.training.trainer import Teacher, Trainer, accuracy, predictions, update
+from tripletkd.training.cuda_graph import Captured
+from tripletkd.training.trainer import Terms, Trainer
 
-TELL_EVERY = 60.0  # seconds, where there is no terminal to show a bar on
+LOG_EVERY = 60.0  # seconds, where there is no terminal to show a bar on
 
-Watch = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
+MetricsFn = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A finished run: the networks of the seeds that did not fail, the history, why the others failed, and its time."""
+class Monitoring:
+    """What is measured and shown while a run trains; nothing of it changes what is trained."""
+
+    evaluate_every: int = 1  # epochs; the last one is always evaluated
+    metrics_fn: MetricsFn | None = None
+    description: str = "training"
+    bar: bool = True  # on a terminal, for a line a minute
+    quiet: bool = False  # neither
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training leaves: the networks of the seeds that did not fail, the history, why the others failed."""
 
     networks: dict[int, nn.Module]
-    history: list[dict[str, float]]
+    history: list[dict[str, float]]  # a row for each seed and epoch
     failed: dict[int, str]
     seconds: float  # of all its epochs, those before an interruption among them
+    environments: list[dict[str, Any]] = field(default_factory=list)  # of each machine that it was trained on, in order
 
 
-def fit(
-    trainer: Trainer,
-    seeds: Sequence[int],
-    recipe: Recipe,
-    sampler: Sampler,
-    train: DeviceSplit,
-    test: DeviceSplit,
-    *,
-    teacher: Teacher | None = None,
-    watch: Watch | None = None,
-    evaluate_every: int = 1,
-    checkpoint: Checkpoint | None = None,
-    description: str = "training",
-    captured: bool = False,
-    quiet: bool = False,
-) -> Fitted:
+def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Checkpoint | None = None) -> TrainResult:
     """Train all seeds to the last epoch. The test split is measured, never used to choose.
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
-    every `evaluate_every` epochs and at the last one the accuracy on either split, in eval mode over all its images,
-    and what `watch` makes of the test split's logits. captured: on a GPU, run the steps as a CUDA graph.
-    A seed whose loss is not finite fails alone: its rows end before that epoch. Raises checkpoint.Paused. Unless
-    `quiet`, a terminal shows a bar with the time that is left, and a log gets a line a minute.
+    with every evaluation the accuracy on either split, in eval mode over all its images, and what `metrics_fn` makes of
+    the test split's logits. A seed whose loss is not finite fails alone: its rows end before that epoch. A terminal
+    shows a bar with the time that is left, a log gets a line a minute.
+
+    Raises:
+        checkpoint.Paused: if the run was stopped at a checkpoint.
     """
+    shown = monitoring or Monitoring()
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()
-    steps = -(-len(train) // recipe.batch_size)
-    hidden = True if quiet else None  # None: shown on a terminal only
-    bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps, desc=description, unit="step", disable=hidden)
-    step: Callable[[Plan], Terms] = partial(update, trainer, train, teacher)
-    step = Captured(step) if captured else step
-    plans = _plans(sampler, seeds, range(done.epoch + 1, recipe.epochs + 1))
-    told = time.monotonic()
-    with bar, checkpoint or nullcontext():
-        upcoming = next(plans, None)
-        while upcoming and len(done.failed) < len(seeds):
-            epoch, started = done.epoch + 1, time.monotonic()
-            trainer.begin_epoch(epoch, recipe.lr_at(epoch))
-            terms = _train_epoch(step, upcoming.map(lambda t: t.to(train.images.device)), recipe.batch_size, bar)
-            upcoming = next(plans, None)  # drawn while a GPU is still at work on this epoch and the host is idle
-            measured: dict[str, list[float]] = {}
-            if epoch % evaluate_every == 0 or epoch == recipe.epochs:
-                measured = _measure(trainer.students, train, test, watch)
-            rows = _record(done, seeds, epoch, recipe, terms, measured, len(train))
-            bar.set_postfix(summary := _summary(rows, terms), refresh=False)
+    step = Captured(trainer.step) if trainer.compute.cuda_graph else trainer.step
+    with _Reporter(trainer, shown, done) as reporter, checkpoint or nullcontext():
+        plan = _next_plan(trainer, done)
+        while plan and len(done.failed) < len(trainer.seeds):
+            started = time.monotonic()
+            epoch = done.epoch + 1
+            trainer.begin_epoch(epoch)
+            terms = _train_epoch(step, plan.map(lambda t: t.to(trainer.compute.device)), trainer, reporter)
+            plan = _next_plan(trainer, done, ahead=1)  # drawn while a GPU is still at work on this epoch
+            evaluated = epoch % shown.evaluate_every == 0 or epoch == trainer.recipe.epochs
+            rows = _rows(trainer, epoch, terms, _measure(trainer, shown.metrics_fn) if evaluated else {}, done)
+            done.history += rows
+            done.epoch = epoch
             done.seconds += time.monotonic() - started
-            if bar.disable and not quiet and time.monotonic() - told >= TELL_EVERY:
-                print(_line(description, done, recipe.epochs, summary), flush=True)
-                told = time.monotonic()
+            reporter.epoch(rows, terms)
             if checkpoint:
-                checkpoint.after_epoch(trainer.tensors(), done, recipe.epochs)
-    return _finish(trainer, seeds, done)
+                checkpoint.after_epoch(trainer.tensors(), done, trainer.recipe.epochs)
+    return _finish(trainer, done)
 
 
-def _plans(sampler: Sampler, seeds: Sequence[int], epochs: Sequence[int]) -> Iterator[Plan]:
-    """What all seeds do in each epoch."""
-    for epoch in epochs:
-        yield Plan.stack([sampler.draw(seed, epoch) for seed in seeds])
+def _next_plan(trainer: Trainer, done: Progress, ahead: int = 0) -> Plan | None:
+    """Draw the next epoch's plan, or that of a later one; None after the last."""
+    epoch = done.epoch + 1 + ahead
+    return trainer.plan(epoch) if epoch <= trainer.recipe.epochs else None
 
 
-def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, batch_size: int, bar: Any) -> Terms:
-    """One pass over the training split; the terms of every step, [steps, S] each, without waiting for the device."""
+def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, reporter: "_Reporter") -> Terms:
+    """Pass once over the training split; returns the terms of every step, [steps, S], not waiting for the device."""
     rows = []
-    for batch in plan.batches(batch_size):
+    for batch in plan.batches(trainer.recipe.batch_size):
         rows.append(step(batch))
-        bar.update()
+        reporter.bar.update()
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _measure(students: Ensemble, train: DeviceSplit, test: DeviceSplit, watch: Watch | None) -> dict[str, list[float]]:
-    logits = predictions(students, test)
-    correct = (logits.argmax(2) == test.labels).double().mean(1).tolist()
-    figures = {"train_accuracy": accuracy(students, train), "test_accuracy": correct}
-    return figures | (watch(logits) if watch else {})
+def _measure(trainer: Trainer, metrics_fn: MetricsFn | None) -> dict[str, list[float]]:
+    """Accuracy of every seed on either split, and the further metrics."""
+    data = trainer.data
+    logits = trainer.predictions(data.test)
+    figures = {
+        "train_accuracy": _accuracy(trainer.predictions(data.train), data.train),
+        "test_accuracy": _accuracy(logits, data.test),
+    }
+    return figures | (metrics_fn(logits) if metrics_fn else {})
 
 
-def _record(
-    done: Progress,
-    seeds: Sequence[int],
-    epoch: int,
-    recipe: Recipe,
-    terms: Terms,
-    measured: dict[str, list[float]],
-    images: int,
+def _accuracy(logits: Tensor, split: DeviceSplit) -> list[float]:
+    return (logits.argmax(2) == split.labels).double().mean(1).tolist()
+
+
+def _rows(
+    trainer: Trainer, epoch: int, terms: Terms, measured: dict[str, list[float]], done: Progress
 ) -> list[dict[str, float]]:
-    """Append an epoch's rows to the history, and return them; a seed with a term that is not finite fails instead."""
+    """Make an epoch's rows of the history; a seed with a term that is not finite fails instead."""
     rows = []
     steps = {name: value.double().cpu() for name, value in terms.items()}
-    batch_sizes = torch.full((len(steps["loss"]),), recipe.batch_size, dtype=torch.float64)
-    batch_sizes[-1] = images - recipe.batch_size * (len(batch_sizes) - 1)
-    for i, seed in enumerate(seeds):
+    images, size = len(trainer.data.train), trainer.recipe.batch_size
+    batch_sizes = torch.full((len(steps["loss"]),), size, dtype=torch.float64)
+    batch_sizes[-1] = images - size * (len(batch_sizes) - 1)
+    for i, seed in enumerate(trainer.seeds):
         if seed in done.failed:
             continue
-        # The first step with a bad term, and among its terms the summands before their sum.
-        finite = {name: value[:, i].isfinite() for name, value in steps.items()}
-        bad = [(int((~f).nonzero()[0]), name == "loss", name) for name, f in finite.items() if not f.all()]
-        if bad:
-            step, _, name = min(bad)
-            done.failed[seed] = f"{name} is {steps[name][step, i].item()} at epoch {epoch}, step {step + 1}"
-            tqdm.write(f"seed {seed} failed: {done.failed[seed]}; the other seeds go on")
+        of_seed = {name: value[:, i] for name, value in steps.items()}
+        if reason := _not_finite(of_seed, epoch):
+            done.failed[seed] = reason
+            tqdm.write(f"seed {seed} failed: {reason}; the other seeds go on")
             continue
-        means = {name: float(value[:, i] @ batch_sizes / images) for name, value in steps.items()}
+        means = {name: float(value @ batch_sizes / images) for name, value in of_seed.items()}
         figures = {name: values[i] for name, values in measured.items()}
-        rows.append({"seed": seed, "epoch": epoch, "lr": recipe.lr_at(epoch), **means, **figures})
-    done.history += rows
-    done.epoch = epoch
+        rows.append({"seed": seed, "epoch": epoch, "lr": trainer.recipe.lr_at(epoch), **means, **figures})
     return rows
 
 
-def _summary(rows: Sequence[dict[str, float]], terms: Iterable[str]) -> dict[str, str]:
-    """For the progress bar: an epoch's means over the seeds that did not fail."""
+def _not_finite(terms: Terms, epoch: int) -> str | None:
+    """Say which term [steps] of one seed was the first that is not finite; None if all are.
+
+    Of the terms of one step the summands are named before their sum.
+    """
+    if all(value.isfinite().all() for value in terms.values()):
+        return None
+    summands_first = sorted(terms, key=lambda name: name == "loss")
+    for step in range(len(terms["loss"])):
+        for name in summands_first:
+            value = terms[name][step]
+            if not value.isfinite():
+                return f"{name} is {value.item()} at epoch {epoch}, step {step + 1}"
+    return None
+
+
+def _finish(trainer: Trainer, done: Progress) -> TrainResult:
+    networks = {}
+    for i, seed in enumerate(trainer.seeds):
+        if seed in done.failed:
+            continue
+        network = trainer.students.member(i)
+        if all(p.isfinite().all() for p in network.parameters()):
+            networks[seed] = network
+        else:
+            done.failed[seed] = f"weights are not finite after epoch {done.epoch}"
+    return TrainResult(networks, done.history, done.failed, done.seconds, done.environments)
+
+
+class _Reporter:
+    """Shows how far a run is: a bar on a terminal, a line a minute in a log, or nothing."""
+
+    def __init__(self, trainer: Trainer, monitoring: Monitoring, done: Progress) -> None:
+        self.epochs, self.monitoring, self.done = trainer.recipe.epochs, monitoring, done
+        steps = -(-len(trainer.data.train) // trainer.recipe.batch_size)
+        self.bar = tqdm(
+            total=self.epochs * steps,
+            initial=done.epoch * steps,
+            desc=monitoring.description,
+            unit="step",
+            disable=True if monitoring.quiet or not monitoring.bar else None,  # None: shown on a terminal only
+        )
+        self.last_logged = time.monotonic()
+
+    def __enter__(self) -> "_Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def epoch(self, rows: Sequence[dict[str, float]], terms: Terms) -> None:
+        """Show an epoch's means over the seeds that did not fail."""
+        figures = _means(rows, terms)
+        self.bar.set_postfix(figures, refresh=False)
+        if self.bar.disable and not self.monitoring.quiet and time.monotonic() - self.last_logged >= LOG_EVERY:
+            left = tqdm.format_interval(self.done.seconds / self.done.epoch * (self.epochs - self.done.epoch))
+            shown = ", ".join(f"{name} {value}" for name, value in figures.items())
+            print(
+                f"{self.monitoring.description}: epoch {self.done.epoch} of {self.epochs}, {shown}; {left} left",
+                flush=True,
+            )
+            self.last_logged = time.monotonic()
+
+
+def _means(rows: Sequence[dict[str, float]], terms: Terms) -> dict[str, str]:
     if not rows:
         return {}
 
@@ -152,23 +202,3 @@ def _summary(rows: Sequence[dict[str, float]], terms: Iterable[str]) -> dict[str
     shown = {name: f"{mean(name):.3f}" for name in terms}
     measured = [part for part in ("train", "test") if f"{part}_accuracy" in rows[0]]
     return shown | {part: f"{100 * mean(f'{part}_accuracy'):.1f}%" for part in measured}
-
-
-def _line(description: str, done: Progress, epochs: int, summary: dict[str, str]) -> str:
-    """For a log: how far a run is, and the time that is left at the pace so far."""
-    left = tqdm.format_interval(done.seconds / done.epoch * (epochs - done.epoch))
-    figures = ", ".join(f"{name} {value}" for name, value in summary.items())
-    return f"{description}: epoch {done.epoch} of {epochs}, {figures}; {left} left"
-
-
-def _finish(trainer: Trainer, seeds: Sequence[int], done: Progress) -> Fitted:
-    networks = {}
-    for i, seed in enumerate(seeds):
-        if seed in done.failed:
-            continue
-        network = trainer.students.member(i)
-        if all(p.isfinite().all() for p in network.parameters()):
-            networks[seed] = network
-        else:
-            done.failed[seed] = f"weights are not finite after epoch {done.epoch}"
-    return Fitted(networks, done.history, done.failed, done.seconds)

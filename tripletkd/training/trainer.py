@@ -1,158 +1,191 @@
-"""One optimisation step of all seeds, from the indices of a batch to the update."""
+"""One optimisation step of several seeds: from the indices of a batch to the update of every student."""
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tripletkd.data.batches import DeviceSplit, Plan
-from tripletkd.training.cuda_graph import Terms
+from tripletkd.data.batches import DeviceData, DeviceSplit, Plan, Sampler
+from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
-from tripletkd.training.optim import SGD, Recipe
+from tripletkd.training.optim import Recipe, build_optimizer
 from tripletkd.types import Batch, Outputs, Term, total
 
 EVALUATION_BATCH = 500
 
-
+Terms = dict[str, Tensor]  # by name, a value for each seed
 Loss = Callable[[Batch], dict[str, Term]]
 
 
-def passed(network: Callable[[Tensor], Outputs], images: Tensor, autocast: torch.dtype | None) -> Outputs:
-    """A network's outputs in the images' type; on the way, what PyTorch deems safe is computed in `autocast`."""
-    if autocast is None:
+def forward_autocast(network: Callable[[Tensor], Outputs], images: Tensor, dtype: torch.dtype | None) -> Outputs:
+    """Compute a network's outputs in the images' type; inside, in `dtype` what PyTorch deems safe to compute in it."""
+    if dtype is None:
         return network(images)
-    with torch.autocast(images.device.type, autocast, cache_enabled=False):  # a cache would hold a graph's memory
+    with torch.autocast(images.device.type, dtype, cache_enabled=False):  # a cache would hold a graph's memory
         outputs = network(images)
     return outputs.map(lambda t: t.to(images.dtype))
 
 
 class Teacher:
-    """A frozen network in eval mode. Where nothing is augmented and no features are used, logits are computed once.
+    """A frozen network in eval mode, and what it says of a data set."""
 
-    features, negatives: whether the method uses its features, and its outputs for x'.
-    """
+    def __init__(self, network: nn.Module, data: DeviceData) -> None:
+        """Copy the network to the device of the data."""
+        self.network = copy.deepcopy(network).to(data.train.images.device, data.train.dtype)
+        self.network.eval().requires_grad_(False)
+        self.data = data
 
-    def __init__(
-        self,
-        network: nn.Module,
-        train: DeviceSplit,
-        features: bool = False,
-        negatives: bool = False,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.network = copy.deepcopy(network).to(train.images.device, train.dtype).eval().requires_grad_(False)
-        self.features, self.negatives, self.autocast = features, negatives, autocast
-        self.logits = None if features or train.inputs.augments else self._all_logits(train)
+    @cached_property
+    def train_logits(self) -> Tensor:
+        """t(x) of the training split, not augmented: [N, classes]."""
+        return logits_of(self.network, self.data.train)
 
-    @torch.no_grad()
-    def _all_logits(self, split: DeviceSplit) -> Tensor:
-        return torch.cat([self.network(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
+    @cached_property
+    def test_logits(self) -> Tensor:
+        """t(x) of the test split: [N, classes]."""
+        return logits_of(self.network, self.data.test)
 
-    @torch.no_grad()
-    def __call__(self, index: Tensor, images: Tensor) -> Outputs:
-        """Outputs [S, B, ...] for images [S, B, C, H, W], which stand at `index` [S, B] of the training split."""
-        if self.logits is not None:
-            return Outputs(self.logits[index], {})
-        outputs = passed(self._look, images.flatten(0, 1), self.autocast)
-        return outputs.map(lambda t: t.unflatten(0, index.shape))
+    @property
+    def test_accuracy(self) -> float:
+        """The share of the test split that it classifies as labelled."""
+        return (self.test_logits.argmax(1) == self.data.test.labels).double().mean().item()
 
-    def _look(self, images: Tensor) -> Outputs:
-        logits, features = self.network(images)
-        return Outputs(logits, features if self.features else {})
+
+@torch.no_grad()
+def logits_of(network: nn.Module, split: DeviceSplit) -> Tensor:
+    """Compute the logits [N, classes] of a network in eval mode, in the order of the split."""
+    return torch.cat([network(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a student is trained towards: a loss, and what it uses beside the student's logits for x."""
+
+    loss: Loss
+    needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features"
+    teacher: Teacher | None = None
+    adapters: Sequence[nn.Module] | None = None  # one a seed, trained with the student and dropped afterwards
 
 
 class Trainer:
-    """The optimisation step of all seeds: a batch in, one SGD update of every student, its terms out.
-
-    loss: from a Batch of one seed to its terms. features: whether it uses them, or the logits alone. layers: the
-    method's own layers, one module a seed, trained along. autocast: the type of the networks' forward and backward
-    passes; weights, losses and measurements keep `dtype`.
-    """
+    """Everything that a step of training changes or reads, for all seeds of a group at once."""
 
     def __init__(
         self,
-        students: Sequence[nn.Module],
-        loss: Loss,
+        students: dict[int, nn.Module],
+        objective: Objective,
         recipe: Recipe,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        folded: bool = True,
-        features: bool = False,
-        layers: Sequence[nn.Module] | None = None,
-        autocast: torch.dtype | None = None,
+        data: DeviceData,
+        compute: Compute,
     ) -> None:
-        self.autocast = autocast
-        self.loss, self.epoch = loss, torch.ones((), device=device, dtype=dtype)
-        self.students = Ensemble(students, device, dtype, folded, features)
-        self.layers = copy.deepcopy(layers[0]) if layers else None
-        self.layer_params, self.layer_buffers = stack(layers, device, dtype) if layers else ({}, {})
-        # x and x' share a forward pass where no buffer (batch norm's statistics, dropout's noise) tells them apart.
-        # Worth it where kernels are small, as folding is.
-        self.joint = folded and not self.students.buffers
-        self.optimiser = SGD([*self.students.params.values(), *self.layer_params.values()], recipe)
+        """Copy the students, by seed, to the device and make their optimizer.
 
-    def begin_epoch(self, epoch: int, lr: float) -> None:
-        self.epoch.fill_(epoch)
-        self.optimiser.lr.fill_(lr)
-
-    def step(self, images: Tensor, labels: Tensor, negatives: Tensor | None = None, **teacher: Outputs) -> Terms:
-        """One update. images, negatives: [S, B, C, H, W]; labels: [S, B]; `teacher`, `teacher_negative`: [S, B, ...].
-
-        Returns the unweighted terms before the update by name, and their weighted sum as "loss": [S] each.
+        Raises:
+            UserError: if the optimizer or the schedule does not fit the recipe.
         """
-        student, negative = self._outputs(images, negatives)
-        seen: dict[str, Any] = {"labels": labels, "student": student, **teacher}
-        seen |= {} if negative is None else {"negative": negative}
-        terms: Terms = torch.vmap(self._terms)(seen, self.layer_params, self.layer_buffers)
-        self.optimiser.step(torch.autograd.grad(terms["loss"].sum(), self.optimiser.params))
+        self.seeds, self.objective, self.recipe, self.data, self.compute = (
+            list(students),
+            objective,
+            recipe,
+            data,
+            compute,
+        )
+        networks, adapters = list(students.values()), objective.adapters
+        self.students = Ensemble(networks, compute, features="features" in objective.needs)
+        self.adapters = copy.deepcopy(adapters[0]) if adapters else None
+        self.adapter_params, self.adapter_buffers = stack(adapters, compute) if adapters else ({}, {})
+        self.sampler = Sampler(data.dataset.train.labels, data.train.inputs, "negative" in objective.needs)
+        self.epoch = torch.ones((), device=compute.device, dtype=compute.dtype)
+        # x and x' share a forward pass where no buffer (batch norm's statistics, dropout's noise) tells them apart.
+        # Worth it where kernels are small, as fusing is.
+        self.joint = compute.fuse_seeds and not self.students.buffers
+        self.optimizer = build_optimizer(recipe, [*self.students.params.values(), *self.adapter_params.values()])
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set what changes from epoch to epoch, in place: a CUDA graph has recorded where it lies."""
+        self.epoch.fill_(epoch)
+        self.optimizer.lr.fill_(self.recipe.lr_at(epoch))
+
+    def plan(self, epoch: int) -> Plan:
+        """Draw what all seeds do in an epoch."""
+        return Plan.stack([self.sampler.draw(seed, epoch) for seed in self.seeds])
+
+    def step(self, batch: Plan) -> Terms:
+        """Update every student once.
+
+        Args:
+            batch: the indices [S, views, B] of its images, and their augmentation.
+
+        Returns:
+            The unweighted terms before the update by name, and their weighted sum as "loss": [S] each.
+        """
+        train, needs = self.data.train, self.objective.needs
+        views = train.take(batch)
+        index, images = batch.index[:, 0], views[:, 0]
+        seen: dict[str, Any] = {"labels": train.labels[index]}
+        seen["student"], negative = self._outputs(images, views[:, 1] if "negative" in needs else None)
+        if negative is not None:
+            seen["negative"] = negative
+        if "teacher" in needs:
+            seen["teacher"] = self._ask_teacher(index, images)
+        if "teacher_negative" in needs:
+            seen["teacher_negative"] = self._ask_teacher(batch.index[:, 1], views[:, 1])
+        terms: Terms = torch.vmap(self._terms)(seen, self.adapter_params, self.adapter_buffers)
+        self.optimizer.step(torch.autograd.grad(terms["loss"].sum(), self.optimizer.params))
         return {name: value.detach() for name, value in terms.items()}
 
     def _outputs(self, images: Tensor, negatives: Tensor | None) -> tuple[Outputs, Outputs | None]:
-        look = partial(passed, self.students, autocast=self.autocast)
+        """s(x), and s(x') where there are negatives; both [S, B, ...] for images [S, B, C, H, W]."""
+        forward = partial(forward_autocast, self.students, dtype=self.compute.autocast_dtype)
         if negatives is None:
-            return look(images), None
+            return forward(images), None
         if not self.joint:
-            return look(images), look(negatives)
-        both, size = look(torch.cat([images, negatives], dim=1)), images.shape[1]
+            return forward(images), forward(negatives)
+        both, size = forward(torch.cat([images, negatives], dim=1)), images.shape[1]
         return both.map(lambda t: t[:, :size]), both.map(lambda t: t[:, size:])
 
-    def _terms(self, seen: dict[str, Any], layer_params: State, layer_buffers: State) -> Terms:
-        """Of one seed."""
-        layers = self.layers and partial(functional_call, self.layers, (layer_params, layer_buffers))
-        terms = self.loss(Batch(**seen, epoch=self.epoch, layers=layers))
+    @torch.no_grad()
+    def _ask_teacher(self, index: Tensor, images: Tensor) -> Outputs:
+        """t(x) [S, B, ...] for images [S, B, C, H, W], which stand at `index` [S, B] of the training split.
+
+        Where nothing is augmented and no features are used, its logits are computed once for all epochs.
+        """
+        teacher, features = self.objective.teacher, "features" in self.objective.needs
+        assert teacher is not None
+        if not features and not self.data.train.inputs.augments:
+            return Outputs(teacher.train_logits[index], {})
+
+        def network(images: Tensor) -> Outputs:
+            outputs: Outputs = teacher.network(images)
+            return outputs if features else Outputs(outputs.logits, {})
+
+        outputs = forward_autocast(network, images.flatten(0, 1), self.compute.autocast_dtype)
+        return outputs.map(lambda t: t.unflatten(0, index.shape))
+
+    def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> Terms:
+        """The terms of one seed."""
+        adapters = None
+        if self.adapters is not None:
+            adapters = partial(functional_call, self.adapters, (adapter_params, adapter_buffers))
+        terms = self.objective.loss(Batch(**seen, epoch=self.epoch, adapters=adapters))
         return {"loss": total(terms), **{name: term.value for name, term in terms.items()}}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes in training, by name: parameters, buffers and velocities, as they are, not copies."""
-        params = self.students.params | {f"layers/{name}": param for name, param in self.layer_params.items()}
-        state = {f"param/{name}": param.detach() for name, param in params.items()}
-        state |= {f"buffer/{name}": buffer for name, buffer in self.students.buffers.items()}
-        state |= {f"buffer/layers/{name}": buffer for name, buffer in self.layer_buffers.items()}
-        state |= {f"velocity/{name}": v for name, v in zip(params, self.optimiser.velocity, strict=True)}
-        return state
+        """Name all that changes in training: parameters, buffers, the optimizer's state; as they are, not copies."""
+        groups = {
+            "param": {name: param.detach() for name, param in self.students.params.items()},
+            "buffer": self.students.buffers,
+            "adapter_param": {name: param.detach() for name, param in self.adapter_params.items()},
+            "adapter_buffer": self.adapter_buffers,
+            "optimizer": self.optimizer.state(),
+        }
+        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
-
-def update(trainer: Trainer, train: DeviceSplit, teacher: Teacher | None, batch: Plan) -> Terms:
-    """All of a step that the device does, from the indices of its images on."""
-    views = train.take(batch)
-    index, images = batch.index[:, 0], views[:, 0]
-    guide = {"teacher": teacher(index, images)} if teacher else {}
-    if teacher and teacher.negatives:
-        guide["teacher_negative"] = teacher(batch.index[:, 1], views[:, 1])
-    negatives = views[:, 1] if views.shape[1] > 1 else None
-    return trainer.step(images, train.labels[index], negatives, **guide)
-
-
-def predictions(students: Ensemble, split: DeviceSplit) -> Tensor:
-    """Logits [S, N, classes] of every seed on a whole split, in eval mode."""
-    return torch.cat([students.predict(images) for images, _ in split.chunks(EVALUATION_BATCH)], dim=1)
-
-
-def accuracy(students: Ensemble, split: DeviceSplit) -> list[float]:
-    """Of every seed on a whole split, in [0, 1]."""
-    correct = torch.stack([(students.predict(x).argmax(2) == y).sum(1) for x, y in split.chunks(EVALUATION_BATCH)])
-    return (correct.sum(0).double() / len(split)).tolist()
+    def predictions(self, split: DeviceSplit) -> Tensor:
+        """Compute the logits [S, N, classes] of every student on a whole split, in eval mode."""
+        return torch.cat([self.students.predict(images) for images, _ in split.chunks(EVALUATION_BATCH)], dim=1)

@@ -1,0 +1,104 @@
+"""The losses and their gradients against reference values of public code."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import fill, golden
+from torch import Tensor
+
+from tripletkd import methods
+from tripletkd.methods import at, cc, dist, dkd, fitnet, kd_triplet, logit_mse, nst, pair, pkt, rkd, sp, triplet, vid
+from tripletkd.methods.functional import kl_divergence, same_size, triplet_margin
+from tripletkd.types import Batch, Outputs, total
+
+Inputs = dict[str, Tensor]
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """(3 i + 1) mod C, as in the reference values."""
+    return (3 * torch.arange(len(logits)) + 1) % logits.shape[1]
+
+
+def total_of(module: Any, inputs: Inputs, **params: float) -> Tensor:
+    """A method's whole loss, through its `loss`."""
+    outputs: dict[str, Any] = {name: Outputs(logits, {}) for name, logits in inputs.items()}
+    return total(module.loss(Batch(labels_of(inputs["student"]), **outputs), module.Params(**params)))
+
+
+def vid_with_identity(student: Tensor, teacher: Tensor, hyper: dict[str, Any]) -> Tensor:
+    """The student's map itself as the mean, one variance for all channels."""
+    assert vid.initial_log_scale(hyper["init_pred_var"], hyper["eps"]) == pytest.approx(hyper["log_scale"], rel=1e-12)
+    log_scale = torch.full_like(student[0, :, 0, 0], hyper["log_scale"])
+    return vid.information((student, log_scale), teacher, hyper["eps"])
+
+
+# family of golden/losses.json -> the project's function of (inputs, hyper-parameters)
+FAMILIES: dict[str, Callable[[Inputs, dict[str, Any]], Tensor]] = {
+    "CE": lambda x, h: total_of(methods.load("scratch"), {"student": x["student"]}, ce=1),
+    "KD": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"]),
+    "LogitMSE": lambda x, h: logit_mse.logit_mse(x["student"], x["teacher"]),
+    "Triplet": lambda x, h: triplet_margin(x["teacher"], x["student"], x["negative"], h["margin"]),
+    "AuthorsTotalOld": lambda x, h: total_of(triplet, x, ce=1, triplet=2, margin=5),
+    "AuthorsKLDiv": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"]),
+    "AuthorsTotalNew": lambda x, h: total_of(kd_triplet, x, ce=1, kl=1, temperature=1, triplet=2, margin=5),
+    "Contrastive": lambda x, h: pair.contrastive(
+        x["teacher"], x["student"], (torch.arange(len(x["student"])) % 2 == 0).to(x["student"]), h["margin"]
+    ),
+    "FitNet": lambda x, h: fitnet.hint(x["student"], x["teacher"]),
+    "AT": lambda x, h: at.attention(*same_size(x["student"], x["teacher"]), power=h["p"]),
+    "SP": lambda x, h: sp.similarity(x["student"], x["teacher"]),
+    "PKT": lambda x, h: pkt.divergence(x["student"], x["teacher"], h["eps"]),
+    "CC": lambda x, h: cc.correlation(x["student"], x["teacher"]),
+    "NST": lambda x, h: nst.mmd(*same_size(x["student"], x["teacher"])),
+    "VID_identity": lambda x, h: vid_with_identity(*same_size(x["student"], x["teacher"]), h),
+    "DKD": lambda x, h: (
+        h["alpha"] * dkd.tckd(x["student"], x["teacher"], labels_of(x["student"]), h["T"])
+        + h["beta"] * dkd.nckd(x["student"], x["teacher"], labels_of(x["student"]), h["T"])
+    ),
+    "DIST": lambda x, h: (
+        h["beta"] * dist.inter(x["student"], x["teacher"], h["tau"], h["eps"])
+        + h["gamma"] * dist.intra(x["student"], x["teacher"], h["tau"], h["eps"])
+    ),
+} | dict.fromkeys(
+    ["RKD_distance", "RKD_angle", "RKD_25_50", "RKD_distance_squared"],
+    lambda x, h: (
+        h["w_d"] * rkd.distance(x["student"], x["teacher"], h.get("squared", False))
+        + h["w_a"] * rkd.angle(x["student"], x["teacher"])
+    ),
+)
+
+CASES = [case for content in golden("cases") for case in content["cases"]]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_loss_and_gradients_equal_the_reference(case: dict[str, Any]) -> None:
+    family = FAMILIES.get(case["family"])
+    if family is None:
+        pytest.skip(f"family {case['family']}: the project has no such method")
+    inputs = {}
+    for name, spec in case["inputs"].items():
+        inputs[name] = fill(tuple(spec["shape"]), spec["seed"], spec["scale"])
+    for copied in case.get("copy_rows", []):
+        inputs[copied["to"]][copied["rows"]] = inputs[copied["from"]][copied["from_rows"]].clone()
+    for name, spec in case["inputs"].items():
+        assert inputs[name].sum().item() == pytest.approx(spec["sum"], rel=1e-12)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    loss = family(inputs, case["hyper"])
+    assert loss.item() == pytest.approx(case["loss_f64"], rel=1e-10, abs=1e-14)
+    loss.backward()
+    for name, expected in case["grad"].items():
+        grad = inputs[name].grad
+        assert grad is not None
+        found = {
+            "l2": grad.norm().item(),
+            "sum": grad.sum().item(),
+            "dot": (grad * fill(tuple(grad.shape), 999, 1.0)).sum().item(),
+            "first8": grad.flatten()[:8].tolist(),
+        }
+        for key, value in found.items():
+            assert value == pytest.approx(expected[key], rel=1e-8, abs=1e-8 * expected["l2"]), (
+                f"gradient of {name}: {key}"
+            )

@@ -1,0 +1,86 @@
+"""Several seeds computed together, one after the other, or alone: the same results."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from conftest import fill
+from torch import Tensor, nn
+
+from tripletkd import models
+from tripletkd.models.cifar import VGG
+from tripletkd.training.ensemble import Ensemble
+
+CPU, DOUBLE = torch.device("cpu"), torch.float64
+SEEDS = (1, 2, 3)
+
+
+def ensemble(members: Sequence[nn.Module], folded: bool) -> Ensemble:
+    made = Ensemble(members, CPU, DOUBLE, folded, features=True)
+    assert made.folded is (folded and len(members) > 1)
+    return made
+
+
+def images(seeds: int, step: int, channels: int = 3) -> Tensor:
+    return fill((seeds, 4, channels, 8, 8), 100 + step, 1.0)
+
+
+def results(network: Ensemble, x: Tensor) -> dict[str, Tensor]:
+    """Outputs, gradients of a function of all of them, and the buffers they leave behind."""
+    logits, features = network(x)
+    outputs = {"logits": logits, **features}
+    loss = sum((fill(tuple(t.shape[1:]), i, 1.0) * t.square()).mean() for i, t in enumerate(outputs.values()))
+    assert isinstance(loss, Tensor)
+    grads = torch.autograd.grad(loss, list(network.params.values()))
+    gradients = {f"gradient of {name}": grad for name, grad in zip(network.params, grads, strict=True)}
+    return outputs | gradients | {name: buffer.clone() for name, buffer in network.buffers.items()}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10, msg=f"{name}: {{}}".format)
+
+
+FOLDED: dict[str, Callable[[int, int, int], nn.Module]] = {
+    **{
+        name: models.NETWORKS[name]
+        for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
+    },
+    "narrow vgg11": partial(VGG, depths=(1, 1, 2, 2, 2), widths=(4, 8, 8, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded_seeds_compute_what_single_ones_do(name: str) -> None:
+    members = [models.seeded(seed, partial(FOLDED[name], 3, 8, 10)) for seed in SEEDS]
+    folded, in_a_row = ensemble(members, folded=True), ensemble(members, folded=False)
+    for step in range(2):
+        assert_equal(results(folded, images(3, step)), results(in_a_row, images(3, step)))
+    for network in (folded, in_a_row):
+        network.template.eval()
+    assert_equal(results(folded, images(3, 2)), results(in_a_row, images(3, 2)))
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("name", ["paper_teacher_quarter", "resnet8"])
+def test_a_seed_in_a_group_is_the_seed_alone(name: str, folded: bool) -> None:
+    """Dropout's noise and batch norm's statistics too: no seed sees another."""
+    members = [models.build(name, (8, 8, 3), 10, seed) for seed in SEEDS]
+    group, alone = ensemble(members, folded), ensemble(members[1:2], folded=True)
+    for step in range(2):
+        x = images(3, step)
+        of_group = {key: value[1:2] for key, value in results(group, x).items()}
+        of_one = results(alone, x[1:2])
+        # The loss is a mean over the seeds, so a gradient in a group of three is a third of the one alone.
+        assert_equal({k: v * 3 if k.startswith("gradient") else v for k, v in of_group.items()}, of_one)
+
+
+@pytest.mark.parametrize("name", ["paper_teacher_quarter", "wrn_16_1"])
+def test_member_is_the_ensemble_s_network(name: str) -> None:
+    group = ensemble([models.build(name, (8, 8, 1), 10, seed) for seed in SEEDS], folded=True)
+    group(images(3, 0, channels=1))  # moves batch norm's statistics
+    x = images(1, 1, channels=1)[0]
+    alone = torch.stack([group.member(i).eval()(x).logits for i in range(3)])
+    torch.testing.assert_close(group.predict(x), alone, rtol=1e-10, atol=1e-10)
