@@ -2,10 +2,10 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages import Stage, run
 from tripletkd.errors import UserError
@@ -13,82 +13,85 @@ from tripletkd.files import whole, write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
+    from tripletkd.evaluation.measurement import Measurement
 
 
 def main(stage: Stage) -> None:
+    """Gather what was measured, write the files and log them."""
     from tripletkd.reporting import tables
 
     results = gather(stage)
-    summary, files = write(stage, results)
+    summary, files = write(stage.place("results"), results)
+    answers = "\n".join(tables.verdicts(results).markdown())
+    report = f"the report: {stage.place('results') / 'report.html'}"
+    stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
     verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
     stage.logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
 
 
 def gather(stage: Stage) -> Results:
-    """What was measured of the configured methods and ablations, whatever else lies there."""
-    from tripletkd.analysis import ablation
-    from tripletkd.analysis import comparison as report
-    from tripletkd.tracking import run_record as record
+    """Read what was measured of the configured methods and ablations, whatever else lies there."""
+    from tripletkd.analysis import ablation, comparison
+    from tripletkd.evaluation import measurement
+    from tripletkd.tracking.run_record import read_history
 
-    config, methods = stage.config, stage.config.run.methods
+    config, suite, methods = stage.config, stage.config.suite, stage.config.run.methods
     place = stage.place("results", "measured", config.split)
-    measured = {name: stage.measured(name) for name in ["teacher", *methods]}
-    ablated_on = config.run.ablation_split
-    ablated = {name: stage.measured(f"ablations/{name}", ablated_on) for name in config.run.ablations}
+    measured = {name: measurement.read(place / f"{name}.json", suite, name) for name in ("teacher", *methods)}
     refuse_strangers(measured["teacher"], [measured[name] for name in methods])
+    ablated_at = stage.place("results", "measured", config.run.ablation_split)
+    ablated = {
+        name: measurement.read_ablation(ablated_at / "ablations" / f"{name}.json", suite, name)
+        for name in config.run.ablations
+    }
     if ablated:
-        refuse_strangers(stage.measured("teacher", ablated_on), [line for lines in ablated.values() for line in lines])
-    return report.Results(
-        suite=config.suite,
+        teacher = measurement.read(ablated_at / "teacher.json", suite, "teacher")
+        refuse_strangers(teacher, [variant.measurement for variants in ablated.values() for variant in variants])
+    published = stage.suite.published
+    return comparison.Results(
+        suite=suite,
         about=stage.suite.about,
         split=config.split,
         measured=measured,
-        histories={name: came_through(place / f"{name}.csv", measured[name]) for name in methods},
-        maps={name: record.read_history(place / f"{name}_map.csv") for name in methods},
-        rows=report.rows(measured, stage.suite.published),
-        verdicts=report.verdicts(measured, config.claims),
-        published=stage.suite.published,
-        published_curves={
-            name: record.read_history(Path(figure.curve))
-            for name, figure in stage.suite.published.items()
-            if figure.curve
-        },
-        ablation_split=ablated_on,
-        ablations={name: ablation.lines(lines) for name, lines in ablated.items()},
+        histories={name: without_failed(read_history(place / f"{name}.csv"), measured[name]) for name in methods},
+        maps={name: read_history(place / f"{name}_map.csv") for name in methods},
+        rows=comparison.rows(measured, published),
+        verdicts=comparison.verdicts(measured, config.claims),
+        published=published,
+        published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
+        ablation_split=config.run.ablation_split,
+        ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
     )
 
 
-def came_through(path: Path, block: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
-    from tripletkd.tracking import run_record as record
-
-    return [row for row in record.read_history(path) if str(int(row["seed"])) not in block["failed"]]
+def without_failed(history: Iterable[dict[str, float]], measured: Measurement) -> list[dict[str, float]]:
+    """Keep the rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
+    return [row for row in history if row["seed"] not in measured.failed]
 
 
-def refuse_strangers(teacher: Mapping[str, Any], students: Iterable[Mapping[str, Any]]) -> None:
-    """UserError if a student had other images or another teacher: a table would compare the incomparable."""
-    for block in students:
+def refuse_strangers(teacher: Measurement, students: Iterable[Measurement]) -> None:
+    """Raise UserError if a student had other images or another teacher: a table would compare the incomparable."""
+    for student in students:
         for what, found, expected in (
-            ("images", block["data_sha256"], [teacher["data_sha256"]]),
-            ("a teacher", block["teacher_sha256"], list(teacher["weights_sha256"].values())),
+            ("images", student.data_sha256, [teacher.data_sha256]),
+            ("a teacher", student.teacher_sha256, list(teacher.weights_sha256.values())),
         ):
             if found not in expected:
                 raise UserError(
-                    f"{block['suite']}/{block['cell']}: measured with {what} of sha256 {found}, the table's teacher "
+                    f"{student.suite}/{student.name}: measured with {what} of sha256 {found}, the table's teacher "
                     f"has {' or '.join(expected)}; run its stages again"
                 )
 
 
-def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]:
-    """All files of the table; returns the summary and the files that people look at."""
-    from tripletkd.analysis import comparison as report
+def write(place: Path, results: Results) -> tuple[dict[str, float], list[Path]]:
+    """Write all files of the table into a folder; returns the summary and the files that people look at."""
+    from tripletkd.analysis import comparison
     from tripletkd.reporting import figures, page, tables
 
-    place, rows = stage.place("results"), results.rows
     pictures = page.pictures(results)
     texts = {
         "table.md": tables.markdown(results),
-        "table.csv": tables.table_csv(rows),
+        "table.csv": tables.table_csv(results.rows),
         "report.html": page.html(results, pictures),
     }
     for name, text in texts.items():
@@ -97,19 +100,12 @@ def write(stage: Stage, results: Results) -> tuple[dict[str, float], list[Path]]
         beside.mkdir()
         for name, svg in pictures.items():
             write_text(beside / f"{name}.svg", figures.standalone(svg))
-    write_json(
-        place / "table.json",
-        {"suite": results.suite, "rows": [asdict(row) for row in rows], "verdicts": results.verdicts},
-    )
-    summary = {row.method: round(row.test.mean, 4) for row in rows}
+    rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
+    write_json(place / "table.json", {"suite": results.suite, "rows": rows, "verdicts": verdicts})
+    summary = {row.method: round(row.test.mean, 4) for row in results.rows}
     write_json(place / "summary.json", summary)
-    write_csv(place / "curves.csv", report.curves(results.histories))
-    answers = "\n".join(tables.verdicts(results).markdown())
-    stage.say(
-        "\n".join([*tables.comparison(results).markdown(), "", answers, "", f"the report: {place / 'report.html'}"])
-    )
-    drawn = sorted((place / "figures").iterdir())
-    return summary, [*(place / name for name in (*texts, "table.json")), *drawn]
+    write_csv(place / "curves.csv", [asdict(point) for point in comparison.curves(results.histories)])
+    return summary, [*(place / name for name in (*texts, "table.json")), *sorted((place / "figures").iterdir())]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From measurements to differences and verdicts."""
+"""From measurements to differences and verdicts: statistics.py the formulas, comparison.py the suite, ablation.py."""

@@ -1,11 +1,11 @@
 """What an ablation says: its variants against the one that params.yaml has, seed by seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tripletkd.analysis.comparison import accuracies
-from tripletkd.analysis.statistics import Difference, Summary, difference, holm, summarise
+from tripletkd.analysis.statistics import Difference, Summary, difference, holm_of_testable, summarise
+from tripletkd.evaluation.measurement import VariantMeasurement
 
 
 @dataclass(frozen=True)
@@ -13,39 +13,33 @@ class Line:
     """One variant; accuracies and differences in percent."""
 
     label: str
-    changed: dict[str, Any]
+    changed: dict[str, Any]  # parameters and their values, as in params.yaml
     reference: bool  # what the others are compared with
     seeds: dict[int, float]  # accuracy on the split
     accuracy: Summary
-    train: Summary
     over_reference: Difference | None
     corrected_p: float | None  # Holm, over the ablation's comparisons
     violated_triplets: Summary
-    failed: dict[str, str]
+    failed: dict[int, str]
 
 
-def lines(measured: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """The variants in their order. measured: what evaluate.measure gives of each, its label and what it changes.
-
-    The reference is the variant marked `configured`, the first one where none is.
-    """
-    reference = next((i for i, variant in enumerate(measured) if variant["configured"]), 0)
-    base = accuracies(measured[reference])
-    gaps = [difference(accuracies(variant), base) if i != reference else None for i, variant in enumerate(measured)]
-    tested = {i: gap.p for i, gap in enumerate(gaps) if gap is not None and gap.p is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+def lines(variants: Sequence[VariantMeasurement]) -> list[Line]:
+    """Compare the variants, in their order, with the one marked `configured`, or with the first where none is."""
+    reference = next((i for i, variant in enumerate(variants) if variant.configured), 0)
+    accuracies = [variant.measurement.percent() for variant in variants]
+    gaps = [difference(each, accuracies[reference]) if i != reference else None for i, each in enumerate(accuracies)]
+    corrected = holm_of_testable(dict(enumerate(gaps)))
     return [
         Line(
-            label=variant["label"],
-            changed=variant["changed"],
+            label=variant.label,
+            changed=variant.changed,
             reference=i == reference,
-            seeds=accuracies(variant),
-            accuracy=summarise(list(accuracies(variant).values())),
-            train=summarise(list(accuracies(variant, "train_accuracy").values())),
+            seeds=accuracies[i],
+            accuracy=summarise(list(accuracies[i].values())),
             over_reference=gaps[i],
             corrected_p=corrected.get(i),
-            violated_triplets=summarise(list(accuracies(variant, "violated_triplets").values())),
-            failed=variant["failed"],
+            violated_triplets=summarise(list(variant.measurement.percent("violated_triplets").values())),
+            failed=variant.measurement.failed,
         )
-        for i, variant in enumerate(measured)
+        for i, variant in enumerate(variants)
     ]

@@ -1,28 +1,62 @@
 """Measurements -> the rows of a suite's table, its verdicts, its curves: the numbers behind all that people read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tripletkd.analysis.ablation import Line
 from tripletkd.analysis.statistics import (
     Difference,
     Summary,
     detectable,
     difference,
-    holm,
+    holm_of_testable,
     over_images_too,
     significant,
     summarise,
     verdict,
 )
-
-if TYPE_CHECKING:
-    from tripletkd.analysis.ablation import Line
+from tripletkd.evaluation.measurement import Measurement
 
 BASELINES = ("scratch", "kd")
+
+Barred = Literal["failed baseline", "failed seeds"]  # why a difference decides nothing, see `bar`
+
+
+class Claim(Protocol):
+    """What the paper says: one method's test accuracy is above that of each of the others."""
+
+    @property
+    def method(self) -> str:
+        """Return the method's name."""
+
+    @property
+    def over(self) -> Sequence[str]:
+        """Return the names of the methods that it is claimed to be above."""
+
+
+class Published(Protocol):
+    """A figure from the literature."""
+
+    @property
+    def accuracy(self) -> float:
+        """Return the test accuracy in percent."""
+
+    @property
+    def source(self) -> str:
+        """Return where it stands."""
+
+
+@dataclass(frozen=True)
+class PublishedComparison:
+    """A published figure beside ours; the fields stand in the order of table.json."""
+
+    accuracy: float
+    source: str
+    inside_one_run_interval: bool | None  # whether it lies in our prediction interval of one run, where there is one
 
 
 @dataclass(frozen=True)
@@ -36,9 +70,36 @@ class Row:
     best_on_test: float  # mean over seeds of the best epoch's test accuracy: optimistic, and marked so
     over: dict[str, Difference]  # baseline -> difference paired by seed
     corrected_p: dict[str, float]  # Holm, over all comparisons of the table
-    published: dict[str, Any] | None  # accuracy, source, and whether it lies in our prediction interval of one run
+    published: PublishedComparison | None
     parameters: int
-    failed: dict[str, str]
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one claim; the fields stand in the order of table.json."""
+
+    claim: str  # for example "triplet over kd"
+    method: str
+    over: str
+    verdict: str  # reproduced, contradicted or undecided
+    barred: Barred | None
+    difference: Difference | None  # None where the two share no seed
+    half_width_over_images_too: float | None
+    corrected_p: float | None  # Holm, over all claims
+    detectable: float | None  # the true difference that would be found with 80 % power
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One method's accuracy after one epoch, in percent; the fields stand in the order of curves.csv."""
+
+    method: str
+    epoch: int
+    test_accuracy: float  # mean over seeds
+    lowest: float
+    highest: float
+    train_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -48,122 +109,135 @@ class Results:
     suite: str
     about: str
     split: str
-    measured: Mapping[str, Mapping[str, Any]]  # method, the teacher first -> what evaluate.measure found
-    histories: Mapping[str, list[dict[str, float]]]  # method -> a row a seed and epoch
-    maps: Mapping[str, list[dict[str, float]]]  # method -> what evaluate.output_map found
+    measured: Mapping[str, Measurement]  # by method, the teacher first
+    histories: Mapping[str, Sequence[Mapping[str, float]]]  # by method, a row a seed and epoch
+    maps: Mapping[str, Sequence[Mapping[str, float]]]  # by method, what measure.output_map found
     rows: Sequence[Row]
-    verdicts: Sequence[Mapping[str, Any]]
-    published: Mapping[str, Any]
-    published_curves: Mapping[str, list[dict[str, float]]]
+    verdicts: Sequence[Verdict]
+    published: Mapping[str, Published]
+    published_curves: Mapping[str, Sequence[Mapping[str, float]]]
     ablation_split: str
-    ablations: Mapping[str, "Sequence[Line]"]
+    ablations: Mapping[str, Sequence[Line]]
 
     def bases(self) -> list[str]:
-        """The baselines that were run."""
+        """List the baselines that were run."""
         return [base for base in BASELINES if any(base in row.over for row in self.rows)]
 
 
-def accuracies(measured: Mapping[str, Any], key: str = "test_accuracy") -> dict[int, float]:
-    """Seed -> percent."""
-    return {seed["seed"]: 100 * seed[key] for seed in measured["seeds"]}
+def rows(measured: Mapping[str, Measurement], published: Mapping[str, Published]) -> list[Row]:
+    """Compute the table's rows: a method each, in the order given.
 
-
-def rows(measured: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]) -> list[Row]:
-    """The table: the teacher first, then the methods in the order given. measured: method -> its measurements."""
-    found = {
-        (method, base): gap
-        for method in measured
-        for base in BASELINES
-        if method not in ("teacher", base) and base in measured
-        if (gap := difference(accuracies(measured[method]), accuracies(measured[base])))
-    }
+    Args:
+        measured: by method, the teacher first.
+        published: figures from the literature, by method.
+    """
+    gaps = _over_baselines(measured)
     # One baseline over another and that one over it are one comparison.
-    tested = {frozenset(pair): gap.p for pair, gap in found.items() if gap.p is not None}
-    by_pair = dict(zip(tested, holm(list(tested.values())), strict=True))
-    corrected = {pair: by_pair[frozenset(pair)] for pair in found if frozenset(pair) in by_pair}
+    by_pair = holm_of_testable({frozenset(pair): gap for pair, gap in gaps.items()})
+    corrected = {pair: by_pair[frozenset(pair)] for pair in gaps if frozenset(pair) in by_pair}
     table = []
-    for method, block in measured.items():
-        test = summarise(list(accuracies(block).values()))
+    for method, measurement in measured.items():
+        test = summarise(list(measurement.percent().values()))
         table.append(
             Row(
                 method=method,
                 n=test.n,
                 test=test,
-                train=summarise(list(accuracies(block, "train_accuracy").values())),
-                best_on_test=summarise(list(accuracies(block, "best_test_accuracy").values())).mean,
-                over={base: gap for (name, base), gap in found.items() if name == method},
+                train=summarise(list(measurement.percent("train_accuracy").values())),
+                best_on_test=summarise(list(measurement.percent("best_test_accuracy").values())).mean,
+                over={base: gap for (name, base), gap in gaps.items() if name == method},
                 corrected_p={base: p for (name, base), p in corrected.items() if name == method},
-                published=_published(published.get(method), test),
-                parameters=block["parameters"],
-                failed=block["failed"],
+                published=_beside_published(test, published.get(method)),
+                parameters=measurement.parameters,
+                failed=measurement.failed,
             )
         )
     return table
 
 
-def _published(figure: Any, test: Summary) -> dict[str, Any] | None:
+def _over_baselines(measured: Mapping[str, Measurement]) -> dict[tuple[str, str], Difference]:
+    """Compute the difference of each method and each baseline that share a seed."""
+    gaps = {}
+    for method, measurement in measured.items():
+        for base in BASELINES:
+            if method not in ("teacher", base) and base in measured:
+                gap = difference(measurement.percent(), measured[base].percent())
+                if gap is not None:
+                    gaps[method, base] = gap
+    return gaps
+
+
+def _beside_published(test: Summary, figure: Published | None) -> PublishedComparison | None:
     if figure is None:
         return None
     inside = None if test.one_run is None else test.one_run[0] <= figure.accuracy <= test.one_run[1]
-    return {"accuracy": figure.accuracy, "source": figure.source, "inside_one_run_interval": inside}
+    return PublishedComparison(figure.accuracy, figure.source, inside)
 
 
-def verdicts(measured: Mapping[str, Mapping[str, Any]], claims: Sequence[Any]) -> list[dict[str, Any]]:
-    """Each claim whose two methods were run, answered by the rule of README.md, Holm over these claims."""
+def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> list[Verdict]:
+    """Answer each claim whose two methods were run by the rule of README.md, with Holm's correction over the claims."""
     pairs = [(claim.method, base) for claim in claims for base in claim.over]
-    judged = [(method, base) for method, base in pairs if method in measured and base in measured]
-    found = {pair: difference(*(accuracies(measured[name]) for name in pair)) for pair in judged}
-    tested = {pair: gap.p for pair, gap in found.items() if gap is not None and gap.p is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    gaps = {
+        (method, base): difference(measured[method].percent(), measured[base].percent())
+        for method, base in pairs
+        if method in measured and base in measured
+    }
+    corrected = holm_of_testable(gaps)
     answers = []
-    for (method, base), gap in found.items():
+    for (method, base), gap in gaps.items():
         p, barred = corrected.get((method, base)), bar(measured, method, base)
         answers.append(
-            {
-                "claim": f"{method} over {base}",
-                "method": method,
-                "over": base,
-                "verdict": "undecided" if barred else verdict(gap, p),
-                "barred": barred,
-                "difference": None if gap is None else asdict(gap),
-                "half_width_over_images_too": over_images_too(_gaps(measured[method], measured[base])),
-                "corrected_p": p,
-                "detectable": _detectable(gap, len(tested)),
-            }
+            Verdict(
+                claim=f"{method} over {base}",
+                method=method,
+                over=base,
+                verdict="undecided" if barred else verdict(gap, p),
+                barred=barred,
+                difference=gap,
+                half_width_over_images_too=over_images_too(_gaps_by_image(measured[method], measured[base])),
+                corrected_p=p,
+                detectable=_detectable(gap, len(corrected)),
+            )
         )
     return answers
 
 
-def bar(measured: Mapping[str, Mapping[str, Any]], method: str, base: str) -> str | None:
-    """Why a difference of the two decides nothing, whatever its p-value; None where it may.
+def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred | None:
+    """Say why a difference of two methods decides nothing, whatever its p-value.
 
-    "failed baseline": the method is above one that is itself below training without a teacher, p < 0.05 uncorrected:
-    to beat what does not work here shows nothing. "failed seeds": of the better of the two, seeds failed; those that
-    came through are a selection in its favour.
+    Args:
+        measured: by method.
+        method: the one that is claimed to be better.
+        base: the other.
+
+    Returns:
+        "failed seeds" if, of the better of the two, seeds failed: those that came through are a selection in its
+        favour. "failed baseline" if the method is above one that is itself below training without a teacher, p < 0.05
+        uncorrected: to beat what does not work here shows nothing. None if the difference may decide.
     """
-    gap = difference(accuracies(measured[method]), accuracies(measured[base]))
+    gap = difference(measured[method].percent(), measured[base].percent())
     if gap is None or not gap.mean:
         return None
-    if measured[method if gap.mean > 0 else base]["failed"]:
+    if measured[method if gap.mean > 0 else base].failed:
         return "failed seeds"
     if gap.mean > 0 and base != "scratch" and "scratch" in measured:
-        below = difference(accuracies(measured[base]), accuracies(measured["scratch"]))
+        below = difference(measured[base].percent(), measured["scratch"].percent())
         if below is not None and significant(below.p) and below.mean < 0:
             return "failed baseline"
     return None
 
 
-def _gaps(first: Mapping[str, Any], second: Mapping[str, Any]) -> NDArray[np.float64]:
-    """[S, I], in percent: of each seed that both have and each image, first - second."""
+def _gaps_by_image(first: Measurement, second: Measurement) -> NDArray[np.float64]:
+    """Compute first - second in percent, [S, I], for each seed that both have and each image."""
     ours, theirs = _hits(first), _hits(second)
     pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return np.array(pairs).reshape(len(pairs), first["test_images"])
+    return np.array(pairs).reshape(len(pairs), first.test_images)
 
 
-def _hits(block: Mapping[str, Any]) -> dict[int, NDArray[Any]]:
-    """Seed -> of each image of the split 100 where its class was predicted, else 0."""
-    packed = {seed["seed"]: np.frombuffer(bytes.fromhex(seed["test_correct"]), np.uint8) for seed in block["seeds"]}
-    return {seed: 100.0 * np.unpackbits(bits, count=block["test_images"]) for seed, bits in packed.items()}
+def _hits(measurement: Measurement) -> dict[int, NDArray[np.floating[Any]]]:
+    """Unpack, by seed, 100 for each image of the split whose class was predicted, else 0."""
+    packed = {seed.seed: np.frombuffer(bytes.fromhex(seed.test_correct), np.uint8) for seed in measurement.seeds}
+    return {seed: 100.0 * np.unpackbits(bits, count=measurement.test_images) for seed, bits in packed.items()}
 
 
 def _detectable(gap: Difference | None, tests: int) -> float | None:
@@ -172,9 +246,16 @@ def _detectable(gap: Difference | None, tests: int) -> float | None:
     return detectable(gap.n, gap.std, tests)
 
 
-def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Mean over seeds and, for the band, lowest and highest test accuracy by method and epoch, in percent."""
-    lines = []
+def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[CurvePoint]:
+    """Average over seeds the accuracies of each method and epoch in which they were measured.
+
+    Args:
+        histories: by method, a row a seed and epoch.
+
+    Returns:
+        The points, in percent to four decimals, with the lowest and the highest seed's test accuracy for the band.
+    """
+    points = []
     for method, history in histories.items():
         by_epoch: dict[int, list[Mapping[str, float]]] = {}
         for row in history:
@@ -182,14 +263,14 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[
                 by_epoch.setdefault(int(row["epoch"]), []).append(row)
         for epoch, group in by_epoch.items():
             test, train = ([100 * row[key] for row in group] for key in ("test_accuracy", "train_accuracy"))
-            lines.append(
-                {
-                    "method": method,
-                    "epoch": epoch,
-                    "test_accuracy": round(sum(test) / len(test), 4),
-                    "lowest": round(min(test), 4),
-                    "highest": round(max(test), 4),
-                    "train_accuracy": round(sum(train) / len(train), 4),
-                }
+            points.append(
+                CurvePoint(
+                    method=method,
+                    epoch=epoch,
+                    test_accuracy=round(sum(test) / len(test), 4),
+                    lowest=round(min(test), 4),
+                    highest=round(max(test), 4),
+                    train_accuracy=round(sum(train) / len(train), 4),
+                )
             )
-    return lines
+    return points

@@ -1,9 +1,10 @@
 """From measurements to intervals, tests and verdicts. One number a seed; methods are paired by seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import nan, sqrt
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +15,25 @@ ALPHA = 0.05
 POWER = 0.8
 FEWEST = 3  # pairs to test: two may agree by chance, for accuracies are counts of images
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Summary:
-    """Of n seeds: their mean, their standard deviation, and half the width of the mean's 95 % interval."""
+    """The mean of n seeds, their scatter, and 95 % intervals."""
 
     n: int
     mean: float  # not a number with no seed
-    std: float | None  # None, as the interval, with fewer than two seeds
-    half_width: float | None
+    std: float | None  # None, as the intervals, with fewer than two seeds
+    half_width: float | None  # of the mean's interval
     one_run: tuple[float, float] | None  # the 95 % prediction interval of one further run
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Student's t intervals: mean +- t s / sqrt(n), and for one further run mean +- t s sqrt(1 + 1/n)."""
+    """Summarise one value a seed, with Student's t intervals.
+
+    The mean's interval is mean +- t s / sqrt(n); that of one further run is mean +- t s sqrt(1 + 1/n).
+    """
     n, mean = len(values), float(np.mean(values)) if values else nan
     if n < 2:
         return Summary(n, mean, None, None, None)
@@ -39,19 +45,26 @@ def summarise(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods paired by seed: the differences' mean and standard deviation, the mean's interval, the p-value."""
+    """The mean difference of two methods paired by seed, its scatter, its 95 % interval and its p-value."""
 
-    n: int
+    n: int  # pairs
     mean: float
-    std: float | None  # None with fewer than two pairs
+    std: float | None  # of the differences; None with fewer than two pairs
     half_width: float | None  # likewise
-    p: (
-        float | None
-    )  # None with fewer than FEWEST pairs, and where all differ by the same: there is no scatter to test by
+    # None with fewer than FEWEST pairs, and where all differ by the same: there is no scatter to test by.
+    p: float | None
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """first - second over the seeds that both have; two-sided paired t-test. None if they share no seed."""
+    """Compare two methods by a two-sided paired t-test.
+
+    Args:
+        first: a value a seed.
+        second: likewise of the other method.
+
+    Returns:
+        The difference first - second over the seeds that both have; None if they share no seed.
+    """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
@@ -67,16 +80,22 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 
 
 def over_images_too(gaps: NDArray[np.float64]) -> float | None:
-    """Half the width of the 95 % interval of a mean difference, were images as well as seeds drawn anew.
+    """Compute half the width of the 95 % interval of a mean difference, were images as well as seeds drawn anew.
 
-    gaps: [S, I], of each seed and image, the first method's hit minus the second's. With seeds and images as crossed
-    random effects, the variance of the mean is
+    With seeds and images as crossed random effects, the variance of the mean is
 
         V = s_seeds^2 / S + s_images^2 / I - s_rest^2 / (S I)
 
-    of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's degrees of freedom.
-    Never less than for the seeds alone, as the formula can be where the images' part is small. None with fewer than two
-    of either.
+    with the variances of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's
+    degrees of freedom.
+
+    Args:
+        gaps: [S, I], the first method's hit minus the second's for each seed and image.
+
+    Returns:
+        The half width, never less than for the seeds alone, as the formula can be where the images' part is small;
+        None with fewer than two seeds or images.
+
     Source: Cornfield, Tukey, "Average values of mean squares in factorials", 1956; Satterthwaite 1946.
     """
     count, images = gaps.shape
@@ -96,19 +115,23 @@ def over_images_too(gaps: NDArray[np.float64]) -> float | None:
 
 
 def detectable(n: int, std: float, tests: int = 1) -> float:
-    """The smallest true mean difference that a two-sided paired t-test at 5 % / tests finds with 80 % power.
+    """Compute the smallest true mean difference that a two-sided paired t-test at 5 % / tests finds with 80 % power.
 
-    std: of the differences. tests: how many Holm's procedure corrects for, of which this is the first; for the later
-    ones, whose levels are higher, less is needed.
+    Args:
+        n: pairs.
+        std: the standard deviation of the differences.
+        tests: how many tests Holm's procedure corrects for, of which this is the first; for the later ones, whose
+            levels are higher, less is needed.
     """
     return _noncentrality(n, ALPHA / tests) * std / sqrt(n)
 
 
 @cache
 def _noncentrality(n: int, alpha: float) -> float:
-    """d with P(T > t) = 0.8 for T = (Z + d) / (U / sqrt(n - 1)), Z normal, U chi with n - 1 degrees of freedom.
+    """Solve P(T > t) = 0.8 for d, where T = (Z + d) / (U / sqrt(n - 1)), Z normal, U chi with n - 1 degrees of freedom.
 
-    Integrated over U, since SciPy's noncentral t fails at small n; P(T < -t) is negligible at that power.
+    The probability is integrated over U, since SciPy's noncentral t fails at small n; P(T < -t) is negligible at that
+    power.
     """
     freedom = n - 1
     critical = float(stats.t.ppf(1 - alpha / 2, freedom))
@@ -123,7 +146,12 @@ def _noncentrality(n: int, alpha: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1."""
+    """Correct p-values for their number by Holm's step-down procedure.
+
+    The i-th smallest of m becomes max over j <= i of (m - j + 1) p_(j), at most 1.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics, 1979.
+    """
     order = np.argsort(p_values)
     scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
@@ -131,13 +159,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
+def holm_of_testable(gaps: Mapping[Key, Difference | None]) -> dict[Key, float]:
+    """Correct by `holm` the p-values of the differences that have one, and return them by the differences' keys."""
+    p_values = {key: gap.p for key, gap in gaps.items() if gap is not None and gap.p is not None}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
 def significant(corrected_p: float | None) -> bool:
-    """None: nothing could be tested."""
+    """Tell whether a p-value is below ALPHA; None, where nothing could be tested, is not."""
     return corrected_p is not None and corrected_p < ALPHA
 
 
 def verdict(found: Difference | None, corrected_p: float | None) -> str:
-    """The rule of README.md: reproduced, contradicted or undecided, from a difference and its corrected p-value."""
+    """Apply the rule of README.md: reproduced, contradicted or undecided, from a difference and its corrected p."""
     if found is None or not significant(corrected_p):
         return "undecided"
     return "reproduced" if found.mean > 0 else "contradicted"

@@ -13,8 +13,12 @@ import numpy as np
 from tripletkd.analysis.statistics import significant
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
     from tripletkd.analysis.ablation import Line
-    from tripletkd.analysis.comparison import Row
+    from tripletkd.analysis.comparison import CurvePoint, Row
+    from tripletkd.evaluation.measurement import Measurement
 
 INK = "#010203"  # in its place, the colour of the text around the picture
 STYLE: dict[Any, Any] = {
@@ -45,9 +49,17 @@ ON_ITS_OWN = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:
 
 
 def render(name: str, description: str, size: tuple[float, float], paint: Callable[..., None], columns: int = 1) -> str:
-    """What `paint` draws on so many axes, given as its arguments.
+    """Draw a picture of one or more panels.
 
-    name: makes the ids of this picture its own, in a page with others; description: for who does not see it.
+    Args:
+        name: makes the ids of this picture its own, in a page with others.
+        description: for who does not see it.
+        size: width and height in inches.
+        paint: draws on the panels' axes, which are its arguments.
+        columns: how many panels stand beside each other.
+
+    Returns:
+        The text of an SVG element for a page.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -65,9 +77,10 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
 
 
 def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
-    """Without prologue, metadata and rules for the page around it; ids and ink of its own; a text alternative.
+    """Make an SVG file's text an element of a page.
 
-    It fills the width there is, up to a quarter more than drawn.
+    The prologue, the metadata and the rules for the page around it go; the ids and the ink become its own; a text
+    alternative is added. It fills the width there is, up to a quarter more than drawn.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
@@ -81,14 +94,15 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
 
 
 def standalone(svg: str) -> str:
-    """As a file: with colours of its own."""
+    """Give a page's SVG element colours of its own, for a file."""
     return svg.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Each method's line: apart from the others; or, where they are many, all but EMPHASIS thin, grey, behind the rest.
+    """Choose the style of each method's line, as matplotlib's `plot` takes it.
 
-    Those behind have a "zorder", and one label together.
+    Where the methods are more than the colours, all but EMPHASIS are thin and grey and share a label. These have a
+    "zorder", which puts them behind the rest.
     """
     names = list(names)
     strong = names if len(names) <= len(COLOURS) else [name for name in names if name in EMPHASIS]
@@ -105,37 +119,38 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def curves(
     suite: str,
     split: str,
-    lines: Sequence[Mapping[str, Any]],
+    points: Sequence["CurvePoint"],
     published: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({}),
 ) -> str:
-    """Accuracy by epoch: a line a method, a band from the lowest to the highest seed.
+    """Draw accuracy by epoch: a line a method, with a band from the lowest to the highest seed.
 
-    lines: of report.curves. published: method -> its published curve, rows with epoch and test_accuracy.
+    Args:
+        suite: its name.
+        split: what the accuracies are measured on.
+        points: of comparison.curves.
+        published: published curves by method, rows with epoch and test_accuracy.
     """
-    names = list(dict.fromkeys(line["method"] for line in lines))
-    last = max(line["epoch"] for line in lines)
-    final = [line for line in lines if line["epoch"] == last]
+    looks = _styles(dict.fromkeys(point.method for point in points))
+    last = max(point.epoch for point in points)
+    final = [point for point in points if point.epoch == last]
+    emphasised = [point for point in final if "zorder" not in looks[point.method]]
 
-    looks = _styles(names)
-    told = [line for line in final if "zorder" not in looks[line["method"]]]
-
-    def paint(axes: Any) -> None:
+    def paint(axes: "Axes") -> None:
         for name, look in looks.items():
-            mine = [line for line in lines if line["method"] == name]
-            epochs = [line["epoch"] for line in mine]
-            low, high = ([line[key] for line in mine] for key in ("lowest", "highest"))
+            mine = [point for point in points if point.method == name]
+            epochs = [point.epoch for point in mine]
             if "zorder" not in look:
+                low, high = [point.lowest for point in mine], [point.highest for point in mine]
                 axes.fill_between(epochs, low, high, alpha=0.12, linewidth=0, color=look["color"])
-            axes.plot(epochs, [line["test_accuracy"] for line in mine], **look)
+            axes.plot(epochs, [point.test_accuracy for point in mine], **look)
         for name, rows in published.items():
-            epochs = [row["epoch"] for row in rows]
-            values = [row["test_accuracy"] for row in rows]
-            axes.plot(epochs, values, ":", color=INK, linewidth=1, label=f"{name}, published", zorder=0)
-        axes.set_ylim(*_end_of_training(lines, told, published.values()))
+            epochs_there, values = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
+            axes.plot(epochs_there, values, ":", color=INK, linewidth=1, label=f"{name}, published", zorder=0)
+        axes.set_ylim(*_end_of_training(points, emphasised, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
 
-    ends = ", ".join(f"{line['method']} {line['test_accuracy']:.1f}" for line in final)
+    ends = ", ".join(f"{point.method} {point.test_accuracy:.1f}" for point in final)
     description = (
         f"{suite}: {split} accuracy by epoch, mean over seeds, band from lowest to highest. At the end: {ends}."
     )
@@ -143,37 +158,41 @@ def curves(
 
 
 def _end_of_training(
-    lines: Sequence[Mapping[str, Any]],
-    told: Sequence[Mapping[str, Any]],
+    points: Sequence["CurvePoint"],
+    emphasised: Sequence["CurvePoint"],
     published: Iterable[Sequence[Mapping[str, float]]],
 ) -> tuple[float, float]:
-    """From where to where accuracies are shown: methods differ at the end. What most epochs reach is shown, too.
+    """Choose from where to where accuracies are shown: where methods differ, at the end, and what most epochs reach.
 
-    told: of the lines, the last epoch's that stand out. A rate that falls late lifts them all far above their plateau.
+    A learning rate that falls late lifts the ends of all methods far above what their epochs reach before.
+
+    Args:
+        points: of all methods and epochs.
+        emphasised: of them, the last epoch's that stand out.
+        published: the published curves.
     """
-    named = {line["method"] for line in told}
-    lowest = min(line["test_accuracy"] for line in told)
-    highest = max(*(line["highest"] for line in told), *(rows[-1]["test_accuracy"] for rows in published), lowest)
-    plateau = np.percentile([line["test_accuracy"] for line in lines if line["method"] in named], 25)
+    named = {point.method for point in emphasised}
+    lowest = min(point.test_accuracy for point in emphasised)
+    highest = max(*(point.highest for point in emphasised), *(rows[-1]["test_accuracy"] for rows in published), lowest)
+    plateau = np.percentile([point.test_accuracy for point in points if point.method in named], 25)
     return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), highest + 0.5
 
 
 def forest(table: Sequence["Row"], bases: Sequence[str]) -> str:
-    """Differences paired by seed with their 95 % intervals, one panel a baseline."""
+    """Draw the differences paired by seed with their 95 % intervals, one panel a baseline."""
 
-    def paint(*panels: Any) -> None:
+    def paint(*panels: "Axes") -> None:
         for axes, base in zip(panels, bases, strict=True):
             rows = [row for row in table if base in row.over][::-1]
             for y, row in enumerate(rows):
-                gap, p = row.over[base], row.corrected_p.get(base)
-                stands = significant(p)
+                gap, is_significant = row.over[base], significant(row.corrected_p.get(base))
                 axes.errorbar(
                     gap.mean,
                     y,
                     xerr=gap.half_width,
                     fmt="s",
                     color=COLOURS[1],
-                    markerfacecolor=COLOURS[1] if stands else "none",
+                    markerfacecolor=COLOURS[1] if is_significant else "none",
                     capsize=3,
                 )
             axes.axvline(0, color=INK, linewidth=0.8)
@@ -195,10 +214,10 @@ TRIPLET_FIGURES = {
 
 
 def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The paper's idea through training: violated triplets, and the two distances, means over seeds."""
+    """Draw the paper's idea through training: violated triplets, and the two distances, means over seeds."""
     tracked = {name: [row for row in rows if "violated_triplets" in row] for name, rows in histories.items()}
 
-    def paint(*panels: Any) -> None:
+    def paint(*panels: "Axes") -> None:
         for axes, (key, (label, scale)) in zip(panels, TRIPLET_FIGURES.items(), strict=True):
             for name, look in _styles(tracked).items():
                 rows = tracked[name]
@@ -223,17 +242,18 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     )
 
 
-def cost(measured: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float]) -> str:
-    """Accuracy against parameters, multiply-adds of an image, and bytes of weights."""
+def cost(measured: Mapping[str, "Measurement"], accuracy: Mapping[str, float]) -> str:
+    """Draw accuracy, in percent by method, against parameters, multiply-adds of an image, and bytes of weights."""
     keys = {"parameters": "parameters", "multiply_adds": "multiply-adds an image", "weights_bytes": "bytes of weights"}
 
-    def paint(*panels: Any) -> None:
+    def paint(*panels: "Axes") -> None:
         for axes, (key, label) in zip(panels, keys.items(), strict=True):
             looks = _styles(name for name in measured if name != "teacher")
-            for i, (name, block) in enumerate(measured.items()):
+            found = {name: getattr(each, key) for name, each in measured.items()}
+            for i, (name, size) in enumerate(found.items()):
                 look = looks.get(name, {"color": INK, "label": name})
-                axes.plot(block[key], accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
-            sizes = sorted({block[key] for block in measured.values()})
+                axes.plot(size, accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
+            sizes = sorted(set(found.values()))
             axes.set_xscale("log")
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
@@ -242,23 +262,28 @@ def cost(measured: Mapping[str, Mapping[str, Any]], accuracy: Mapping[str, float
         panels[0].set_ylabel("accuracy, %")
         panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
-    said = ", ".join(f"{name} {block['parameters']:,} parameters" for name, block in list(measured.items())[:2])
+    said = ", ".join(f"{name} {each.parameters:,} parameters" for name, each in list(measured.items())[:2])
     return render("cost", f"Accuracy against the cost of the network: {said}.", (9, 3.2), paint, 3)
 
 
-def by_class(measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
-    """How much of each class a method gets right more than the baseline does, means over seeds, sorted.
+def by_class(measured: Mapping[str, "Measurement"], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
+    """Draw how much more of each class a method gets right than the baseline does, means over seeds, sorted.
 
-    classes: their names, shown where they are up to NAMED_CLASSES.
+    Args:
+        measured: by method.
+        names: the methods, a panel each.
+        base: the baseline.
+        classes: the classes' names, shown where they are up to NAMED_CLASSES.
     """
     classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
 
-    def gains(name: str) -> Any:
-        rates = (np.mean([s["test_accuracy_by_class"] for s in measured[m]["seeds"]], axis=0) for m in (name, base))
-        ours, theirs = rates
-        return 100 * (ours - theirs)
+    def rates(name: str) -> "NDArray[np.float64]":
+        return np.asarray(np.mean([seed.test_accuracy_by_class for seed in measured[name].seeds], axis=0))
 
-    def paint(*panels: Any) -> None:
+    def gains(name: str) -> "NDArray[np.float64]":
+        return 100 * (rates(name) - rates(base))
+
+    def paint(*panels: "Axes") -> None:
         widest = max(abs(gains(name)).max() for name in names)
         for axes, name in zip(panels, names, strict=True):
             values = gains(name)
@@ -280,16 +305,15 @@ def by_class(measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], ba
     return render("classes", f"Gain over {base} by class: {said}.", (9, 3.4), paint, len(names))
 
 
-def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Accuracy of the predictions made with a given confidence; on the diagonal, confidence is deserved."""
+def calibration(measured: Mapping[str, "Measurement"]) -> str:
+    """Draw the accuracy of the predictions made with a given confidence; on the diagonal, confidence is deserved."""
 
-    def paint(axes: Any) -> None:
+    def paint(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color=INK, linewidth=0.6)
         for i, (name, look) in enumerate(_styles(measured).items()):
-            block = measured[name]
+            bins = [seed.test_calibration for seed in measured[name].seeds]
             share, confidence, accuracy = (
-                np.mean([s["test_calibration"][key] for s in block["seeds"]], axis=0)
-                for key in ("share", "confidence", "accuracy")
+                np.mean([getattr(each, key) for each in bins], axis=0) for key in ("share", "confidence", "accuracy")
             )
             seen = share > 0.002
             x, y = (100 * values[seen] / share[seen] for values in (confidence, accuracy))
@@ -298,18 +322,20 @@ def calibration(measured: Mapping[str, Mapping[str, Any]]) -> str:
         axes.set(xlabel="confidence, %", ylabel="accuracy, %")
         axes.legend(fontsize=7, loc="upper left")
 
-    errors = {name: np.mean([s["test_calibration_error"] for s in b["seeds"]]) for name, b in measured.items()}
+    errors = {name: np.mean([seed.test_calibration_error for seed in m.seeds]) for name, m in measured.items()}
     said = ", ".join(f"{name} {100 * error:.1f} %" for name, error in errors.items())
     return render("calibration", f"Accuracy by confidence. Calibration errors: {said}.", (6, 4.2), paint)
 
 
 def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
-    """Test images by the outputs of the teacher, of the student before and after: the teacher's two main directions.
+    """Draw test images where teacher and student, before and after training, put them: see measure.output_map.
 
-    points: a row an image, "label" and the coordinates "teacher_x", "teacher_y", "before_x", ... "after_y".
+    Args:
+        name: the student's method.
+        points: a row an image, label and the coordinates teacher_x, teacher_y, before_x, ... after_y.
     """
 
-    def paint(*panels: Any) -> None:
+    def paint(*panels: "Axes") -> None:
         for axes, (who, title) in zip(
             panels,
             {"teacher": "teacher", "before": "student, untrained (enlarged)", "after": "student, trained"}.items(),
@@ -334,19 +360,33 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
 
 
 def ablation(name: str, split: str, lines: Sequence["Line"]) -> str:
-    """Each variant's mean with its 95 % interval, and every seed; along the value, where just one number is varied."""
+    """Draw each variant's mean with its 95 % interval, and every seed.
+
+    The variants stand along the value where just one number is varied, else side by side.
+
+    Args:
+        name: the ablation's.
+        split: what the accuracies are measured on.
+        lines: its variants.
+    """
     keys = {key for line in lines for key in line.changed}
     values = [next(iter(line.changed.values()), None) for line in lines]
     number = len(keys) == 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     places: Any = values if number else list(range(len(lines)))
 
-    def paint(axes: Any) -> None:
+    def paint(axes: "Axes") -> None:
         for x, line in zip(places, lines, strict=True):
             colour = COLOURS[3] if line.reference else COLOURS[1]
             axes.plot([x] * len(line.seeds), list(line.seeds.values()), "o", color=colour, alpha=0.45, markersize=3)
             if line.accuracy.n:
                 face = colour if line.reference else "none"
-                bar = {"fmt": "s", "capsize": 4, "color": colour, "markerfacecolor": face, "markersize": 7}
+                bar: dict[str, Any] = {
+                    "fmt": "s",
+                    "capsize": 4,
+                    "color": colour,
+                    "markerfacecolor": face,
+                    "markersize": 7,
+                }
                 axes.errorbar(x, line.accuracy.mean, yerr=line.accuracy.half_width, **bar)
         if number:
             axes.plot(places, [line.accuracy.mean for line in lines], "--", color=COLOURS[0], linewidth=0.8, zorder=0)

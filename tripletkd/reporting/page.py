@@ -1,22 +1,26 @@
-"""The report: one HTML file that needs nothing else, the verdicts first."""
+"""The report: one HTML file that needs nothing else, with the verdicts first."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tripletkd.analysis.comparison import Results, accuracies, curves
+from tripletkd.analysis.comparison import Results, curves
+from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting import figures, tables
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = "page.html.j2"
 PAPERS = ("triplet", "kd_triplet", "pair")  # the methods that the pictures of one method are of, the first that was run
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """Every picture that these results allow, by name."""
+    """Draw every picture that these results allow; returns the text of each SVG by its name."""
     measured, split = results.measured, results.split
-    students = {name: block for name, block in measured.items() if name != "teacher"}
+    students = {name: each for name, each in measured.items() if name != "teacher"}
     made = {"curves": figures.curves(results.suite, split, curves(results.histories), results.published_curves)}
     if bases := results.bases():
         made["forest"] = figures.forest(results.rows, bases)
@@ -24,7 +28,7 @@ def pictures(results: Results) -> dict[str, str]:
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])
     if "scratch" in measured and (ours := [name for name in PAPERS if name in measured]):
-        made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"]["class_names"])
+        made["classes"] = figures.by_class(measured, ours, "scratch", _class_names(results))
     made["calibration"] = figures.calibration(students)
     made["cost"] = figures.cost(measured, {row.method: row.test.mean for row in results.rows})
     for name, lines in results.ablations.items():
@@ -32,20 +36,29 @@ def pictures(results: Results) -> dict[str, str]:
     return made
 
 
+def _class_names(results: Results) -> Sequence[str]:
+    return results.measured["teacher"].class_names or ()
+
+
 def _mapped(results: Results) -> str | None:
-    """The method whose outputs are drawn."""
+    """Choose the method whose outputs are drawn."""
     return next((name for name in (*PAPERS, *results.maps) if results.maps.get(name)), None)
 
 
 def _key(classes: Sequence[str]) -> str:
-    """Which number stands for which class, where the classes' names do not say it, and few are."""
+    """Say which number stands for which class, where the classes' names do not say it and are few."""
     if len(classes) > figures.NAMED_CLASSES or all(name == str(i) for i, name in enumerate(classes)):
         return ""
     return f" ({', '.join(f'{i} {name}' for i, name in enumerate(classes))})"
 
 
 def html(results: Results, drawn: Mapping[str, str]) -> str:
-    """The page; drawn: what `pictures` made."""
+    """Fill the page's template.
+
+    Args:
+        results: what it reports.
+        drawn: what `pictures` made of them.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -70,19 +83,19 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         failures=tables.failures(results),
         mixed=tables.mixed(results),
         ablations={
-            name: (tables.of_ablation(results.ablation_split, lines), tables.outcome(lines))
+            name: (tables.ablation(results.ablation_split, lines), tables.outcome(lines))
             for name, lines in results.ablations.items()
         },
         mapped=_mapped(results),
-        key=_key(results.measured["teacher"]["class_names"]),
+        key=_key(_class_names(results)),
         pictures=drawn,
         origin=_origin(results),
-        cells=_cells(results),
+        runs=_runs(results),
     )
 
 
-def marked(text: str) -> Any:
-    """Markdown's ** and * as HTML, all else escaped."""
+def marked(text: str) -> "Markup":
+    """Turn Markdown's ** and * into HTML and escape all else."""
     from markupsafe import Markup, escape
 
     parts = re.split(r"(\*\*.+?\*\*|\*.+?\*)", text)
@@ -97,8 +110,8 @@ def marked(text: str) -> Any:
 
 
 def finding(results: Results) -> str:
-    """The verdicts in one sentence."""
-    counts = Counter(answer["verdict"] for answer in results.verdicts)
+    """Count the verdicts in one sentence."""
+    counts = Counter(answer.verdict for answer in results.verdicts)
     if not counts:
         return "Nothing to judge: of no claim were both methods run."
     seeds = {row.n for row in results.rows if row.method != "teacher"}
@@ -108,30 +121,34 @@ def finding(results: Results) -> str:
 
 
 def _origin(results: Results) -> dict[str, str]:
-    """What all cells have in common; an environment in which they differ has all that there are."""
+    """Say what all runs have in common; an entry of the environment in which they differ has all values there are."""
     teacher = results.measured["teacher"]
+    environments = tables.environments(results.measured.values())
     return {
-        "data, sha256": teacher["data_sha256"],
-        "teacher": f"{teacher['network']}, weights sha256 {', '.join(teacher['weights_sha256'].values())}",
-        **{key: " or ".join(values) for key, values in tables.environments(results).items()},
+        "data, sha256": teacher.data_sha256,
+        "teacher": f"{teacher.network}, weights sha256 {', '.join(teacher.weights_sha256.values())}",
+        **{name: " or ".join(values) for name, values in environments.items()},
     }
 
 
-def _cells(results: Results) -> dict[str, dict[str, str]]:
-    """Of each method: its run's name, parameters, and each seed's weights and accuracy."""
+def _runs(results: Results) -> dict[str, dict[str, str]]:
+    """Say of each method its run's name in MLflow, its parameters, and each seed's weights and accuracy."""
+    return {name: _run(each) for name, each in results.measured.items()}
+
+
+def _run(measured: Measurement) -> dict[str, str]:
+    accuracies, split = measured.percent(), "" if measured.split == "test" else f" ({measured.split})"
     return {
-        name: {
-            "MLflow run": f"{results.suite}/{name}" + ("" if results.split == "test" else f" ({results.split})"),
-            "network": block["network"],
-            **{group: _flat(values) for group, values in block["params"].items()},
-            **{
-                f"seed {seed}": f"{accuracies(block)[int(seed)]:.2f} %, weights sha256 {digest}"
-                for seed, digest in block["weights_sha256"].items()
-            },
-        }
-        for name, block in results.measured.items()
+        "MLflow run": f"{measured.suite}/{measured.name}{split}",
+        "network": measured.network,
+        **{group: _flat(values) for group, values in measured.params.items()},
+        **{
+            f"seed {seed}": f"{accuracies[seed]:.2f} %, weights sha256 {digest}"
+            for seed, digest in measured.weights_sha256.items()
+        },
     }
 
 
 def _flat(values: Any) -> str:
+    """Write a block of params.yaml on one line."""
     return ", ".join(f"{key} {value}" for key, value in values.items()) if isinstance(values, dict) else str(values)

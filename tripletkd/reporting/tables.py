@@ -1,37 +1,51 @@
-"""What people read as text: a suite's tables, its verdicts in sentences; ** and * stand for bold and italic."""
+"""A suite's tables and its verdicts in sentences, as text in which ** and * stand for bold and italic."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tripletkd.analysis.ablation import Line
-from tripletkd.analysis.comparison import BASELINES, Results, Row
+from tripletkd.analysis.comparison import BASELINES, Barred, Published, PublishedComparison, Results, Row, Verdict
 from tripletkd.analysis.statistics import ALPHA, Difference, Summary, significant, summarise
+from tripletkd.evaluation.measurement import Measurement
+
+BARS: dict[Barred, tuple[str, str]] = {  # why a difference decides nothing -> its mark, and the sentence
+    "failed baseline": ("†", "is above {} (not judged: below scratch)"),
+    "failed seeds": ("‡", "is not judged against {} (seeds of the better one failed)"),
+}
+COLUMNS: dict[str, tuple[str, int]] = {  # figure of a SeedMeasurement -> title, factor
+    "test_top5_accuracy": ("top 5, %", 100),
+    "test_cross_entropy": ("cross-entropy", 1),
+    "test_calibration_error": ("calibration error, %", 100),
+    "agreement": ("agreement with teacher, %", 100),
+    "kl_to_teacher": ("KL to teacher", 1),
+    "violated_triplets": ("violated triplets, %", 100),
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; the first column is names, the others are numbers."""
+    """Text in rows, of which the first column holds names and the others numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> list[str]:
+        """Return the lines of the table in Markdown."""
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         return ["| " + " | ".join(row) + " |" for row in (self.head, rule, *self.rows)]
 
 
 def comparison(results: Results) -> Table:
-    """A row a method, and below one for each published figure of a method that was not run here."""
+    """Make the main table: a row a method, and below one for each published figure of a method not run here."""
     bases, split = results.bases(), results.split
     over = [f"over {base}" for base in bases]
     head = ["method", "n", f"{split} accuracy, %", "95 % interval", *over, "published", f"best on {split}", "train, %"]
     rows = []
     for row in results.rows:
         differences = [with_interval(row.over.get(base), row.corrected_p.get(base)) for base in bases]
-        figure = "" if row.published is None else f"{row.published['accuracy']:.2f}"
+        figure = "" if row.published is None else f"{row.published.accuracy:.2f}"
         interval = "" if row.test.half_width is None else f"± {row.test.half_width:.2f}"
         best, train = f"*{row.best_on_test:.2f}*", f"{row.train.mean:.2f}"
         mean = mean_and_deviation(row.test)
@@ -42,40 +56,27 @@ def comparison(results: Results) -> Table:
     return Table(head, rows)
 
 
-def _references(results: Results) -> Mapping[str, Any]:
+def _references(results: Results) -> dict[str, Published]:
+    """Select the published figures of methods that were not run here."""
     run = {row.method for row in results.rows}
     return {name: figure for name, figure in results.published.items() if name not in run}
 
 
-BARS = {  # of report.bar -> its mark, and the sentence
-    "failed baseline": ("†", "is above {} (not judged: below scratch)"),
-    "failed seeds": ("‡", "is not judged against {} (seeds of the better one failed)"),
-}
-MEASURES = {  # of evaluate.measure -> column, factor
-    "test_top5_accuracy": ("top 5, %", 100),
-    "test_cross_entropy": ("cross-entropy", 1),
-    "test_calibration_error": ("calibration error, %", 100),
-    "agreement": ("agreement with teacher, %", 100),
-    "kl_to_teacher": ("KL to teacher", 1),
-    "violated_triplets": ("violated triplets, %", 100),
-}
-
-
 def measures(results: Results) -> Table:
-    """More than accuracy: a row a method, mean and standard deviation over seeds."""
-    known = {key for block in results.measured.values() for seed in block["seeds"] for key in seed}
-    shown = {key: column for key, column in MEASURES.items() if key in known}
+    """Make the table of what else was measured: a row a method, mean and standard deviation over seeds."""
+    measured = results.measured
+    shown = {key: c for key, c in COLUMNS.items() if any(each.by_seed(key) for each in measured.values())}
     rows = []
-    for name, block in results.measured.items():
-        values = [[scale * s[key] for s in block["seeds"] if key in s] for key, (_, scale) in shown.items()]
-        size = [f"{block['parameters']:,}", f"{block['multiply_adds']:,}", f"{block['weights_bytes']:,}"]
+    for name, each in measured.items():
+        values = [[factor * value for value in each.by_seed(key).values()] for key, (_, factor) in shown.items()]
+        size = [f"{count:,}" for count in (each.parameters, each.multiply_adds, each.weights_bytes)]
         rows.append([name, *(mean_and_deviation(summarise(v)) for v in values), *size])
-    head = ["method", *(column for column, _ in shown.values()), "parameters", "multiply-adds", "bytes"]
+    head = ["method", *(title for title, _ in shown.values()), "parameters", "multiply-adds", "bytes"]
     return Table(head, rows)
 
 
-def of_ablation(split: str, found: Sequence[Line]) -> Table:
-    """A row a variant."""
+def ablation(split: str, found: Sequence[Line]) -> Table:
+    """Make the table of an ablation measured on the split: a row a variant."""
     reference = next(line for line in found if line.reference)
     head = ["variant", "n", f"{split} accuracy, %", "95 % interval", f"over {reference.label}", "violated triplets, %"]
     rows = []
@@ -88,7 +89,7 @@ def of_ablation(split: str, found: Sequence[Line]) -> Table:
 
 
 def notes(results: Results) -> dict[str, str]:
-    """How to read each of the tables, by its name."""
+    """Say how to read each of the tables, by the table's name."""
     split = results.split
     unseen = "images held out of the training split, under a teacher that has not seen them either"
     ablated_on = unseen if results.ablation_split == "validation" else "the test images"
@@ -112,7 +113,7 @@ def notes(results: Results) -> dict[str, str]:
 
 
 def markdown(results: Results) -> str:
-    """table.md: the table, the verdicts in sentences, the ablations, and how to read them."""
+    """Write table.md: the tables, the verdicts in sentences, and how to read them."""
     reading = notes(results)
     lines = [f"# {results.suite}", "", *comparison(results).markdown(), "", reading["comparison"]]
     lines += _section("Against published figures", [f"- {line}" for line in against_published(results)])
@@ -123,7 +124,7 @@ def markdown(results: Results) -> str:
     lines += _section("Cells of different environments", [f"- {line}" for line in mixed(results)])
     lines += _section("More than accuracy", [*measures(results).markdown(), "", reading["measures"]])
     for name, found in results.ablations.items():
-        table = of_ablation(results.ablation_split, found).markdown()
+        table = ablation(results.ablation_split, found).markdown()
         lines += _section(f"Ablation: {name}", [*table, "", outcome(found), "", reading["ablations"]])
     return "\n".join(lines) + "\n"
 
@@ -133,7 +134,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def failures(results: Results) -> list[str]:
-    """Each seed that did not come through, and why."""
+    """List each seed that did not come through, and why."""
     of_rows = [f"{row.method}, seed {seed}: {why}" for row in results.rows for seed, why in row.failed.items()]
     return of_rows + [
         f"{name}, {line.label}, seed {seed}: {why}"
@@ -143,83 +144,88 @@ def failures(results: Results) -> list[str]:
     ]
 
 
-def environments(results: Results) -> dict[str, list[str]]:
-    """What the cells were computed with: of each entry the values that there are, one if all have the same."""
-    blocks = [block["environment"] for block in results.measured.values()]
+def environments(measured: Iterable[Measurement]) -> dict[str, list[str]]:
+    """List what the runs were computed with, by the entry's name: one value if all have the same, else each."""
+    blocks = [each.values for measurement in measured for each in measurement.environments]
     names = dict.fromkeys(name for block in blocks for name in block)
     values = {name: dict.fromkeys(str(block.get(name)) for block in blocks) for name in names}
     return {name: list(found) for name, found in values.items() if list(found) != ["None"]}
 
 
 def mixed(results: Results) -> list[str]:
-    """In what the cells' environments differ: their differences may be the environments'."""
-    return [f"{name}: {', '.join(found)}" for name, found in environments(results).items() if len(found) > 1]
+    """Say in what the runs' environments differ: the differences between methods may be the environments'."""
+    found = environments(results.measured.values()).items()
+    return [f"{name}: {', '.join(values)}" for name, values in found if len(values) > 1]
 
 
 def against_published(results: Results) -> list[str]:
-    """Each published figure against our prediction interval of one run."""
-    ours = [f"{row.method}: {_against(row)}" for row in results.rows if row.published]
+    """Hold each published figure against our prediction interval of one run."""
+    ours = [f"{row.method}: {_against(row.test, row.published)}" for row in results.rows if row.published]
     other = _references(results).items()
     return ours + [f"{name}: published {f.accuracy:.2f} ({f.source}); not run here" for name, f in other]
 
 
+def _against(test: Summary, published: PublishedComparison) -> str:
+    text = f"published {published.accuracy:.2f} ({published.source})"
+    if test.one_run is None:
+        return f"{text}; ours {test.mean:.2f}, too few runs for a prediction interval"
+    where = "inside" if published.inside_one_run_interval else "OUTSIDE"
+    low, high = test.one_run
+    return f"{text}; {where} our 95 % prediction interval of one run, {low:.2f} to {high:.2f}"
+
+
 def mean_and_deviation(value: Summary) -> str:
+    """Write a mean ± its standard deviation, as far as there are any."""
     if not value.n:
         return ""
     return f"{value.mean:.2f}" if value.std is None else f"{value.mean:.2f} ± {value.std:.2f}"
 
 
 def with_interval(gap: Difference | None, corrected_p: float | None) -> str:
+    """Write a difference ± half its interval, in bold where it is significant."""
     if gap is None:
         return ""
     text = f"{gap.mean:+.2f}" if gap.half_width is None else f"{gap.mean:+.2f} ± {gap.half_width:.2f}"
     return f"**{text}**" if significant(corrected_p) else text
 
 
-def _against(row: Row) -> str:
-    assert row.published is not None
-    text = f"published {row.published['accuracy']:.2f} ({row.published['source']})"
-    if row.test.one_run is None:
-        return f"{text}; ours {row.test.mean:.2f}, too few runs for a prediction interval"
-    where = "inside" if row.published["inside_one_run_interval"] else "OUTSIDE"
-    low, high = row.test.one_run
-    return f"{text}; {where} our 95 % prediction interval of one run, {low:.2f} to {high:.2f}"
-
-
 def verdicts(results: Results) -> Table:
-    """A row a claim: the verdict and the numbers behind it."""
+    """Make the table of verdicts: a row a claim, with the numbers behind it."""
     head = ["claim", "verdict", "difference", "other images too", "seeds", "corrected p", "found with 80 % power"]
-    rows = []
-    for answer in results.verdicts:
-        row, gap, p = [answer["claim"], f"**{answer['verdict']}**"], answer["difference"], answer["corrected_p"]
-        if answer["barred"]:
-            row[1] += f" {BARS[answer['barred']][0]}"
-        if gap is not None and p is not None:
-            row += [
-                f"{gap['mean']:+.2f} ± {gap['half_width']:.2f}",
-                f"± {answer['half_width_over_images_too']:.2f}",
-                str(gap["n"]),
-                f"{p:.2g}",
-                f"{answer['detectable']:.2f}",
-            ]
-        rows.append(row + [""] * (len(head) - len(row)))
-    return Table(head, rows)
+    return Table(head, [_verdict_row(answer) for answer in results.verdicts])
+
+
+def _verdict_row(answer: Verdict) -> list[str]:
+    mark = f" {BARS[answer.barred][0]}" if answer.barred else ""
+    gap, p = answer.difference, answer.corrected_p
+    numbers = [""] * 5
+    if gap is not None and p is not None:
+        numbers = [
+            f"{gap.mean:+.2f} ± {gap.half_width:.2f}",
+            f"± {answer.half_width_over_images_too:.2f}",
+            str(gap.n),
+            f"{p:.2g}",
+            f"{answer.detectable:.2f}",
+        ]
+    return [answer.claim, f"**{answer.verdict}**{mark}", *numbers]
 
 
 def in_short(results: Results) -> list[str]:
-    """The verdicts in a sentence for each method that a claim is about."""
-    words = {
+    """Say the verdicts in a sentence for each method that a claim is about."""
+    phrases: dict[str, str] = {  # by verdict or bar
         "reproduced": "is better than {}",
         "contradicted": "is worse than {}",
         "undecided": "is not distinguishable from {}",
-        **{bar: sentence for bar, (_, sentence) in BARS.items()},
+        **{str(bar): phrase for bar, (_, phrase) in BARS.items()},
     }
-    claimed: dict[str, dict[str, list[str]]] = {}
+    claimed: dict[str, dict[str, list[str]]] = {}  # method -> verdict or bar -> the methods that it is over
     for answer in results.verdicts:
-        of_method = claimed.setdefault(answer["method"], {})
-        of_method.setdefault(answer["barred"] or answer["verdict"], []).append(answer["over"])
+        of_method = claimed.setdefault(answer.method, {})
+        of_method.setdefault(answer.barred or answer.verdict, []).append(answer.over)
     return [
-        f"**{method}** " + "; ".join(words[v].format(_listed(found[v])) for v in words if v in found) + "."
+        f"**{method}** "
+        + "; ".join(phrase.format(_listed(found[v])) for v, phrase in phrases.items() if v in found)
+        + "."
         for method, found in claimed.items()
     ]
 
@@ -229,7 +235,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def outcome(found: Sequence[Line]) -> str:
-    """Which variant is best, and whether it differs from the reference significantly."""
+    """Say which variant is best, and whether it differs from the reference significantly."""
     reference = next(line for line in found if line.reference)
     ran = [line for line in found if line.accuracy.n]
     if not ran:
@@ -249,46 +255,32 @@ def outcome(found: Sequence[Line]) -> str:
     )
 
 
-def table_csv(table: Sequence[Row]) -> str:
-    """A line a method, plain numbers."""
+def table_csv(rows: Sequence[Row]) -> str:
+    """Write the main table as CSV, a line a method, plain numbers of up to four decimals."""
     out = io.StringIO()
-    columns = [
-        "method",
-        "n",
-        "test_mean",
-        "test_std",
-        "test_half_width",
-        "train_mean",
-        "best_on_test",
-        "published",
-        "parameters",
-    ]
-    columns += [f"over_{base}{suffix}" for base in BASELINES for suffix in ("", "_half_width", "_corrected_p")]
-    writer = csv.DictWriter(out, columns, lineterminator="\n", restval="")
+    writer = csv.DictWriter(out, _csv_line(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for row in table:
-        line: dict[str, Any] = {
-            "method": row.method,
-            "n": row.n,
-            "test_mean": row.test.mean,
-            "test_std": row.test.std,
-            "test_half_width": row.test.half_width,
-            "train_mean": row.train.mean,
-            "best_on_test": row.best_on_test,
-            "published": row.published and row.published["accuracy"],
-            "parameters": row.parameters,
-        }
-        for base, gap in row.over.items():
-            line |= {
-                f"over_{base}": gap.mean,
-                f"over_{base}_half_width": gap.half_width,
-                f"over_{base}_corrected_p": row.corrected_p.get(base),
-            }
-        writer.writerow(
-            {
-                key: round(value, 4) if isinstance(value, float) else value
-                for key, value in line.items()
-                if value is not None
-            }
-        )
+    for row in rows:
+        line = _csv_line(row)
+        writer.writerow({name: round(v, 4) if isinstance(v, float) else v for name, v in line.items()})
     return out.getvalue()
+
+
+def _csv_line(row: Row) -> dict[str, str | float | None]:
+    line: dict[str, str | float | None] = {
+        "method": row.method,
+        "n": row.n,
+        "test_mean": row.test.mean,
+        "test_std": row.test.std,
+        "test_half_width": row.test.half_width,
+        "train_mean": row.train.mean,
+        "best_on_test": row.best_on_test,
+        "published": None if row.published is None else row.published.accuracy,
+        "parameters": row.parameters,
+    }
+    for base in BASELINES:
+        gap = row.over.get(base)
+        line[f"over_{base}"] = None if gap is None else gap.mean
+        line[f"over_{base}_half_width"] = None if gap is None else gap.half_width
+        line[f"over_{base}_corrected_p"] = row.corrected_p.get(base)
+    return line

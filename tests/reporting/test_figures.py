@@ -1,0 +1,39 @@
+"""The pictures as SVG: valid, embeddable, reproducible, and described."""
+
+from xml.etree import ElementTree
+
+from measurements import MEASURED, changed, of_seed, results
+
+from tripletkd.reporting import figures, page
+
+
+def test_pictures_are_svg_with_ids_of_their_own_and_the_same_every_time() -> None:
+    drawn = page.pictures(results())
+    assert drawn == page.pictures(results())
+    assert {"curves", "forest", "triplets", "outputs", "classes", "calibration", "cost", "ablation-margin"} == set(
+        drawn
+    )
+    ids: list[str] = []
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(figures.standalone(svg))  # noqa: S314
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label") or "") > 40
+        own = [element.get("id") or "" for element in root.iter() if element.get("id")]
+        assert all(i.startswith(f"{name}-") for i in own)
+        assert figures.INK not in svg
+        assert "<style" not in svg
+        ids += own
+    assert len(ids) == len(set(ids))
+
+
+def test_classes_are_called_by_their_names() -> None:
+    drawn = page.pictures(results())["classes"]
+    assert drawn.count("猫") > 2 and "a cat &amp; $dog$ of $x" in drawn
+    assert "triplet from +0.0 (猫) to +1.1 (a cat &amp; $dog$ of $x)" in drawn
+    many = [f"class {i} of a longer name" for i in range(21)]
+    rates = {"a": (*[0.5] * 20, 0.9), "b": (0.5,) * 21}
+    cells = {
+        name: changed(MEASURED["kd"], seeds=(of_seed(1, 80.0, test_accuracy_by_class=values),))
+        for name, values in rates.items()
+    }
+    assert figures.by_class(cells, ["a"], "b", many).count("(class 20 of a longe…)") == 2  # label and title, no axis

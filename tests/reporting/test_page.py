@@ -1,0 +1,85 @@
+"""The page: what it says, and what a browser shows of it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from measurements import HISTORY, MEASURED, results
+
+from tripletkd.analysis import comparison
+from tripletkd.reporting import page
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    made = results()
+    return page.html(made, page.pictures(made))
+
+
+def test_the_map_says_which_number_is_which_class(html: str) -> None:
+    assert "numbers for classes (0 a cat &amp; $dog$ of $x, 1 猫): the teacher" in html
+
+
+def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
+    assert "3 claims, each compared over 4 to 5 seeds: 0 reproduced, 1 contradicted, 2 undecided" in html
+    assert "<b>triplet</b> is worse than kd; is not distinguishable from triplet; is not judged" in html
+    assert html.index("The claim.") < html.index("What we found.") < html.index("<table>")
+    assert "A sentence &amp; more" in html
+    assert "<script" not in html
+    assert "d" * 64 in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+
+
+def test_a_page_without_claims_ablations_or_baselines() -> None:
+    kd = {name: MEASURED[name] for name in ("teacher", "kd")}
+    rows = comparison.rows(kd, {})
+    made = results(
+        measured=kd,
+        rows=rows,
+        verdicts=[],
+        published={},
+        published_curves={},
+        ablations={},
+        maps={},
+        histories={"kd": HISTORY},
+    )
+    drawn = page.pictures(made)
+    assert set(drawn) == {"curves", "triplets", "calibration", "cost"}
+    text = page.html(made, drawn)
+    assert "Nothing to judge" in text
+    assert "Ablations" not in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>document.title = "overflow " +
+    (document.documentElement.scrollWidth - document.documentElement.clientWidth)</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_errors_requests_or_overflow(html: str, width: int, tmp_path: Path) -> None:
+    """The page forbids itself every request: one that it made would be an error on the console."""
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', html)
+    assert policy
+    assert "default-src 'none'" in policy[0]
+
+    def open_it(text: str) -> tuple[str, str]:
+        (tmp_path / "report.html").write_text(text)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+        words = [
+            str(CHROMIUM),
+            *flags,
+            f"--user-data-dir={tmp_path}",
+            "--dump-dom",
+            (tmp_path / "report.html").as_uri(),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+    assert open_it(html)[1] == ""
+    assert open_it(html.replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'))[1] != ""
+    shown, _ = open_it(html.replace(policy[0], "").replace("</body>", f"{PROBE}</body>"))
+    assert "<title>overflow 0</title>" in shown
