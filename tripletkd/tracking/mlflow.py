@@ -18,7 +18,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint, sha256
 from tripletkd.tracking.store import (
     METRICS_A_CALL,
@@ -31,7 +30,7 @@ from tripletkd.tracking.store import (
     log_tags,
     open_store,
 )
-from tripletkd.training.run_record import Record, read_history, read_records
+from tripletkd.training.run_record import HISTORY, RECORD, Record, read_history, read_log, read_records, seed_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -64,9 +63,10 @@ class SeedRun:
     @classmethod
     def read(cls, run: Path, record: Record) -> SeedRun:
         """Read what there is of the seed in a run folder besides its record."""
-        folder = run / f"seed-{record.seed}"
-        log = read_log(_log_path(run, record), folder / "record.json")
-        return cls(folder, record, log, read_history(folder / "history.csv"))
+        folder = seed_folder(run, record.seed)
+        path = _log_path(run, record)
+        log = read_log(path, folder / RECORD) if path else {}
+        return cls(folder, record, log, read_history(folder / HISTORY))
 
     @property
     def tags(self) -> dict[str, str]:
@@ -85,7 +85,7 @@ class SeedRun:
         record = self.record
         tags = self.tags | {"seed": str(record.seed)} | ({"failed": record.failed} if record.failed else {})
         return NewRun(
-            identity=sha256(self.folder / "record.json"),
+            identity=sha256(self.folder / RECORD),
             name=f"{run_name(record, self.log)}/seed-{record.seed}",
             tags=tags,
             log=self.log,
@@ -109,7 +109,6 @@ def log_run(root: Path, folder: Path) -> bool:
     """
     jobs: dict[str, list[SeedRun]] = {}
     for record in read_records(folder):
-        _check_names(folder, record)
         jobs.setdefault(_job_identity(record), []).append(SeedRun.read(folder, record))
     added = False
     for identity, seeds in jobs.items():
@@ -120,7 +119,7 @@ def log_run(root: Path, folder: Path) -> bool:
 
 def _log_job(store: Store, identity: str, seeds: Sequence[SeedRun]) -> bool:
     """Add what the store lacks of a job's seeds; returns whether it lacked anything."""
-    state = fingerprint(sorted(sha256(seed.folder / "record.json") for seed in seeds))
+    state = fingerprint(sorted(sha256(seed.folder / RECORD) for seed in seeds))
     found: list[Run] = store.client.search_runs([store.experiment], f"tags.`{JOB_TAG}` = '{identity}'")
     if found:
         parent = found[0].info.run_id
@@ -239,16 +238,6 @@ def _common(blocks: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {key: text for key, text in blocks[0].items() if all(block.get(key) == text for block in blocks)}
 
 
-def _check_names(folder: Path, record: Record) -> None:
-    """Raise UserError if a record that was brought here carries a name that leads out of a folder."""
-    for key, name in (("suite", record.suite), ("split", record.split), ("name", record.name)):
-        if not name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise UserError(
-                f"{folder}/seed-{record.seed}/record.json: {key}: found {name!r}, which leads out of the folder that "
-                "it is to name; expected a name as in params.yaml: take the record as it was made"
-            )
-
-
 def _log_path(run: Path, record: Record) -> Path | None:
     """Return where the log of a seed is: runs/<suite>/<split>/<name>/seed-N has it in logs/, at the same place below.
 
@@ -259,22 +248,6 @@ def _log_path(run: Path, record: Record) -> Path | None:
         return None
     top = run.parents[len(parts)]
     return top.joinpath("logs", *parts, f"seed-{record.seed}.json")
-
-
-def read_log(path: Path | None, about: Path) -> Log:
-    """Read the log of a file.
-
-    Args:
-        path: The log, if there can be one.
-        about: The file that it must belong to: what DVC restores from its cache comes without its log.
-
-    Returns:
-        The log without that file's hash; empty if there is none, or another file's.
-    """
-    if path is None or not path.is_file():
-        return {}
-    log: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return log if log.pop("belongs_to_sha256", None) == sha256(about) else {}
 
 
 # --- exports and other files ------------------------------------------------------------------------------------------
@@ -422,7 +395,7 @@ def relog(root: Path, folders: Iterable[Path]) -> Iterator[Outcome]:
 def _mirrored(folders: Iterable[Path]) -> Iterator[tuple[Callable[[Path, Path], bool], Path]]:
     """Give each run folder and each export with the function that mirrors it; not what a stage is just writing."""
     folders = list(folders)
-    for file, up, kind in (("record.json", 1, log_run), ("export.json", 0, log_export)):
+    for file, up, kind in ((RECORD, 1, log_run), ("export.json", 0, log_export)):
         found = [path for folder in folders for path in sorted(folder.rglob(file))]
         whole = [path for path in found if not any(part.endswith(".partial") for part in path.parts)]
         for folder in dict.fromkeys(path.parents[up] for path in whole):
