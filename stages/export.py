@@ -5,125 +5,167 @@ python -m stages.export suite=digits method=triplet, or method=teacher
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from tripletkd.tracking.run_record import Record
-
-from stages import Stage, run
+from stages._command import Stage, run
 from tripletkd import export, models
-from tripletkd.config.load import InputSettings
-from tripletkd.data import dataset as data
+from tripletkd.config.schema import InputSettings
+from tripletkd.data import dataset as canonical
+from tripletkd.data.dataset import Dataset
 from tripletkd.errors import UserError
+from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
 from tripletkd.files import whole, write_json
-from tripletkd.reporting import model_card as card
-from tripletkd.tracking import run_record as record
+from tripletkd.provenance import sha256
+from tripletkd.reporting.model_card import Exported, Sources, markdown
+from tripletkd.training.run_record import (
+    WEIGHTS,
+    Record,
+    load_network,
+    read_record,
+    seed_folder,
+    write_log,
+)
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
 EXAMPLES = 2
 
 
 def main(stage: Stage) -> None:
-    stage.logger.model(write(stage))
+    """Export the network of one method, or the teacher, and log the export."""
+    stage.logger.export(write(stage))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The network that is exported: the first seed that did not fail, whatever its accuracy.
+
+    Attributes:
+        records: Those of all seeds of its run.
+        record: Its own.
+        weights: The file of its weights.
+        classifier: The network with the preprocessing that it was trained with.
+    """
+
+    records: Sequence[Record]
+    record: Record
+    weights: Path
+    classifier: Classifier
 
 
 def write(stage: Stage) -> Path:
-    """All files of the export, or none; returns their folder. UserError if the ONNX model is not the network."""
-    method, folder = stage.config.method, stage.place("exports", stage.config.method)
-    made, measured, teacher = load(stage, method), stage.measured(method), stage.measured("teacher")
-    dataset = dataset_of(stage, made)
-    refuse_strangers(stage, made, measured, teacher)
-    seed, classifier = first(stage, made)
-    model = export.to_onnx(classifier, made.image_shape, dataset.classes)
-    check = export.verify(model, classifier, dataset.test)
-    exported = facts(stage, made, seed, classifier, model) | {"classes": dataset.classes} | asdict(check)
-    times = timed(stage, method, model, dataset)
-    description = json.loads((stage.place("data") / data.DESCRIPTION).read_text(encoding="utf-8"))
-    text = card.markdown(exported, made, description, measured, teacher)
+    """Write all files of the export, or none; returns their folder.
+
+    Raises:
+        UserError: If the ONNX model is not the network, or what the card is made of does not belong together.
+    """
+    method = stage.config.method
+    assert method is not None
+    chosen = choose(stage, method)
+    dataset = load_data(stage, chosen)
+    sources = gather(stage, chosen)
+    model = export.to_onnx(chosen.classifier, chosen.record.image_shape, dataset.classes)
+    check = export.verify(model, chosen.classifier, dataset.test)
+    exported = describe(chosen, model, dataset, check)
+    times = measure_latency(stage, method, model, dataset)
     examples = {"inputs": dataset.test.images[:EXAMPLES].tolist()}
+    folder = stage.path("exports", method)
     with whole(folder) as beside:
         beside.mkdir()
         (beside / "model.onnx").write_bytes(model)
-        (beside / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+        (beside / "MODEL_CARD.md").write_text(markdown(exported, sources), encoding="utf-8")
         (beside / "example.json").write_text(json.dumps(examples) + "\n")
-        write_json(beside / "export.json", exported)
-        record.write_log(beside, "export.json", stage.log(**times))
-    stage.say(summary(folder, exported, times))
+        write_json(beside / "export.json", asdict(exported))
+        write_log(beside / "log.json", beside / "export.json", stage.log(**times))
+    stage.say(summarise(folder, exported, times))
     return folder
 
 
-def facts(stage: Stage, made: Record, seed: int, classifier: Classifier, model: bytes) -> dict[str, Any]:
-    """What export.json says of the network and its file, besides what was checked; no time, no path."""
-    return {
-        "suite": made.suite,
-        "method": made.method,
-        "network": made.network,
-        "seed": seed,
-        "parameters": models.parameter_count(classifier),
-        "opset": export.OPSET,
-        "weights_bytes": record.weights_path(stage.place("runs", made.split, made.method), seed).stat().st_size,
-        "onnx_bytes": len(model),
-        "weights_sha256": made.weights_sha256[str(seed)],
-        "onnx_sha256": hashlib.sha256(model).hexdigest(),
-        "data_sha256": made.data_sha256,
-        "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
-    }
+def choose(stage: Stage, method: str) -> Chosen:
+    """Read the run of a method, or of the teacher, and load its first seed that did not fail.
+
+    Raises:
+        UserError: If a record or the weights are not there or damaged, or if every seed failed.
+    """
+    suite, folder = stage.suite, stage.path("runs", stage.config.split, method)
+    seeds = [suite.teacher.seed] if method == "teacher" else suite.seeds
+    records = [read_record(seed_folder(folder, seed)) for seed in seeds]
+    alive = [record for record in records if record.failed is None]
+    if not alive:
+        raise UserError(f"{folder}: every seed failed, there is nothing to export")
+    inputs = InputSettings(**alive[0].params["inputs"]).build(alive[0].image_shape[2])
+    network = load_network(folder, alive[0]).float()
+    return Chosen(records, alive[0], seed_folder(folder, alive[0].seed) / WEIGHTS, Classifier(network, inputs))
 
 
-def load(stage: Stage, method: str) -> Record:
-    made = record.read(stage.place("runs", stage.config.split, method))
-    if not made.weights_sha256:
-        raise UserError(
-            f"{stage.place('runs', stage.config.split, method)}: every seed failed, there is nothing to export"
-        )
-    return made
+def load_data(stage: Stage, chosen: Chosen) -> Dataset:
+    """Load the images of that run, a held-out part in the test split's place if it had one.
 
-
-def first(stage: Stage, made: Record) -> tuple[int, Classifier]:
-    """The first seed that did not fail, whatever its accuracy, with the preprocessing that it was trained with."""
-    seed = next(seed for seed in made.seeds if str(seed) in made.weights_sha256)
-    alone = replace(made, weights_sha256={str(seed): made.weights_sha256[str(seed)]})
-    network = alone.load_networks(stage.place("runs", made.split, made.method))[seed].float()
-    inputs = InputSettings(**made.params["inputs"]).build(made.image_shape[2])
-    return seed, Classifier(network, inputs)
-
-
-def dataset_of(stage: Stage, made: Record) -> data.Dataset:
-    """The images of that run, a held-out part in the test split's place if it had one."""
-    dataset = data.load(stage.place("data"))
-    if made.split == "validation":
+    Raises:
+        UserError: If they are not those that it was trained on.
+    """
+    dataset = canonical.load(stage.path("data"))
+    if chosen.record.split == "validation":
         dataset = dataset.with_holdout(stage.suite.holdout)
-    if dataset.sha256() != made.data_sha256:
-        raise UserError(
-            f"{stage.place('runs', made.split, made.method)}: trained on other images than {stage.place('data')} holds"
-        )
+    if dataset.sha256() != chosen.record.data_sha256:
+        run_folder = stage.path("runs", chosen.record.split, chosen.record.name)
+        raise UserError(f"{run_folder}: trained on other images than {stage.path('data')} holds")
     return dataset
 
 
-def refuse_strangers(stage: Stage, made: Record, measured: Any, teacher: Any) -> None:
-    """UserError if the figures that the card would show are of other weights."""
-    if measured["weights_sha256"] != made.weights_sha256:
+def gather(stage: Stage, chosen: Chosen) -> Sources:
+    """Read what the card is made of.
+
+    Raises:
+        UserError: If the figures that it would show are of other weights.
+    """
+    name, place = chosen.record.name, stage.path("results", "measured", chosen.record.split)
+    folder, suite = stage.path("runs", chosen.record.split, name), chosen.record.suite
+    measured, teacher = (measurement.read(place / f"{of}.json", suite, of) for of in (name, "teacher"))
+    weights = {record.seed: record.weights_sha256 for record in chosen.records if record.failed is None}
+    if measured.weights_sha256 != weights:
         raise UserError(
-            f"{stage.place('results', 'measured', made.split, f'{made.method}.json')}: measured on other weights than "
-            f"{stage.place('runs', made.split, made.method)} holds; run the evaluate stage again"
+            f"{place / f'{name}.json'}: measured on other weights than {folder} holds; run the evaluate stage again"
         )
-    if made.teacher_sha256 and made.teacher_sha256 not in teacher["weights_sha256"].values():
+    if chosen.record.teacher_sha256 not in (None, *teacher.weights_sha256.values()):
         raise UserError(
-            f"{stage.place('runs', made.split, made.method)}: distilled from another teacher than "
-            f"{stage.place('results', 'measured', made.split, 'teacher.json')} describes; run the distill stage again"
+            f"{folder}: distilled from another teacher than {place / 'teacher.json'} describes; run the distill stage "
+            "again"
         )
+    description = json.loads((stage.path("data") / canonical.DESCRIPTION).read_text(encoding="utf-8"))
+    return Sources(chosen.records, description, measured, teacher)
 
 
-def timed(stage: Stage, method: str, model: bytes, dataset: data.Dataset) -> dict[str, float]:
-    """Milliseconds by batch size, the teacher's in the same minute beside a student's."""
+def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check) -> Exported:
+    """Collect what export.json says of the network and its file; no time, no path."""
+    record = chosen.record
+    return Exported(
+        suite=record.suite,
+        method=record.method,
+        network=record.network,
+        seed=record.seed,
+        parameters=models.parameter_count(chosen.classifier),
+        opset=export.OPSET,
+        weights_bytes=chosen.weights.stat().st_size,
+        onnx_bytes=len(model),
+        weights_sha256=sha256(chosen.weights),
+        onnx_sha256=hashlib.sha256(model).hexdigest(),
+        data_sha256=record.data_sha256,
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
+        classes=dataset.classes,
+        **asdict(check),
+    )
+
+
+def measure_latency(stage: Stage, method: str, model: bytes, dataset: Dataset) -> dict[str, float]:
+    """Measure milliseconds by batch size, the teacher's in the same minute beside a student's."""
     exported = {"latency_ms": model}
     if method != "teacher":
-        made = load(stage, "teacher")
-        _, teacher = first(stage, made)
-        exported["teacher_latency_ms"] = export.to_onnx(teacher, made.image_shape, dataset.classes)
+        teacher = choose(stage, "teacher")
+        exported["teacher_latency_ms"] = export.to_onnx(teacher.classifier, teacher.record.image_shape, dataset.classes)
     return {
         f"{name}_batch_{batch}": round(milliseconds, 4)
         for batch in BATCHES
@@ -131,13 +173,13 @@ def timed(stage: Stage, method: str, model: bytes, dataset: data.Dataset) -> dic
     }
 
 
-def summary(folder: Path, exported: dict[str, Any], times: dict[str, float]) -> str:
-    """Short, for a person."""
+def summarise(folder: Path, exported: Exported, times: dict[str, float]) -> str:
+    """Summarise the export for a person."""
     lines = [
-        f"{folder / 'model.onnx'}: seed {exported['seed']}, {exported['parameters']:,} parameters, "
-        f"{exported['onnx_bytes']:,} bytes, opset {exported['opset']}",
-        f"  beside PyTorch on {exported['images']} test images: the same class for all, probabilities at most "
-        f"{exported['max_difference']:.1e} apart",
+        f"{folder / 'model.onnx'}: seed {exported.seed}, {exported.parameters:,} parameters, "
+        f"{exported.onnx_bytes:,} bytes, opset {exported.opset}",
+        f"  beside PyTorch on {exported.images} test images: the same class for all, probabilities at most "
+        f"{exported.max_difference:.1e} apart",
     ]
     for batch in BATCHES:
         mine, teacher = (times.get(f"{prefix}latency_ms_batch_{batch}") for prefix in ("", "teacher_"))
@@ -147,4 +189,4 @@ def summary(folder: Path, exported: dict[str, Any], times: dict[str, float]) -> 
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "method"), teacher=True)
+    run(main, needs=("suite", "method"), allow_teacher=True)

@@ -6,21 +6,23 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import Stage, run
+from stages._command import Stage, run
 from tripletkd.errors import UserError
 from tripletkd.files import whole
 
 if TYPE_CHECKING:
-    from tripletkd.config.load import Data
+    from tripletkd.config.schema import DataSettings
     from tripletkd.data.dataset import Dataset
 
 TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
 
 
 def main(stage: Stage) -> None:
+    """Fetch the images of a suite."""
     from tripletkd.data import dataset as data
+    from tripletkd.tracking.mlflow import StageFiles
 
-    settings, target = stage.suite.data, stage.place("data")
+    settings, target = stage.suite.data, stage.path("data")
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
     with whole(target) as beside:
         beside.mkdir()
@@ -37,11 +39,15 @@ def main(stage: Stage) -> None:
         **description["duplicates"],
     }
     params = {"source": origin, "data_sha256": description["sha256"]}
-    stage.logger.files(stage.config.suite, "fetch", counts, params, [target / data.DESCRIPTION])
+    files = [str(target / data.DESCRIPTION)]
+    stage.logger.files(StageFiles(stage.suite.name, "fetch", counts, params, files, stage.log()))
 
 
-def obtain(settings: Data, folder: Path) -> Dataset:
-    """The images of any of the sources, in memory; what is downloaded lies below `folder` meanwhile."""
+def obtain(settings: DataSettings, folder: Path) -> Dataset:
+    """Return the images of any of the sources, in memory.
+
+    What is downloaded or unpacked lies below `folder` meanwhile.
+    """
     from tripletkd.data import sources
 
     if settings.source == "digits":
@@ -55,11 +61,11 @@ def obtain(settings: Data, folder: Path) -> Dataset:
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
         return sources.folder(Path(settings.path))
-    return sources.archive(Path(settings.path), settings.sha256)
+    return sources.archive(Path(settings.path), settings.sha256, folder)
 
 
 def summary(description: dict[str, Any]) -> str:
-    """Short, for a person: counts, shape, a hash to compare by, and images that blur what is measured."""
+    """Summarise for a person: counts, shape, a hash to compare by, and images that blur what is measured."""
     images, duplicates = description["images"], description["duplicates"]
     return (
         f"{images['train']} training and {images['test']} test images of "

@@ -1,7 +1,6 @@
 """Where images come from: a torchvision data set, class folders, an archive of them, or scikit-learn's digits."""
 
 import http.client
-import io
 import stat
 import tarfile
 import tempfile
@@ -26,15 +25,19 @@ OTHERWISE = "or regenerate the digits suite, which needs no file: run.suites: [d
 LAYOUT = "{train,test}/<class>/<image>"
 IGNORED = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers, beside names that begin with a dot
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
-MAX_FILE_BYTES = 2**28  # a file is read into memory; in an archive, more is a decompression bomb
-MAX_PIXEL_BYTES = 2**35  # of all images: they are held in memory; many small files can be a bomb too
+MAX_FILE_BYTES = 2**28  # of one image: more is a decompression bomb, or no image
+MAX_ARCHIVE_BYTES = 2**35  # of all that is unpacked to the disk: many small files can be a bomb too
+MAX_PIXEL_BYTES = 2**35  # of all images: they are held in memory
 
 
 def digits() -> Dataset:
-    """scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, 10 classes.
+    """Load scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, 10 classes.
 
     The first half, in the source's order, is the training split, the second the test split, as in scikit-learn's own
     example: the halves come from different writers. Pixels 0..16 become 0..255.
+
+    Returns:
+        The images, in memory.
     """
     from sklearn.datasets import load_digits
 
@@ -53,11 +56,20 @@ def digits() -> Dataset:
 
 
 def torchvision(name: str, folder: Path) -> Dataset:
-    """A data set of torchvision.datasets by its class name, downloaded and checked by torchvision's md5.
+    """Download a data set of torchvision.datasets and check it by torchvision's md5.
 
-    The download goes to a new folder in `folder`, and is removed: torchvision trusts some files that are there already,
-    but unpickles nothing of a download before its md5 is checked. UserError if there is no data set of that name, no
-    network, or the bytes are not those that torchvision knows.
+    The download goes to a new folder, which is removed: torchvision trusts some files that are there already, but
+    unpickles nothing of a download before its md5 is checked.
+
+    Args:
+        name: The data set's class in torchvision.datasets.
+        folder: Where to put the new folder.
+
+    Returns:
+        The images, in memory.
+
+    Raises:
+        UserError: If there is no data set of that name, no network, or the bytes are not those that torchvision knows.
     """
     import torchvision.datasets as library
 
@@ -87,7 +99,7 @@ def torchvision(name: str, folder: Path) -> Dataset:
 
 
 def _address(kind: Any, part: str) -> str:
-    """Where a data set of torchvision comes from; its classes say it in three ways."""
+    """Return where a data set of torchvision comes from; its classes say it in three ways."""
     if hasattr(kind, "split_list"):
         return kind.split_list[part][0]
     return kind.url if hasattr(kind, "url") else " or ".join(kind.mirrors)
@@ -103,21 +115,8 @@ def _from_torchvision(part: Any, title: str) -> Split:
 # --- class folders ----------------------------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """What stands at a path below a source's top: a file that can be read, a folder, or anything else."""
-
-    path: PurePosixPath
-    mode: int  # its type, as os.stat has it
-    size: int
-    read: Callable[[], bytes]
-
-    @property
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
-
-
 def folder(path: Path) -> Dataset:
-    """Class folders, {train,test}/<class>/<image>; classes and images in the order of their names.
+    """Read class folders, {train,test}/<class>/<image>; classes and images in the order of their names.
 
     A file's content counts, not its extension: PNG, JPEG, WebP, BMP or GIF. Images become RGB: palettes are looked up,
     CMYK is converted, transparency and orientation tags are dropped. If every image is greyscale, or black and white,
@@ -126,18 +125,34 @@ def folder(path: Path) -> Dataset:
     Names are compared exactly: Cat and cat are two classes. Ignored: names that begin with a dot, Thumbs.db,
     desktop.ini, __MACOSX, and whatever stands beside train/ and test/.
 
-    UserError, with the file's name, for an image that cannot be decoded, has several frames, 16 bits a channel, or
-    another size than the first one; for a class without images, or in one split only; for a file where a folder is
-    expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
+    Args:
+        path: The folder that holds train/ and test/.
+
+    Returns:
+        The images, in memory.
+
+    Raises:
+        UserError: With the file's name, for an image that cannot be decoded, has several frames, 16 bits a channel, or
+            another size than the first one; for a class without images, or in one split only; for a file where a folder
+            is expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
     """
-    return _class_folders(path, _below(path))
+    return _class_folders(path, path, [])
 
 
-def archive(path: Path, expected_sha256: str | None) -> Dataset:
-    """A .tar, .tar.gz or .zip of class folders, as in `folder`; {train,test} stand at the top or in one folder.
+def archive(path: Path, expected_sha256: str | None, place: Path | None = None) -> Dataset:
+    """Read a .tar, .tar.gz or .zip of class folders, as in `folder`; {train,test} stand at the top or in one folder.
 
-    Nothing is unpacked to the disk. UserError also for names that lead out of the archive or stand there twice, and if
-    it is damaged, or its sha256 is not the expected one.
+    Args:
+        path: The archive.
+        expected_sha256: Its hash, if it is known.
+        place: Where to unpack it to, for the time of the call; by default where temporary files are.
+
+    Returns:
+        The images, in memory.
+
+    Raises:
+        UserError: As in `folder`; also for names that lead out of the archive or stand there twice, if it unpacks to
+            more than 32 GiB, is damaged, or its sha256 is not the expected one.
     """
     if not path.is_file():
         raise UserError(f"{path}: not there; give another data.path, {OTHERWISE}")
@@ -145,56 +160,112 @@ def archive(path: Path, expected_sha256: str | None) -> Dataset:
         raise UserError(
             f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch the archive again, {OTHERWISE}"
         )
-    try:
-        if tarfile.is_tarfile(path):  # asked first: a plain tar that ends with a zip would pass for a zip
-            with tarfile.open(path) as tar:
-                return _class_folders(path, _in_tar(tar))
-        with zipfile.ZipFile(path) as zipped:
-            return _class_folders(path, _in_zip(zipped))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
-        ) from None
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
+        top = Path(temporary)
+        try:
+            if tarfile.is_tarfile(path):  # asked first: a plain tar that ends with a zip would pass for a zip
+                with tarfile.open(path) as tar:
+                    folders = _unpack(path, _in_tar(tar, top))
+            else:
+                with zipfile.ZipFile(path) as zipped:
+                    folders = _unpack(path, _in_zip(path, zipped, top))
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be unpacked ({error}); expected .tar, .tar.gz or .zip: fetch it again, {OTHERWISE}"
+            ) from None
+        names = {file.name for file in top.iterdir()} | {path.parts[0] for path in folders}
+        if len(names) == 1 and not names & {"train", "test"}:
+            name = names.pop()
+            return _class_folders(path / name, top / name, [folder.relative_to(name) for folder in folders])
+        return _class_folders(path, top, folders)
 
 
-def _below(top: Path) -> Iterator[Entry]:
-    for part in ("train", "test"):
-        for path in sorted((top / part).rglob("*")):  # which follows no links
-            status = path.lstat()
-            yield Entry(PurePosixPath(path.relative_to(top)), status.st_mode, status.st_size, path.read_bytes)
+class Member(NamedTuple):
+    """What stands at a path in an archive: a file, a folder, or anything else."""
+
+    path: PurePosixPath
+    mode: int  # its type, as os.stat has it
+    size: int
+    extract: Callable[[], object]
 
 
-def _in_tar(tar: tarfile.TarFile) -> Iterator[Entry]:
-    def read(member: tarfile.TarInfo) -> bytes:
-        file = tar.extractfile(member)
-        assert file is not None
-        return file.read()
-
+def _in_tar(tar: tarfile.TarFile, top: Path) -> Iterator[Member]:
     for member in tar:
         mode = stat.S_IFREG if member.isfile() else stat.S_IFDIR if member.isdir() else 0
-        yield Entry(PurePosixPath(member.name), mode, member.size, partial(read, member))
+        extract = partial(tar.extract, member, top, filter="data")
+        yield Member(PurePosixPath(member.name), mode, member.size, extract)
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)  # tarfile takes a damaged header for the end
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"damaged or cut off after {tar.offset} bytes")
 
 
-def _in_zip(zipped: zipfile.ZipFile) -> Iterator[Entry]:
+def _in_zip(source: Path, zipped: zipfile.ZipFile, top: Path) -> Iterator[Member]:
+    def extract(member: zipfile.ZipInfo) -> None:
+        try:
+            zipped.extract(member, top)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, or a password is needed
+            raise _unreadable(source / member.filename, error) from None
+
     for member in zipped.infolist():
         mode = stat.S_IFMT(member.external_attr >> 16) or (stat.S_IFDIR if member.is_dir() else stat.S_IFREG)
-        yield Entry(PurePosixPath(member.filename), mode, member.file_size, partial(zipped.read, member))
+        yield Member(PurePosixPath(member.filename), mode, member.file_size, partial(extract, member))
 
 
-def _class_folders(source: Path, entries: Iterable[Entry]) -> Dataset:
-    entries = list(_acceptable(source, entries))
-    tops = {entry.path.parts[0] for entry in entries}
-    if len(tops) == 1 and not tops & {"train", "test"}:
-        top = tops.pop()
-        source /= top
-        entries = [entry._replace(path=entry.path.relative_to(top)) for entry in entries if entry.path.parts[1:]]
-    entries = [entry for entry in entries if entry.path.parts[0] in ("train", "test")]
+def _unpack(source: Path, members: Iterable[Member]) -> list[PurePosixPath]:
+    """Unpack all files but the ignored ones; UserError at the first member that is refused.
+
+    Folders are returned, not made, as far as no file needs them: there may be very many that hold nothing.
+    """
+    files: set[PurePosixPath] = set()
+    folders, total = [], 0
+    for path, mode, size, extract in members:
+        if not path.parts or _is_ignored(path):
+            continue
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{source}/{path}: leads out of the archive")
+        _refuse(source, path, mode, size)
+        if stat.S_ISDIR(mode):
+            folders.append(path)
+            continue
+        if path in files:
+            raise UserError(f"{source}/{path}: is there twice; remove one")
+        files.add(path)
+        total += size
+        if total > MAX_ARCHIVE_BYTES:
+            raise UserError(
+                f"{source}: unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GiB, which is refused: take fewer images"
+            )
+        extract()
+    return folders
+
+
+def _is_ignored(path: PurePosixPath) -> bool:
+    return any((name.startswith(".") and name != "..") or name in IGNORED for name in path.parts)
+
+
+def _refuse(source: Path, path: PurePosixPath, mode: int, size: int) -> None:
+    """Raise UserError for what is refused wherever it stands in a folder or an archive."""
+    reason = None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        reason = "a link or a device; plain files and folders are expected"
+    elif stat.S_ISREG(mode) and size > MAX_FILE_BYTES:
+        reason = f"{size} bytes; more than {MAX_FILE_BYTES} are refused"
+    elif str(path).encode(errors="replace").decode() != str(path):
+        reason = "its name is not Unicode; rename it"
+    if reason:
+        raise UserError(f"{source}/{path}: {reason}")
+
+
+def _class_folders(source: Path, top: Path, folders: list[PurePosixPath]) -> Dataset:
+    """Read the class folders in `top`; messages name them as `source`, which is where a person knows them.
+
+    `folders` are those that an archive has besides, empty ones among them.
+    """
+    inside = [path for path in folders if path.parts[:1] in (("train",), ("test",))]
+    entries = [*((path, False) for path in inside), *_entries(source, top)]
     classes = _by_class(source, entries)
-    images = _read(source, [entry for entry in entries if entry.is_file])
+    images = _read(source, top, [path for path, is_file in entries if is_file])
     names = sorted(classes["train"])
     splits = []
     for groups in classes.values():
@@ -205,39 +276,26 @@ def _class_folders(source: Path, entries: Iterable[Entry]) -> Dataset:
     return Dataset(train, test, tuple(names))
 
 
-def _acceptable(source: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """All but the ignored ones; UserError at the first that is refused wherever it stands."""
-    files = set()
-    for entry in entries:
-        path = entry.path
-        if not path.parts or any((name.startswith(".") and name != "..") or name in IGNORED for name in path.parts):
-            continue
-        refusals = {
-            "leads out of the archive": path.is_absolute() or ".." in path.parts,
-            "a link or a device; plain files and folders are expected": not (entry.is_file or stat.S_ISDIR(entry.mode)),
-            f"{entry.size} bytes; more than {MAX_FILE_BYTES} are refused": entry.is_file
-            and entry.size > MAX_FILE_BYTES,
-            "its name is not Unicode; rename it": str(path).encode(errors="replace").decode() != str(path),
-            "is there twice; remove one": path in files,
-        }
-        for reason, holds in refusals.items():
-            if holds:
-                raise UserError(f"{source}/{path}: {reason}")
-        if entry.is_file:
-            files.add(path)
-        yield entry
+def _entries(source: Path, top: Path) -> Iterator[tuple[PurePosixPath, bool]]:
+    """Give the path of each file and folder in train/ and test/, and whether it is a file."""
+    for part in ("train", "test"):
+        for found in sorted((top / part).rglob("*")):  # which follows no links
+            path, status = PurePosixPath(found.relative_to(top)), found.lstat()
+            if not _is_ignored(path):
+                _refuse(source, path, status.st_mode, status.st_size)
+                yield path, stat.S_ISREG(status.st_mode)
 
 
-def _by_class(source: Path, entries: list[Entry]) -> dict[str, dict[str, list[PurePosixPath]]]:
-    """The images of the classes of train and of test: at least two classes, the same in both, none without images."""
+def _by_class(source: Path, entries: list[tuple[PurePosixPath, bool]]) -> dict[str, dict[str, list[PurePosixPath]]]:
+    """Group the images of train and of test: at least two classes, the same in both, none without images."""
     classes: dict[str, dict[str, list[PurePosixPath]]] = {"train": {}, "test": {}}
-    for entry in entries:
-        part, *below = entry.path.parts
-        if len(below) != 2 if entry.is_file else len(below) > 1:
-            kind = "file" if entry.is_file else "folder"
-            raise UserError(f"{source / entry.path}: a {kind} out of place in {LAYOUT}; move it away")
-        for name in below[:1]:
-            classes[part].setdefault(name, []).extend([entry.path] if entry.is_file else [])
+    for path, is_file in entries:
+        part, *below = path.parts
+        if len(below) != 2 if is_file else len(below) > 1:
+            kind = "file" if is_file else "folder"
+            raise UserError(f"{source / path}: a {kind} out of place in {LAYOUT}; move it away")
+        if below:
+            classes[part].setdefault(below[0], []).extend([path] if is_file else [])
     for part, other in (("test", "train"), ("train", "test")):
         if not classes[other]:
             raise UserError(
@@ -257,43 +315,46 @@ def _by_class(source: Path, entries: list[Entry]) -> dict[str, dict[str, list[Pu
     return classes
 
 
-def _read(source: Path, files: list[Entry]) -> dict[PurePosixPath, NDArray[np.uint8]]:
-    """The images, of one size and one number of channels, read in the order given: an archive's own is the fastest."""
+def _read(source: Path, top: Path, files: list[PurePosixPath]) -> dict[PurePosixPath, NDArray[np.uint8]]:
+    """Read the images, which must have one size, and give them one number of channels."""
     images: dict[PurePosixPath, NDArray[np.uint8]] = {}
-    for file in tqdm(files, desc=f"reading {source.name}", disable=None, leave=False):
-        images[file.path] = pixels = _pixels(source / file.path, file.read)
+    for path in tqdm(files, desc=f"reading {source.name}", disable=None, leave=False):
+        images[path] = pixels = _pixels(source / path, top / path)
         if len(files) * pixels.nbytes > MAX_PIXEL_BYTES:
             raise UserError(
-                f"{source}: {len(files)} images as large as {file.path} take {len(files) * pixels.nbytes / 2**30:.0f} "
+                f"{source}: {len(files)} images as large as {path} take {len(files) * pixels.nbytes / 2**30:.0f} "
                 f"GiB of memory, more than {MAX_PIXEL_BYTES >> 30} are refused: make them smaller, or take fewer"
             )
-        (height, width), (first_height, first_width) = (images[path].shape[:2] for path in (file.path, files[0].path))
+        (height, width), (first_height, first_width) = (images[file].shape[:2] for file in (path, files[0]))
         if (height, width) != (first_height, first_width):
             raise UserError(
-                f"{source / file.path}: {width} x {height} pixels, {files[0].path} has {first_width} x {first_height}; "
+                f"{source / path}: {width} x {height} pixels, {files[0]} has {first_width} x {first_height}; "
                 "all images must have one size: resize them first"
             )
     channels = max(image.shape[2] for image in images.values())
     return {path: np.broadcast_to(image, (*image.shape[:2], channels)) for path, image in images.items()}
 
 
-def _pixels(file: Path, read: Callable[[], bytes]) -> NDArray[np.uint8]:
-    """[height, width, 1 or 3]"""
+def _pixels(name: Path, file: Path) -> NDArray[np.uint8]:
+    """Decode a file to pixels [height, width, 1 or 3]; a message calls it by `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if getattr(image, "n_frames", 1) > 1:
-                    raise UserError(f"{file}: several frames, one is expected; keep one")
+                    raise UserError(f"{name}: several frames, one is expected; keep one")
                 if ";16B" in str(image.tile):  # Pillow itself would drop the lower half of a colour image
-                    raise UserError(f"{file}: 16 bits a channel; convert it to 8 first")
+                    raise UserError(f"{name}: 16 bits a channel; convert it to 8 first")
                 pixels = np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
     except UserError:
         raise
     except Exception as error:  # whatever the decoders raise for bytes that anyone may have made
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(
-            f"{file}: not an image that can be read ({reason}); expected {', '.join(FORMATS)}: remove or replace it"
-        ) from None
+        raise _unreadable(name, "unknown format" if isinstance(error, UnidentifiedImageError) else error) from None
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _unreadable(name: Path, reason: object) -> UserError:
+    return UserError(
+        f"{name}: not an image that can be read ({reason}); expected {', '.join(FORMATS)}: remove or replace it"
+    )

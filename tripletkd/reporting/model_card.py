@@ -1,10 +1,16 @@
 """The model card of an exported network: what it is, what it was trained on, how well it does, what it is not for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import Any
 
-from tripletkd.analysis.statistics import Summary, summarise
-from tripletkd.tracking.run_record import Record
+from tripletkd.analysis.statistics import summarise
+from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
+from tripletkd.training.run_record import Record
+
+TEMPLATE = "model_card.md.j2"
 
 # data.source and data.name -> what its authors say of the images' licence, as far as is known
 LICENCES = {
@@ -19,8 +25,9 @@ LICENCES = {
 }
 LICENCES["torchvision CIFAR100"] = LICENCES["torchvision CIFAR10"]
 UNKNOWN = "unknown, ask who gave you the images"
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
-# key of a measured seed -> its line of the card, factor, decimals
+# a figure of SeedMeasurement -> its line of the card, factor, decimals
 MEASURES = {
     "test_accuracy": ("test accuracy, %", 100, 2),
     "test_top5_accuracy": ("top-5 test accuracy, %", 100, 2),
@@ -30,155 +37,128 @@ MEASURES = {
     "agreement": ("same class as the teacher, % of the test images", 100, 2),
 }
 
-CALL = """\
-import json
 
-import numpy as np
-import onnxruntime
+@dataclass(frozen=True)
+class Exported:
+    """What export.json says of a network, its file, and what came of holding one against the other."""
 
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-with open("example.json") as file:  # two test images; yours: uint8 [N, {height}, {width}, {channels}], N as you like
-    images = np.array(json.load(file)["inputs"], dtype=np.uint8)
-[probabilities] = session.run(None, {{"images": images}})  # float32 [N, {classes}], rows that sum to 1
-for row in probabilities:
-    print(classes[row.argmax()], row.max())
-"""
-
-
-def markdown(
-    exported: Mapping[str, Any],
-    made: Record,
-    data: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    teacher: Mapping[str, Any],
-) -> str:
-    """MODEL_CARD.md from export.json, run record, dataset.json, and the measurements of the method and the teacher."""
-    height, width, channels = made.image_shape
-    call = CALL.format(height=height, width=width, channels=channels, classes=made.classes)
-    is_teacher = made.method == "teacher"
-    who = "the teacher" if is_teacher else f"a student trained by the method `{made.method}`"
-    sections = {
-        "The model": _model(exported, made),
-        "How to call it": [f"In this folder, with numpy and onnxruntime:\n\n```python\n{call}```"],
-        "Data": _data(data, made.split),
-        "Training": _training(made),
-        "How well it does": _results(exported, measured, None if is_teacher else teacher),
-        "Use and limits": _limits(exported, data),
-        "Licence": [
-            "Code and training: MIT, see the project's LICENSE.",
-            f"The images it was trained on: {LICENCES.get(data['source'], UNKNOWN)}.",
-            "Whether a licence of images reaches a network trained on them is not settled; ask before you sell it.",
-        ],
-        "Where it comes from": _origin(exported, made),
-    }
-    lines = [f"# {made.suite}/{made.method}", "", f"{exported['network']}, {who}: an image classifier in ONNX."]
-    for title, paragraphs in sections.items():
-        lines += ["", f"## {title}", "", "\n\n".join(paragraphs)]
-    return "\n".join(lines) + "\n"
+    suite: str
+    method: str  # or "teacher"
+    network: str
+    seed: int
+    parameters: int
+    opset: int
+    weights_bytes: int
+    onnx_bytes: int
+    weights_sha256: str
+    onnx_sha256: str
+    data_sha256: str
+    versions: dict[str, str]
+    classes: Sequence[str]
+    images: int  # the four below are export.Check's
+    max_difference: float
+    other_class: int
+    test_accuracy: float
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *rows))
+@dataclass(frozen=True)
+class Sources:
+    """What a card is made of besides the export.
+
+    Attributes:
+        records: The records of the run's seeds, in the order of params.yaml.
+        data: What dataset.json says.
+        measured: What was measured of the method.
+        teacher: What was measured of the teacher.
+    """
+
+    records: Sequence[Record]
+    data: Mapping[str, Any]
+    measured: Measurement
+    teacher: Measurement
 
 
-def _model(exported: Mapping[str, Any], made: Record) -> list[str]:
-    height, width, channels = made.image_shape
-    if len(made.seeds) == 1:
-        chosen = f"It is seed {exported['seed']}, the only one of this run."
-    else:
-        chosen = (
-            f"It is seed {exported['seed']} of {_list(made.seeds)}: the first that did not fail, not the best one. "
-            "Choosing by the test images would make their accuracy a promise that new images do not keep."
-        )
-    return [
-        f"`model.onnx` (opset {exported['opset']}, {exported['onnx_bytes']:,} bytes) takes images "
-        f"`uint8 [N, {height}, {width}, {channels}]`, N free, and returns probabilities `float32 [N, {made.classes}]`. "
-        "Scaling and normalising are inside; resizing is not.",
-        f"Network: {exported['network']}, {exported['parameters']:,} parameters. {chosen}",
-        f"Classes: {', '.join(exported['classes'])}.",
-    ]
+@dataclass(frozen=True)
+class Line:
+    """A figure's line in the table of the card: its name, and texts for its cells."""
+
+    name: str
+    this: str
+    mean: str
+    interval: str
+    teacher: str
 
 
-def _data(data: Mapping[str, Any], split: str) -> list[str]:
-    images = data["images"]
-    paragraphs = [
-        f"{data['source']}: {images['train']:,} training and {images['test']:,} test images, "
-        f"{len(data['classes'])} classes; {data['duplicates']['train_and_test']} images stand in both splits. "
-        f"sha256 of pixels, labels and class names: `{data['sha256']}`."
-    ]
-    if split == "validation":
-        paragraphs.append(
-            "All figures here are of images held out of the training split; the test images were not looked at."
-        )
-    return paragraphs
+def markdown(exported: Exported, sources: Sources) -> str:
+    """Write the model card.
+
+    Args:
+        exported: The network and its file.
+        sources: Where it comes from, and what was measured.
+
+    Returns:
+        MODEL_CARD.md. What was named by somebody else, such as classes, cannot bring HTML or table cells into it.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(  # nosec B701  # `finalize` escapes, for Markdown: quotes stay
+        loader=FileSystemLoader(Path(__file__).parent),
+        finalize=_as_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    record = next(record for record in sources.records if record.seed == exported.seed)
+    return environment.get_template(TEMPLATE).render(
+        exported=exported,
+        record=record,
+        records=sources.records,
+        is_teacher=record.method == "teacher",
+        seeds=", ".join(str(each.seed) for each in sources.records),
+        shape=", ".join(map(str, record.image_shape)),
+        optimizer=OPTIMIZERS[record.params["recipe"]["optimizer"]["name"]],
+        params=list(_flat(record.params)),
+        data=sources.data,
+        measured=sources.measured,
+        measures=list(_lines(exported.seed, sources)),
+        licence=LICENCES.get(sources.data["source"], UNKNOWN),
+    )
 
 
-def _training(made: Record) -> list[str]:
-    how = "On the labels alone" if made.method == "teacher" else f"By the method `{made.method}`"
-    failed = "".join(f" Seed {seed} failed: {why}." for seed, why in made.failed.items())
-    blocks = {name: block for name, block in made.params.items() if isinstance(block, Mapping)}
-    rows = [[f"`{name}.{key}`", str(value)] for name, block in blocks.items() for key, value in block.items()]
-    return [
-        f"{how}, with SGD, seeds {_list(made.seeds)}; the weights are the last epoch's.{failed}",
-        _table(["parameter", "value"], rows),
-    ]
+def _as_text(value: object) -> str:
+    """Return a value as text that Markdown shows as it is: on one line, no HTML, no end of a table's cell.
+
+    Spaces at the ends stay: the template joins with them.
+    """
+    return escape(str(value), quote=False).replace("|", "\\|").replace("\r", " ").replace("\n", " ")
 
 
-def _results(exported: Mapping[str, Any], measured: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[str]:
-    seeds = measured["seeds"]
-    mine = next(seed for seed in seeds if seed["seed"] == exported["seed"])
-    rows = []
+def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Give the values of nested blocks, each under its dotted name."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lines(seed: int, sources: Sources) -> Iterator[Line]:
+    """Give a line for each figure that the exported seed has."""
+    measured = {each.seed: each for each in sources.measured.seeds}
     for key, (name, factor, decimals) in MEASURES.items():
-        if key not in mine:
-            continue
-        all_seeds = summarise([factor * seed[key] for seed in seeds])
-        line = [name, f"{factor * mine[key]:.{decimals}f}", _mean(all_seeds, decimals), _interval(all_seeds, decimals)]
-        if teacher is not None:
-            of_teacher = teacher["seeds"][0].get(key)
-            line.append("" if of_teacher is None else f"{factor * of_teacher:.{decimals}f}")
-        rows.append(line)
-    head = ["", f"this one (seed {exported['seed']})", f"all seeds (n = {len(seeds)})", "95 % interval"]
-    return [
-        _table(head if teacher is None else [*head, "teacher"], rows),
-        "All seeds: mean ± standard deviation; the interval is that of the mean. Calibration error: 15 equal bins of "
-        "the confidence.",
-        f"Held against PyTorch on all {exported['images']:,} test images: {exported['other_class']} with another "
-        f"class, probabilities at most {exported['max_difference']:.1e} apart.",
-    ]
 
+        def figure(of: SeedMeasurement, key: str = key, factor: int = factor) -> float | None:
+            value: float | None = getattr(of, key)
+            return None if value is None else factor * value
 
-def _mean(value: Summary, decimals: int) -> str:
-    mean = f"{value.mean:.{decimals}f}"
-    return mean if value.std is None else f"{mean} ± {value.std:.{decimals}f}"
+        def text(value: float | None, decimals: int = decimals) -> str:
+            return "" if value is None else f"{value:.{decimals}f}"
 
-
-def _interval(value: Summary, decimals: int) -> str:
-    return "" if value.half_width is None else f"± {value.half_width:.{decimals}f}"
-
-
-def _limits(exported: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    return [
-        "Made to compare methods of distillation, and to be looked at, timed and built upon. It was measured on images "
-        f"like those it was trained on ({data['source']}), and on nothing else.",
-        f"It knows {len(exported['classes'])} classes and answers with one of them whatever it is shown, a blank image "
-        "too; a high probability does not say that the image is of its kind. Robustness to noise, other cameras and "
-        "adversarial inputs was not measured. Do not decide about people with it.",
-    ]
-
-
-def _origin(exported: Mapping[str, Any], made: Record) -> list[str]:
-    rows = [
-        ["model.onnx, sha256", f"`{exported['onnx_sha256']}`"],
-        ["weights, sha256", f"`{exported['weights_sha256']}`"],
-        ["teacher's weights, sha256", f"`{made.teacher_sha256}`"],
-        ["data as trained on, sha256", f"`{made.data_sha256}`"],
-        ["trained with", ", ".join(f"{name} {made.environment[name]}" for name in ("python", "torch", "numpy"))],
-        ["exported with", ", ".join(f"{name} {version}" for name, version in exported["versions"].items())],
-    ]
-    return [_table(["", ""], [row for row in rows if row[1] != "`None`"])]
-
-
-def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+        values = [value for each in sources.measured.seeds if (value := figure(each)) is not None]
+        mine = figure(measured[seed])
+        if mine is not None:
+            summary = summarise(values)
+            mean = text(summary.mean) + (f" ± {text(summary.std)}" if summary.std is not None else "")
+            interval = f"± {text(summary.half_width)}" if summary.half_width is not None else ""
+            yield Line(name, text(mine), mean, interval, text(figure(sources.teacher.seeds[0])))

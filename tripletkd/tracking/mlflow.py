@@ -1,369 +1,295 @@
-"""Run records -> MLflow. The record is the truth: a store that is lost, or was out of reach, is refilled from records.
+"""The mirror of run folders, exports and other stages' files in MLflow; also a command: `make relog`.
 
-A parent run a stage, tagged with the suite and the method; in it a child run a seed with every term by epoch. Logging a
-record twice leaves one run: the parent carries the record's fingerprint.
+    python -m tripletkd.tracking.mlflow runs exports
+
+What lies in the folders is the truth: a store that is lost, or was out of reach, is filled again from them. What all
+seeds of a method share is a parent run, each seed a run in it with every term by epoch. Mirroring again adds what the
+store lacks and leaves the rest.
 """
+
+from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tripletkd.provenance import fingerprint
-from tripletkd.tracking import run_record as records
+from tripletkd.provenance import fingerprint, sha256
+from tripletkd.tracking.store import (
+    METRICS_A_CALL,
+    NOTE_TAG,
+    RECORD_TAG,
+    NewRun,
+    Store,
+    as_metrics,
+    flat,
+    log_tags,
+    open_store,
+)
+from tripletkd.training.run_record import HISTORY, RECORD, Record, read_history, read_log, read_records, seed_folder
 
-RECORD_TAG = "tripletkd.record"
-NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
-METRICS_A_CALL = 1000  # the store's limit
-SECONDS_TO_LOG = 600
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
+JOB_TAG = "tripletkd.job"  # what all seeds of a cell have in common, as a hash
+OF_SEEDS = ("environment.", "log.", "failed.", "mlflow.source.")  # a parent's tags that its seeds decide
 
-def _prepare() -> None:
-    """Import what takes seconds.
-
-    Unless the environment says otherwise, a server out of reach is given up soon, MLflow prints nothing itself (a line
-    of ours says what went wrong), and telemetry is off.
-    """
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-
-@contextmanager
-def store(root: Path) -> Iterator[Any]:
-    """An MLflow client: MLFLOW_TRACKING_URI, else sqlite in `root`. One process at a time: nothing is logged twice."""
-    from filelock import FileLock
-    from mlflow import MlflowClient
-
-    with FileLock(root / ".mlflow.lock", timeout=SECONDS_TO_LOG):
-        if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-            yield MlflowClient(tracking_uri=uri)
-            return
-        _check_writable(root / "mlflow.db")
-        client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-        client.search_experiments(max_results=1)  # the first call creates the tables
-        yield client
+Log = Mapping[str, object]  # what differs from one computation of the same thing to the next: time, commit, machine
 
 
-def _check_writable(path: Path) -> None:
-    """MLflow itself would try for two minutes, with a warning each time."""
-    import sqlite3
-
-    try:
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("BEGIN IMMEDIATE")
-    except sqlite3.Error as error:
-        raise OSError(f"{path}: {error}") from None
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
-class Logger:
-    """MLflow in a process of its own: imported while the stage computes, and unable to fail, slow or hang it.
+@dataclass(frozen=True)
+class SeedRun:
+    """A seed's folder as it is to be mirrored.
 
-    Enter it early, then call `record`, `files` or `model` once. If logging fails, one line says so: results do not
-    depend on it.
+    Attributes:
+        folder: The folder, with weights.safetensors, history.csv and record.json.
+        record: What record.json says.
+        log: When and where it was trained; empty if that is not known.
+        history: The rows of history.csv.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        code = Path(__file__).parents[2]
-        # In a session of its own: Ctrl-C is for the stage.
-        self.process = subprocess.Popen(  # nosec B603  # this interpreter, with words that stand here
-            [sys.executable, "-m", "tripletkd.tracking.mlflow"],
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))},
+    folder: Path
+    record: Record
+    log: Log
+    history: Sequence[Mapping[str, float]]
+
+    @classmethod
+    def read(cls, run: Path, record: Record) -> SeedRun:
+        """Read what there is of the seed in a run folder besides its record."""
+        folder = seed_folder(run, record.seed)
+        path = _log_path(run, record)
+        log = read_log(path, folder / RECORD) if path else {}
+        return cls(folder, record, log, read_history(folder / HISTORY))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What tells where the seed's numbers come from."""
+        record = self.record
+        environment = {f"environment.{key}": text for key, text in flat(record.environment) if text != "None"}
+        return _job_tags(record) | environment | log_tags(self.log)
+
+    @property
+    def finals(self) -> dict[str, float]:
+        """The last epoch's metrics; none if the seed failed."""
+        return _metrics(self.record, self.history[-1]) if self.history and not self.record.failed else {}
+
+    def mirror(self, parent: str) -> NewRun:
+        """Return the run that mirrors this seed within a parent run."""
+        record = self.record
+        tags = self.tags | {"seed": str(record.seed)} | ({"failed": record.failed} if record.failed else {})
+        return NewRun(
+            identity=sha256(self.folder / RECORD),
+            name=f"{run_name(record, self.log)}/seed-{record.seed}",
+            tags=tags,
+            log=self.log,
+            parent=parent,
+            status="FAILED" if record.failed else "FINISHED",
         )
 
-    def __enter__(self) -> "Logger":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to log after an error."""
-        with self.process:
-            self.process.kill()
+def log_run(root: Path, folder: Path) -> bool:
+    """Mirror a run folder, each job in it as a parent run with a child run a seed.
 
-    def record(self, *folders: Path) -> None:
-        """As log_record, for each."""
-        self._send("log_records", [str(folder) for folder in folders])
+    Args:
+        root: The project's folder; see open_store.
+        folder: runs/<suite>/<split>/<name>, which holds a folder a seed.
 
-    def files(
-        self,
-        suite: str,
-        stage: str,
-        metrics: Mapping[str, float],
-        params: Mapping[str, Any],
-        files: list[Path],
-        description: str = "",
-    ) -> None:
-        """As log_files."""
-        self._send("log_files", suite, stage, metrics, params, [str(file) for file in files], description)
+    Returns:
+        Whether the store lacked anything of it.
 
-    def model(self, folder: Path) -> None:
-        """As log_model."""
-        self._send("log_model", str(folder))
-
-    def _send(self, *call: Any) -> None:
-        try:
-            self.process.communicate(json.dumps([str(self.root), *call]), timeout=SECONDS_TO_LOG)
-            reason = f"its process ended with {self.process.returncode}" if self.process.returncode else None
-        except OSError as error:
-            reason = str(error)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            reason = f"not done after {SECONDS_TO_LOG} s"
-        if reason:
-            _warn(reason, list(call))
-
-
-def _warn(reason: str, call: Sequence[Any]) -> None:
-    whole = "the export" if call[:1] == ["log_model"] else "the run record"
-    remedy = f"{whole} is whole: `make relog` logs it later"
-    if call[:1] == ["log_files"]:
-        suite, stage = call[1:3]
-        remedy = f"its files are whole: `dvc repro --force --single-item {stage}@{suite}` logs them later"
-    print(f"warning: not logged to MLflow ({reason}); {remedy}", file=sys.stderr)
-
-
-def _serve() -> None:
-    """The Logger's other end: import at once, then do the one call that comes, if any, before standard input ends."""
-    call: list[Any] = []
-    try:
-        _prepare()
-        if request := sys.stdin.read():
-            root, *call = json.loads(request)
-            name, *arguments = call
-            calls: dict[str, Callable[..., Any]] = {
-                "log_records": log_records,
-                "log_files": log_files,
-                "log_model": log_model,
-            }
-            calls[name](Path(root), *arguments)
-    except Exception as error:  # whatever a store can raise
-        _warn(_first_line(error), call)
-
-
-def _first_line(error: Exception) -> str:
-    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
-
-
-def log_records(root: Path, folders: Sequence[str]) -> None:
-    for folder in folders:
-        log_record(root, folder)
-
-
-def log_record(root: Path, folder: str | Path) -> bool:
-    """A run record as a parent run and a child run a seed; False if the store has it already."""
-    folder = Path(folder)
-    record, log = records.read(folder), records.read_log(folder, "record.json")
-    identity = fingerprint(asdict(record))
-    with store(root) as client:
-        experiment = _experiment(client, root, record.suite)
-        if _already_there(client, experiment, identity, log):
-            return False
-        tags = {
-            "suite": record.suite,
-            "split": record.split,
-            "cell": record.cell,
-            "method": record.method,
-            "stage": "train_teacher" if record.method == "teacher" else "distill",
-            "data.sha256": record.data_sha256,
-            **({"teacher.sha256": record.teacher_sha256} if record.teacher_sha256 else {}),
-            **{f"environment.{key}": str(value) for key, value in record.environment.items() if value is not None},
-            **{f"log.{key}": str(value) for key, value in log.items() if value is not None},
-            **{f"failed.seed-{seed}": why for seed, why in record.failed.items()},
-        }
-        name = run_name(record)
-        begin, end = span = _span(log)
-        parent = client.create_run(experiment, begin, tags | {RECORD_TAG: identity}, name).info.run_id
-        history = records.read_history(folder / "history.csv")
-        finals = [
-            _log_seed(client, experiment, parent, folder, record, seed, history, tags, span) for seed in record.seeds
-        ]
-        means = {
-            k: sum(f[k] for f in finals if f) / len([f for f in finals if f])
-            for k in next((f for f in finals if f), {})
-        }
-        client.log_batch(parent, metrics=_metrics(means, 0), params=_params(record.params | {"seeds": record.seeds}))
-        client.set_tag(parent, NOTE_TAG, _note(record, means))
-        for file in ("history.csv", "record.json"):
-            client.log_artifact(parent, str(folder / file))
-        client.set_terminated(parent, end_time=end)
-    return True
-
-
-def _span(log: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """When the stage began and ended, in milliseconds since 1970; None, for now, where no log says."""
-    if not log:
-        return None, None
-    begin = round(1000 * datetime.fromisoformat(log["started"]).timestamp())
-    return begin, begin + round(1000 * log["seconds"])
-
-
-def _note(record: records.Record, means: Mapping[str, float]) -> str:
-    """What a person should know of a run before opening it."""
-    came = len(record.weights_sha256)
-    text = f"{record.cell} on {record.suite}: {came} of {len(record.seeds)} seeds, a run each below; here, their means."
-    if "test_accuracy" in means:
-        text += f" **{100 * means['test_accuracy']:.2f} %** of the {record.split} images at the last epoch."
-    return text + "".join(f"\n\nSeed {seed} failed: {why}" for seed, why in record.failed.items())
-
-
-def run_name(record: records.Record) -> str:
-    """digits/triplet, or digits/margin-10 (validation): what tells runs apart first, lists of runs cut names short."""
-    name = f"{record.suite}/{record.cell.rpartition('/')[2]}"
-    return name if record.split == "test" else f"{name} ({record.split})"
-
-
-def _already_there(client: Any, experiment: str, identity: str, log: Mapping[str, Any]) -> bool:
-    """Whether the store has that run, whole; what a call that did not end has left of it is removed.
-
-    The same record made twice is two runs, told apart by the time of their start where a log has it.
+    Raises:
+        UserError: If the folder holds no records, or a record carries a name that leads elsewhere.
     """
-    started = f" and tags.`log.started` = '{log['started']}'" if log else ""
-    found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{identity}'{started}")
-    if any(run.info.status == "FINISHED" for run in found):
-        return True
-    for run in found:
-        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
-            client.delete_run(child.info.run_id)
-        client.delete_run(run.info.run_id)
-    return False
+    jobs: dict[str, list[SeedRun]] = {}
+    for record in read_records(folder):
+        jobs.setdefault(_job_identity(record), []).append(SeedRun.read(folder, record))
+    added = False
+    for identity, seeds in jobs.items():
+        with open_store(root, seeds[0].record.suite) as store:
+            added |= _log_job(store, identity, seeds)
+    return added
 
 
-def _experiment(client: Any, root: Path, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
+def _log_job(store: Store, identity: str, seeds: Sequence[SeedRun]) -> bool:
+    """Add what the store lacks of a job's seeds; returns whether it lacked anything."""
+    state = fingerprint(sorted(sha256(seed.folder / RECORD) for seed in seeds))
+    found: list[Run] = store.client.search_runs([store.experiment], f"tags.`{JOB_TAG}` = '{identity}'")
     if found:
-        return found.experiment_id
-    try:
-        local = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlartifacts" / name).as_uri()
-        return client.create_experiment(name, artifact_location=local)
-    except MlflowException:  # another process was faster
-        return client.get_experiment_by_name(name).experiment_id
-
-
-def _log_seed(
-    client: Any,
-    experiment: str,
-    parent: str,
-    folder: Path,
-    record: records.Record,
-    seed: int,
-    history: list[dict[str, float]],
-    tags: dict[str, str],
-    span: tuple[int | None, int | None],
-) -> dict[str, float]:
-    """A child run; returns the last epoch's metrics."""
-    begin, end = span
-    name = f"{run_name(record)}/seed-{seed}"
-    of_seed = tags | {"mlflow.parentRunId": parent, "seed": str(seed)}
-    child = client.create_run(experiment, begin, of_seed, name).info.run_id
-    client.log_batch(child, params=_params(record.params | {"seed": seed}))
-    rows = [row for row in history if row["seed"] == seed]
-    metrics = [metric for row in rows for metric in _metrics(row, int(row["epoch"]))]
-    for start in range(0, len(metrics), METRICS_A_CALL):
-        client.log_batch(child, metrics=metrics[start : start + METRICS_A_CALL])
-    if str(seed) in record.weights_sha256:
-        client.log_artifact(child, str(records.weights_path(folder, seed)))
-    client.set_terminated(child, "FAILED" if str(seed) in record.failed else "FINISHED", end)
-    return rows[-1] if rows and str(seed) not in record.failed else {}
-
-
-def _metrics(values: Mapping[str, float], step: int) -> list[Any]:
-    import time
-
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    return [Metric(name, value, now, step) for name, value in values.items() if name != "epoch"]
-
-
-def _params(params: Mapping[str, Any]) -> list[Any]:
-    """Nested blocks as dotted names, one parameter a number: comparable in the store's tables."""
-    from mlflow.entities import Param
-
-    def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            yield prefix, str(value)
-
-    return [Param(name, text) for name, text in flat("", params)]
-
-
-def log_files(
-    root: Path,
-    suite: str,
-    stage: str,
-    metrics: Mapping[str, float],
-    params: Mapping[str, Any],
-    files: Sequence[str],
-    description: str,
-) -> None:
-    """A run for a stage that trains nothing: its figures, its files; its description is the experiment's too."""
-    with store(root) as client:
-        tags = {"suite": suite, "stage": stage} | ({NOTE_TAG: description} if description else {})
-        experiment = _experiment(client, root, suite)
-        if description:
-            client.set_experiment_tag(experiment, NOTE_TAG, description)
-        run = client.create_run(experiment, run_name=f"{suite}/{stage}", tags=tags).info.run_id
-        client.log_batch(run, metrics=_metrics(metrics, 0), params=_params(params))
-        for file in files:
-            client.log_artifact(run, file)
-        client.set_terminated(run)
-
-
-def log_model(root: Path, folder: str | Path) -> bool:
-    """An export as a run with its figures and an MLflow model of flavour onnx; False if the store has it already."""
-    import mlflow
-
-    folder = Path(folder)
-    exported, log = json.loads((folder / "export.json").read_text()), records.read_log(folder, "export.json")
-    identity = fingerprint(exported)
-    with store(root) as client:
-        experiment = _experiment(client, root, exported["suite"])
-        if _already_there(client, experiment, identity, log):
+        parent = found[0].info.run_id
+        missing = [seed for seed in seeds if not store.find(seed.mirror(parent))]
+        summarised = found[0].data.tags[RECORD_TAG] == state and found[0].info.status == "FINISHED"
+        if summarised and not missing:
             return False
-        tags = {
-            "suite": exported["suite"],
-            "method": exported["method"],
-            "stage": "export",
-            "data.sha256": exported["data_sha256"],
-            "weights.sha256": exported["weights_sha256"],
-            **{f"log.{key}": str(value) for key, value in log.items() if value is not None},
-            RECORD_TAG: identity,
-        }
-        name = f"{exported['suite']}/{exported['method']}/export"
-        run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        params = {key: exported.pop(key) for key in ("network", "seed", "opset", "versions")}
-        figures = {key: value for key, value in (exported | log).items() if isinstance(value, int | float)}
-        client.log_batch(run, metrics=_metrics(figures, 0), params=_params(params))
-        for file in ("MODEL_CARD.md", "export.json"):
-            client.log_artifact(run, str(folder / file))
-        mlflow.set_tracking_uri(client.tracking_uri)
-        with mlflow.start_run(run):  # ends it too
-            _log_onnx(folder, exported | params)
+    else:
+        parent, missing = _create_parent(store, identity, seeds[0]), list(seeds)
+    for seed in missing:
+        _log_seed(store, seed, parent)
+    _summarise(store, parent, seeds, state)
     return True
 
 
-def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
-    """To the active run, with signature and input example. The requirements are given: finding them takes a minute."""
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # uv.lock is the project's, not the model's
+def _create_parent(store: Store, identity: str, first: SeedRun) -> str:
+    """Create a job's parent run, without what its seeds decide, and return its id."""
+    begin, _ = first.mirror("").span
+    tags = _job_tags(first.record) | {JOB_TAG: identity, RECORD_TAG: ""}
+    name = run_name(first.record, first.log)
+    run_id = store.client.create_run(store.experiment, begin, tags, name).info.run_id
+    store.log(run_id, first.record.params, {})
+    return str(run_id)
+
+
+def _log_seed(store: Store, seed: SeedRun, parent: str) -> None:
+    """Add a seed's child run: parameters, the terms by epoch, its files."""
+    with store.adding(seed.mirror(parent)) as run_id:
+        store.log(run_id, {**seed.record.params, "seed": seed.record.seed}, {})
+        rows = [(int(row["epoch"]), _metrics(seed.record, row)) for row in seed.history]
+        metrics = [metric for epoch, values in rows for metric in as_metrics(values, epoch)]
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            store.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
+        store.client.log_artifacts(run_id, str(seed.folder))
+
+
+def _summarise(store: Store, parent: str, seeds: Sequence[SeedRun], state: str) -> None:
+    """Bring what a parent run says of its seeds up to those that are in the folder now."""
+    names = ", ".join(str(seed.record.seed) for seed in seeds)
+    failed = {f"failed.seed-{seed.record.seed}": seed.record.failed for seed in seeds if seed.record.failed}
+    means = _means(seeds)
+    tags = _common([seed.tags for seed in seeds]) | failed | {"seeds": names, NOTE_TAG: _note(seeds, means)}
+    for key in store.client.get_run(parent).data.tags:
+        if key.startswith(OF_SEEDS) and key not in tags:
+            store.client.delete_tag(parent, key)
+    for key, value in tags.items():
+        store.client.set_tag(parent, key, value)
+    store.log(parent, {}, means)
+    ends = [end for _, end in (seed.mirror(parent).span for seed in seeds) if end]
+    store.client.set_tag(parent, RECORD_TAG, state)  # last: a process killed before it leaves work for the next call
+    store.client.set_terminated(parent, "FINISHED", max(ends, default=None))
+
+
+def _means(seeds: Sequence[SeedRun]) -> dict[str, float]:
+    """Return the last epoch's metrics, each averaged over the seeds that came through."""
+    finals = [seed.finals for seed in seeds if seed.finals]
+    return {key: sum(values[key] for values in finals) / len(finals) for key in (finals[0] if finals else {})}
+
+
+def _note(seeds: Sequence[SeedRun], means: Mapping[str, float]) -> str:
+    """Return what a person should know of a job's runs before opening one."""
+    record, count = seeds[0].record, sum(not seed.record.failed for seed in seeds)
+    text = f"{record.name} on {record.suite}: {count} of {len(seeds)} seeds, a run each below; here, their means."
+    if accuracy := means.get(f"{record.split}_accuracy"):
+        text += f" **{100 * accuracy:.2f} %** of the {record.split} images at the last epoch."
+    failures = [f"Seed {seed.record.seed} failed: {seed.record.failed}" for seed in seeds if seed.record.failed]
+    return "\n\n".join([text, *failures])
+
+
+def run_name(record: Record, log: Log) -> str:
+    """Return a name such as digits/triplet, digits/margin-10 (validation), or digits/triplet [an experiment of DVC's].
+
+    What tells runs apart comes first, for lists of runs cut names short.
+    """
+    name = f"{record.suite}/{record.name.rpartition('/')[2]}"
+    return _with_experiment(name if record.split == "test" else f"{name} ({record.split})", log)
+
+
+def _with_experiment(name: str, log: Log) -> str:
+    return f"{name} [{log['experiment']}]" if log.get("experiment") else name
+
+
+def _job_identity(record: Record) -> str:
+    """Return a hash of what all seeds of a cell have in common."""
+    names = [record.suite, record.split, record.name, record.method, record.network]
+    return fingerprint(names, record.params, record.data_sha256, record.teacher_sha256)
+
+
+def _job_tags(record: Record) -> dict[str, str]:
+    """Return what all seeds of a cell have in common, but for the parameters."""
+    stage = "train_teacher" if record.method == "teacher" else "ablate" if "/" in record.name else "distill"
+    return {
+        "suite": record.suite,
+        "split": record.split,
+        "name": record.name,
+        "method": record.method,
+        "network": record.network,
+        "stage": stage,
+        "mlflow.source.name": f"stages.{stage}",
+        "data.sha256": record.data_sha256,
+        **({"teacher.sha256": record.teacher_sha256} if record.teacher_sha256 else {}),
+    }
+
+
+def _metrics(record: Record, row: Mapping[str, float]) -> dict[str, float]:
+    """Return a row of history.csv as metrics; what it calls test is the split that the run is measured on."""
+    return {
+        f"{record.split}_{name.removeprefix('test_')}" if name.startswith("test_") else name: value
+        for name, value in row.items()
+        if name not in ("seed", "epoch")
+    }
+
+
+def _common(blocks: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the entries that are equal in all blocks."""
+    return {key: text for key, text in blocks[0].items() if all(block.get(key) == text for block in blocks)}
+
+
+def _log_path(run: Path, record: Record) -> Path | None:
+    """Return where the log of a seed is: runs/<suite>/<split>/<name>/seed-N has it in logs/, at the same place below.
+
+    None if the folder is not where its record says: then it was copied, and no log came along.
+    """
+    run, parts = run.resolve(), (record.suite, record.split, *record.name.split("/"))
+    if run.parts[-len(parts) :] != parts:
+        return None
+    top = run.parents[len(parts)]
+    return top.joinpath("logs", *parts, f"seed-{record.seed}.json")
+
+
+# --- exports and other files ------------------------------------------------------------------------------------------
+
+
+def log_export(root: Path, folder: Path) -> bool:
+    """Mirror an export as a run with its figures and an MLflow model of flavour onnx.
+
+    Args:
+        root: The project's folder; see open_store.
+        folder: exports/<suite>/<method>.
+
+    Returns:
+        Whether the store lacked it.
+    """
+    exported = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    log = read_log(folder / "log.json", folder / "export.json")
+    tags = {
+        "suite": exported["suite"],
+        "method": exported["method"],
+        "stage": "export",
+        "mlflow.source.name": "stages.export",
+        "data.sha256": exported["data_sha256"],
+        "weights.sha256": exported["weights_sha256"],
+    }
+    name = _with_experiment(f"{exported['suite']}/{exported['method']}/export", log)
+    run = NewRun(fingerprint(exported), name, tags, log)
+    params = {key: exported[key] for key in ("network", "seed", "opset", "versions")}
+    figures = {key: value for key, value in {**exported, **log}.items() if isinstance(value, int | float)}
+    with open_store(root, exported["suite"]) as store:
+        if store.find(run):
+            return False
+        with store.adding(run) as run_id:
+            store.log(run_id, params, {key: value for key, value in figures.items() if key not in params})
+            for file in ("MODEL_CARD.md", "export.json"):
+                store.client.log_artifact(run_id, str(folder / file))
+            _log_model(store, run_id, folder, exported)
+    return True
+
+
+def _log_model(store: Store, run_id: str, folder: Path, exported: Mapping[str, Any]) -> None:
+    """Log the model with signature and input example. The requirements are given: finding them takes a minute."""
     import mlflow.onnx
     import numpy as np
     import onnx
@@ -373,32 +299,126 @@ def _log_onnx(folder: Path, exported: Mapping[str, Any]) -> None:
     examples = np.array(json.loads((folder / "example.json").read_text())["inputs"], dtype=np.uint8)
     images = TensorSpec(np.dtype(np.uint8), (-1, *examples.shape[1:]))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, len(exported["classes"])), "probabilities")
-    mlflow.onnx.log_model(
-        onnx.load(folder / "model.onnx"),
-        name="model",
-        signature=ModelSignature(Schema([images]), Schema([probabilities])),
-        input_example=examples,
-        pip_requirements=[f"{package}=={exported['versions'][package]}" for package in ("onnx", "onnxruntime")],
-        metadata={key: exported[key] for key in ("suite", "method", "seed", "classes", "onnx_sha256")},
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
-    )
+    mlflow.set_tracking_uri(store.client.tracking_uri)
+    with mlflow.start_run(run_id):
+        mlflow.onnx.log_model(
+            onnx.load(folder / "model.onnx"),
+            name=f"{exported['suite']}-{exported['method']}".replace(".", "-"),  # MLflow allows no dots
+            signature=ModelSignature(Schema([images]), Schema([probabilities])),
+            input_example=examples,
+            pip_requirements=[f"{package}=={exported['versions'][package]}" for package in ("onnx", "onnxruntime")],
+            metadata={key: exported[key] for key in ("suite", "method", "seed", "classes", "onnx_sha256")},
+            onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,
+        )
 
 
-def relog(folders: list[str]) -> None:
-    """Python -m tripletkd.tracking runs exports: log what in these folders the store does not have."""
-    _prepare()
-    root, failed = Path(os.environ.get("DVC_ROOT") or ".").resolve(), False
-    for file, log in (("record.json", log_record), ("export.json", log_model)):
-        for folder in [path.parent for name in folders for path in sorted(Path(name).rglob(file))]:
-            try:
-                print(f"{folder}: {'logged' if log(root, folder) else 'already there'}")
-            except Exception as error:  # whatever a store can raise
-                print(f"error: {folder}: not logged to MLflow ({_first_line(error)})", file=sys.stderr)
-                failed = True
+@dataclass(frozen=True)
+class StageFiles:
+    """What a stage that trains nothing wants to show in MLflow.
+
+    Attributes:
+        suite: The suite, whose name the experiment has.
+        stage: The stage's name.
+        metrics: Its figures.
+        params: What they depend on.
+        files: Files to look at.
+        log: When and from which commit it ran, as Stage.log says.
+        description: The run's description in Markdown, and the experiment's unless DVC runs an experiment of its own.
+    """
+
+    suite: str
+    stage: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, object]
+    files: Sequence[str]
+    log: Log
+    description: str = ""
+
+
+def log_files(root: Path, made: StageFiles) -> bool:
+    """Mirror a stage that trains nothing as a run with its figures and files.
+
+    Args:
+        root: The project's folder; see open_store.
+        made: What to show.
+
+    Returns:
+        Whether the store lacked it.
+    """
+    tags = {"suite": made.suite, "stage": made.stage, "mlflow.source.name": f"stages.{made.stage}"}
+    note = {NOTE_TAG: made.description} if made.description else {}
+    hashes = [sha256(Path(file)) for file in made.files]
+    identity = fingerprint(tags, note, dict(made.metrics), dict(made.params), hashes)
+    run = NewRun(identity, _with_experiment(f"{made.suite}/{made.stage}", made.log), tags | note, made.log)
+    with open_store(root, made.suite) as store:
+        if note and not made.log.get("experiment"):
+            store.client.set_experiment_tag(store.experiment, NOTE_TAG, made.description)
+        if store.find(run):
+            return False
+        with store.adding(run) as run_id:
+            store.log(run_id, made.params, made.metrics)
+            for file in made.files:
+                store.client.log_artifact(run_id, file)
+    return True
+
+
+# --- all that lies in folders -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of mirroring a folder: whether the store lacked anything of it, or why it could not be done."""
+
+    folder: Path
+    added: bool = False
+    error: str | None = None
+
+
+def relog(root: Path, folders: Iterable[Path]) -> Iterator[Outcome]:
+    """Mirror every run folder and every export in these folders and below; a fault at one does not stop the others.
+
+    Args:
+        root: The project's folder; see open_store.
+        folders: Where to look.
+
+    Yields:
+        What came of each folder that holds a run or an export.
+    """
+    for kind, folder in _mirrored(folders):
+        try:
+            yield Outcome(folder, kind(root, folder))
+        except Exception as error:  # whatever a store can raise
+            yield Outcome(folder, error=first_line(error))
+
+
+def _mirrored(folders: Iterable[Path]) -> Iterator[tuple[Callable[[Path, Path], bool], Path]]:
+    """Give each run folder and each export with the function that mirrors it; not what a stage is just writing."""
+    folders = list(folders)
+    for file, up, kind in ((RECORD, 1, log_run), ("export.json", 0, log_export)):
+        found = [path for folder in folders for path in sorted(folder.rglob(file))]
+        whole = [path for path in found if not any(part.endswith(".partial") for part in path.parts)]
+        for folder in dict.fromkeys(path.parents[up] for path in whole):
+            yield kind, folder
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return shorten((str(error).splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
+
+
+def main(folders: Sequence[str]) -> None:
+    """Mirror what these folders hold and say so, a line each; exits with 1 if anything could not be done."""
+    failed = False
+    for outcome in relog(Path(os.environ.get("DVC_ROOT") or ".").resolve(), map(Path, folders)):
+        if outcome.error:
+            failed = True
+            print(f"error: {outcome.folder}: not logged to MLflow ({outcome.error})", file=sys.stderr)
+        else:
+            print(f"{outcome.folder}: {'logged' if outcome.added else 'already there'}")
     if failed:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    relog(sys.argv[1:]) if len(sys.argv) > 1 else _serve()
+    main(sys.argv[1:])
