@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def main(stage: Stage) -> None:
     """Gather what was measured, write the files and log them."""
     from tripletkd.reporting import tables
+    from tripletkd.tracking.mlflow import StageFiles
 
     results = gather(stage)
     summary, files = write(stage.path("results"), results)
@@ -26,7 +27,8 @@ def main(stage: Stage) -> None:
     report = f"the report: {stage.path('results') / 'report.html'}"
     stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
     verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
-    stage.logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
+    names = [str(file) for file in files]
+    stage.logger.files(StageFiles(stage.suite.name, "tabulate", summary, {}, names, stage.log(), verdicts))
 
 
 def gather(stage: Stage) -> Results:
