@@ -101,7 +101,7 @@ def markdown(exported: Exported, sources: Sources) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(  # nosec B701  # `finalize` escapes, for Markdown: quotes stay
+    environment = Environment(  # nosec B701  # noqa: S701  # `finalize` escapes, for Markdown: quotes stay
         loader=FileSystemLoader(Path(__file__).parent),
         finalize=_as_text,
         undefined=StrictUndefined,
