@@ -81,7 +81,7 @@ class Stage:
         return {kind: Path(path) for kind, path in _read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
 
     def path(self, kind: str, *inner: str) -> Path:
-        """Name a place, for example path("runs", "test", "triplet"): runs/<suite>/test/triplet."""
+        """Name a place: with "runs", "test", "triplet" it is runs/<suite>/test/triplet."""
         assert self.config.suite is not None
         return self.paths[kind].joinpath(self.config.suite, *inner)
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
-from tripletkd.evaluation.metrics import TripletMetrics
 
 from stages._command import EX_TEMPFAIL, Stage, exclusive
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
 from tripletkd.errors import Paused, UserError
+from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.provenance import environment
 from tripletkd.training import run_record
-from tripletkd.training.checkpoint import Checkpoint, read_header
+from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
 from tripletkd.training.compute import CORES, Compute, select_compute, set_up_process
 from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
 from tripletkd.training.loop import Monitoring, TrainResult, fit
@@ -230,9 +230,7 @@ def _train_group(
         job.group_fingerprint(seeds),
         seeds,
         environment(setup.compute.device.type) | _numerics(job, setup),
-        minutes=stage.config.run.checkpoint_minutes,
-        deadline=stage.options.deadline,
-        more=more,
+        Schedule(stage.config.run.checkpoint_minutes, stage.options.deadline, more),
     )
     with ExitStack() as locks:
         for seed in seeds:

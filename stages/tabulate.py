@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import Stage, run
+from stages._command import Stage, run
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_csv, write_json, write_text
 
@@ -19,27 +19,29 @@ if TYPE_CHECKING:
 def main(stage: Stage) -> None:
     """Gather what was measured, write the files and log them."""
     from tripletkd.reporting import tables
+    from tripletkd.tracking.mlflow import StageFiles
 
     results = gather(stage)
-    summary, files = write(stage.place("results"), results)
+    summary, files = write(stage.path("results"), results)
     answers = "\n".join(tables.verdicts(results).markdown())
-    report = f"the report: {stage.place('results') / 'report.html'}"
+    report = f"the report: {stage.path('results') / 'report.html'}"
     stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
     verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
-    stage.logger.files(stage.config.suite, "tabulate", summary, {}, files, verdicts)
+    names = [str(file) for file in files]
+    stage.logger.files(StageFiles(stage.suite.name, "tabulate", summary, {}, names, stage.log(), verdicts))
 
 
 def gather(stage: Stage) -> Results:
     """Read what was measured of the configured methods and ablations, whatever else lies there."""
     from tripletkd.analysis import ablation, comparison
     from tripletkd.evaluation import measurement
-    from tripletkd.tracking.run_record import read_history
+    from tripletkd.training.run_record import read_history
 
-    config, suite, methods = stage.config, stage.config.suite, stage.config.run.methods
-    place = stage.place("results", "measured", config.split)
+    config, suite, methods = stage.config, stage.suite.name, stage.config.run.methods
+    place = stage.path("results", "measured", config.split)
     measured = {name: measurement.read(place / f"{name}.json", suite, name) for name in ("teacher", *methods)}
     refuse_strangers(measured["teacher"], [measured[name] for name in methods])
-    ablated_at = stage.place("results", "measured", config.run.ablation_split)
+    ablated_at = stage.path("results", "measured", config.run.ablation_split)
     ablated = {
         name: measurement.read_ablation(ablated_at / "ablations" / f"{name}.json", suite, name)
         for name in config.run.ablations

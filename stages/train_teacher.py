@@ -1,7 +1,5 @@
 """Train a suite's teacher on the labels and write its run record and its measurements."""
 
-from dataclasses import replace
-
 from stages._command import Stage, run
 
 
@@ -27,7 +25,7 @@ def main(stage: Stage) -> None:
     if stage.options.worker:
         return
     if trained.networks:
-        measured = replace(measure(trained, setup.data, None), class_names=setup.data.dataset.classes)
+        measured = measure(trained, setup.data, teacher_logits=None)
         measurement.write(stage.path("results", "measured", split, "teacher.json"), measured)
     stage.logger.runs([stage.path("runs", split, "teacher")])
     refuse_failure(trained)

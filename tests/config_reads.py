@@ -66,7 +66,7 @@ def patch(kind: type) -> None:
     if kind in PATCHED:
         return
     PATCHED.add(kind)
-    original = kind.__getattribute__
+    original: Callable[[Any, str], Any] = getattr(kind, "__getattribute__")  # noqa: B009 (typed as bound otherwise)
 
     def recording(self: Any, name: str) -> Any:
         value = original(self, name)

@@ -60,10 +60,11 @@ def shrink(folder: Path) -> None:
     change(folder, "ablations", "margin", value=[{"margin": 1}, {"margin": 5}])
     change(folder, "run", "ablations", value=["margin"])
     change(folder, "run", "methods", value=["scratch", "triplet"])
-    change(folder, "run", "seeds", value=[1, 2])
-    change(folder, "suites", "digits", "teacher", "floor", value=0)
-    for network in ("teacher", "student"):
-        change(folder, "suites", "digits", network, "recipe", "epochs", value=3)
+    change(folder, "suites", "digits", "seeds", value=[1, 2])
+    change(folder, "suites", "digits", "teacher_floor", value=0)
+    change(folder, "suites", "digits", "evaluate_every", value=3)
+    change(folder, "suites", "digits", "recipe", "epochs", value=3)
+    change(folder, "suites", "digits", "recipe", "schedule", "decay_epochs", value=[2])
 
 
 def clone(folder: Path) -> Path:

@@ -52,6 +52,7 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8."""
     with whole(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

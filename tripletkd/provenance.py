@@ -9,6 +9,7 @@ from typing import Any
 
 
 def sha256(path: Path) -> str:
+    """Hash the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

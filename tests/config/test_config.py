@@ -41,24 +41,24 @@ WRONG = {
     "method=nope": "method: 'nope' is not there",
     "suites.digits.recipe.optimizer.lr=0": "suites.digits.recipe.optimizer.lr: found 0.0, expected a value > 0",
     "suites.digits.recipe.optimizer.lr=fast": "suites.digits.recipe.optimizer.lr: found 'fast', expected a number",
-    "suites.digits.recipe.optimizer.name=lion": "suites.digits.recipe.optimizer.name: found 'lion', expected a value in sgd",
-    "~suites.digits.recipe.optimizer.name": "suites.digits.recipe.optimizer.name: missing; every key of the block must be",
-    "suites.digits.recipe.optimizer.name=adamw": "suites.digits.recipe.optimizer.momentum: unknown key; expected one of name",
+    "suites.digits.recipe.optimizer.name=lion": "suites.digits.recipe.optimizer.name: found 'lion', expected a value",
+    "~suites.digits.recipe.optimizer.name": "suites.digits.recipe.optimizer.name: missing; every key",
+    "suites.digits.recipe.optimizer.name=adamw": "suites.digits.recipe.optimizer.momentum: unknown key; expected",
     "+suites.digits.recipe.schedule.gamma=1": "suites.digits.recipe.schedule.gamma: unknown key; expected one of name",
     "suites.digits.recipe.epochs=0": "suites.digits.recipe.epochs: found 0, expected a value >= 1",
     "suites.digits.recipe.schedule.decay_epochs=[0]": "suites.digits.recipe.schedule.decay_epochs: found [0], expected",
-    "suites.digits.recipe.schedule.decay_epochs=[9,4]": "recipe.schedule.decay_epochs: found [9, 4], expected epochs from 1",
+    "suites.digits.recipe.schedule.decay_epochs=[9,4]": "schedule.decay_epochs: found [9, 4], expected epochs from",
     "suites.digits.recipe.schedule.decay_epochs=[29]": "found [29], expected epochs from 1 to 28, each after the last",
-    "suites.digits.recipe.epochs=21": "suites.digits.recipe.schedule.decay_epochs: found [22], expected epochs from 1 to 21",
-    "+suites.digits.recipe.schedule.warmup_epochs=28": "suites.digits.recipe.schedule.warmup_epochs: found 28, expected",
+    "suites.digits.recipe.epochs=21": "suites.digits.recipe.schedule.decay_epochs: found [22], expected",
+    "+suites.digits.recipe.schedule.warmup_epochs=28": "suites.digits.recipe.schedule.warmup_epochs: found 28",
     "+suites.digits.teacher.recipe={epochs: 9}": "suites.digits.teacher.recipe.schedule.decay_epochs: found [22]",
     "+suites.digits.student.recipe={optimizer: {lr: 0}}": "suites.digits.student.recipe.optimizer.lr: found 0.0",
     "+suites.digits.student.recipe={lr: 1}": "suites.digits.student.recipe.lr: unknown key; expected one of epochs",
     "+suites.digits.student.recipe=[1]": "suites.digits.student.recipe: found a list, expected a block of parameters",
-    "suites.digits.evaluate_every=29": "suites.digits.evaluate_every: found 29, expected at most 28, the epochs of the teacher",
+    "suites.digits.evaluate_every=29": "suites.digits.evaluate_every: found 29, expected at most 28, the teacher's",
     "suites.digits_resnet.evaluate_every=21": "suites.digits_resnet.evaluate_every: found 21, expected at most 20, the",
     "suites.digits.teacher_floor=101": "suites.digits.teacher_floor: found 101.0, expected a value <= 100",
-    "suites.digits.published=nope.csv": "suites.digits.published: nope.csv: not there; expected a CSV file with the columns",
+    "suites.digits.published=nope.csv": "suites.digits.published: nope.csv: not there; expected a CSV file",
     "suites.digits.student.network=nope": "suites.digits.student.network: found 'nope'",
     "suites.digits.inputs.std=[0]": "suites.digits.inputs.std[0]: found 0.0, expected a value > 0",
     "suites.digits=3": "suites.digits: found 3, expected a block of parameters",
@@ -95,7 +95,7 @@ WRONG = {
     "ablations.margin=[1, 2]": "ablations.margin[0]: found 1, expected a block",
     "ablations.margin=[{margin: 1}, {margin: -1}]": "ablations.margin[1].margin: found -1.0, expected a value >= 0",
     "ablations.margin=[{margin: 1}, {marge: 2}]": "ablations.margin[1].marge: unknown key; expected one of ce, kl",
-    "ablations.margin=[{margin: 1}, {recipe: {optimizer: {lr: 0}}}]": "ablations.margin[1].recipe.optimizer.lr: found 0.0",
+    "ablations.margin=[{margin: 1}, {recipe: {optimizer: {lr: 0}}}]": "ablations.margin[1].recipe.optimizer.lr: found",
     "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'as configured' is listed twice",
     "~methods.triplet_family": "methods.triplet_family: missing; the ablations vary it",
     "methods.dkd.suites={nope: {nckd: 1}}": "methods.dkd.suites",
@@ -135,11 +135,11 @@ def test_what_is_wrong_is_named(override: str) -> None:
             "seeds: [[1]]",
             "suites.digits.seeds[0]: found a list, expected a whole number",
         ),
-        ("seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]", "seeds: &a [*a]", "params.yaml, line 34: an alias, *a"),
+        ("seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]", "seeds: &a [*a]", "params.yaml, line 33: an alias, *a"),
         (
             "seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]",
             "seeds: " + 5000 * "[",
-            "params.yaml, line 34: more than 20 blocks and lists",
+            "params.yaml, line 33: more than 20 blocks and lists",
         ),
         ("holdout: 30", f"holdout: {5000 * '9'}", "suites.digits.holdout: 5000 characters"),
         ("device: auto", "device: ${oc.env:HOME}", "run.device: found '${oc.env:HOME}', expected the value itself"),
@@ -148,7 +148,6 @@ def test_what_is_wrong_is_named(override: str) -> None:
         ("  digits_resnet:\n", "  a.b:\n", "suites.a.b: found 'a.b' as a name, expected letters, digits and _ - in it"),
         ("  digits_resnet:\n", "  17:\n", "suites: found 17 as a name, expected text"),
         ("  split: test", "  split: test\n  split: validation", "found duplicate key split"),
-        ("methods:\n", "methods: ???\n", "methods"),
         ("device: auto", "device: ???", "run.device: missing"),
         ("device: auto", "device: yes", "run.device: found True, expected a value in auto cpu cuda"),
     ],
@@ -230,9 +229,9 @@ def test_help_ends_with_an_example_that_works(
         ),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
-            "error: .*can't allocate memory.*run.seeds",
+            "error: .*can't allocate memory.*fewer seeds",
         ),
-        (MemoryError(), "error: out of memory; take fewer run.seeds"),
+        (MemoryError(), "error: out of memory; take fewer seeds"),
     ],
 )
 def test_what_a_device_cannot_do_is_said(
@@ -343,7 +342,9 @@ def test_a_recipe_is_written_once_and_changed_where_it_differs() -> None:
 def test_another_optimizer_or_schedule_starts_anew() -> None:
     """Nothing of sgd or multistep is left in it."""
     changes = "{optimizer: {name: adamw, lr: 0.001, weight_decay: 0}, schedule: {name: cosine, warmup_epochs: 2}}"
-    suite = config.load(ROOT, [f"+suites.digits.student.recipe={changes}"]).for_suite("digits")
+    suite = config.load(ROOT, [f"+suites.digits.student.recipe={changes}", "run.ablations=[margin]"]).for_suite(
+        "digits"
+    )
     assert suite.student.recipe == Recipe(28, 50, AdamW(lr=0.001, weight_decay=0), Cosine(warmup_epochs=2))
     assert isinstance(suite.teacher.recipe.optimizer, SGD)
 
@@ -351,7 +352,8 @@ def test_another_optimizer_or_schedule_starts_anew() -> None:
 def test_an_ablation_varies_the_recipe_by_its_leaves() -> None:
     words = [
         "run.ablations=[longer,margin]",
-        "ablations.margin=[{margin: 1, normalise: true}, {normalise: true, recipe: {optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}}]",
+        "ablations.margin=[{margin: 1, normalise: true}, "
+        "{normalise: true, recipe: {optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}}]",
     ]
     found = config.load(ROOT, words).for_suite("digits").ablations
     assert [variant.label for variant in found["longer"]] == [

@@ -3,55 +3,24 @@ graph's rules kept (fixed addresses, frozen Python numbers) it trains to the sam
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from small_run import SHORT, Small, every_method, with_lr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tripletkd import methods, models
-from tripletkd.config import load as config
-from tripletkd.data import sources
-from tripletkd.data.batches import DeviceSplit, Inputs, Plan, Sampler
-from tripletkd.data.dataset import Split
-from tripletkd.training import loop as train
+from tripletkd.data.batches import Inputs, Plan
+from tripletkd.data.dataset import Dataset, Split
+from tripletkd.training.compute import Compute
 from tripletkd.training.cuda_graph import Captured
-from tripletkd.training.loop import Fitted
-from tripletkd.training.optim import Recipe
-from tripletkd.training.trainer import Teacher, Trainer
+from tripletkd.training.loop import TrainResult
+from tripletkd.training.optim import MultiStep
 
-SHORT = Recipe(epochs=4, batch_size=25, lr=0.01, momentum=0.9, weight_decay=1e-3, decay_epochs=[2], decay_factor=0.1)
-AUGMENTED = Inputs((0.3,), (0.38,), crop_padding=1, flip=True)
-METHODS = config.load(ROOT, []).methods
-
-
-def setting(
-    method: str, networks: tuple[str, str], split: Split, inputs: Inputs, device: torch.device, folded: bool = True
-) -> tuple[Trainer, DeviceSplit, Teacher | None, Sampler]:
-    """Two students of a method, as the stages make them."""
-    module, params = methods.load(method), METHODS[method]
-    needs = methods.needs(module, params)
-    shape, on_device = split.images.shape[1:], DeviceSplit(split, inputs, device, torch.float32)
-    teacher, *students = (models.build(name, shape, 10, seed) for seed, name in enumerate(networks + networks[1:]))
-    layers = None
-    if hasattr(module, "layers"):
-        with torch.no_grad():
-            outputs = [n(torch.zeros(2, shape[2], *shape[:2])) for n in (students[0], teacher)]
-        layers = [models.seeded(seed, partial(module.layers, *outputs, params)) for seed in (1, 2)]
-    loss = partial(module.loss, params=params)
-    trainer = Trainer(students, loss, SHORT, device, folded=folded, features="features" in needs, layers=layers)
-    guide = Teacher(teacher, on_device, "features" in needs, "teacher_negative" in needs)
-    return (
-        trainer,
-        on_device,
-        guide if "teacher" in needs else None,
-        Sampler(split.labels, inputs, "negative" in needs),
-    )
+RECIPE = with_lr(SHORT, 0.01, epochs=4, schedule=MultiStep(decay_epochs=(2,), decay_factor=0.1))
 
 
 # --- nothing that a graph cannot hold ---------------------------------------------------------------------------------
@@ -76,15 +45,18 @@ class OnDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("networks", [("paper_teacher_quarter", "paper_student_quarter"), ("resnet14", "resnet8")])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_method())
 def test_no_step_waits_for_the_device_or_copies_from_the_host(method: str, networks: tuple[str, str]) -> None:
     split = Split(np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40, dtype=np.int64) % 10)
     inputs = Inputs((0.5, 0.4, 0.3), (0.2, 0.3, 0.2), crop_padding=2, flip=True)
-    trainer, on_device, teacher, sampler = setting(method, networks, split, inputs, torch.device("meta"))
-    plan = Plan.stack([sampler.draw(seed, 1) for seed in (1, 2)]).map(lambda t: t.to("meta"))
-    trainer.begin_epoch(1, 0.1)
+    small = Small(method, networks, RECIPE, inputs, Compute(torch.device("meta"), fuse_seeds=True))
+    trainer = small.trainer(Dataset(split, split, tuple("0123456789")), [1, 2])
+    plan = trainer.plan(1).map(lambda t: t.to("meta"))
+    trainer.begin_epoch(1)
+    if trainer.objective.needs and trainer.objective.teacher:
+        _ = trainer.objective.teacher.train_logits  # computed once, before the first step is captured
     with OnDevice():
-        terms = train.update(trainer, on_device, teacher, next(plan.batches(20)))
+        terms = trainer.step(next(plan.batches(20)))
     assert {value.shape for value in terms.values()} == {(2,)}
 
 
@@ -163,16 +135,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     return captured
 
 
-def fit(method: str, networks: tuple[str, str], captured: bool, device: str = "cpu", folded: bool = True) -> Fitted:
+def fit(method: str, networks: tuple[str, str], captured: bool, device: str = "cpu", fused: bool = True) -> TrainResult:
     """Four epochs of 120 augmented digits, in batches of 25 and one of 20; the learning rate falls."""
-    digits = sources.digits().limited(12)
-    parts = setting(method, networks, digits.train, AUGMENTED, torch.device(device), folded)
-    trainer, on_device, teacher, sampler = parts
-    test = DeviceSplit(digits.test, AUGMENTED, torch.device(device), torch.float32)
-    return train.fit(trainer, [1, 2], SHORT, sampler, on_device, test, teacher=teacher, captured=captured, quiet=True)
+    compute = Compute(torch.device(device), fuse_seeds=fused, cuda_graph=captured)
+    return Small(method, networks, RECIPE, compute=compute).fit([1, 2])
 
 
-def assert_same(first: Fitted, second: Fitted) -> None:
+def assert_same(first: TrainResult, second: TrainResult) -> None:
     assert first.history == second.history
     for seed, network in first.networks.items():
         for name, tensor in network.state_dict().items():
@@ -185,19 +154,19 @@ CASES = [
     ("triplet", PAPER, False),
     ("scratch", ("paper_teacher_quarter", "paper_teacher_quarter"), True),  # dropout and batch norm
     ("dkd", ("resnet14", "resnet8"), False),  # a weight that grows with the epoch
-    ("vid", ("resnet14", "resnet8"), False),  # layers of its own
+    ("vid", ("resnet14", "resnet8"), False),  # adapters
     ("vid", ("resnet14", "resnet8"), True),
-    ("fitnet", ("resnet14", "resnet8"), True),  # batch norm among them, of folded maps
+    ("fitnet", ("resnet14", "resnet8"), True),  # batch norm among them, of fused maps
 ]
 
 
-@pytest.mark.parametrize(("method", "networks", "folded"), CASES)
+@pytest.mark.parametrize(("method", "networks", "fused"), CASES)
 def test_a_captured_run_gives_the_same_bits(
-    method: str, networks: tuple[str, str], folded: bool, graphs: list[Graph]
+    method: str, networks: tuple[str, str], fused: bool, graphs: list[Graph]
 ) -> None:
-    eager = fit(method, networks, captured=False, folded=folded)
+    eager = fit(method, networks, captured=False, fused=fused)
     assert not graphs
-    assert_same(fit(method, networks, captured=True, folded=folded), eager)
+    assert_same(fit(method, networks, captured=True, fused=fused), eager)
     assert len(graphs) == 2  # one for either size of a batch
 
 
@@ -219,14 +188,14 @@ def test_a_number_frozen_in_a_graph_is_noticed(graphs: list[Graph]) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # cuDNN warns of each algorithm that it tries in vain
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("method", "networks", "folded"), CASES)
+@pytest.mark.parametrize(("method", "networks", "fused"), CASES)
 def test_a_cuda_graph_gives_the_same_bits(
-    method: str, networks: tuple[str, str], folded: bool, monkeypatch: pytest.MonkeyPatch
+    method: str, networks: tuple[str, str], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("error")
     try:
-        runs = [fit(method, networks, captured, "cuda", folded) for captured in (False, True, True)]
+        runs = [fit(method, networks, captured, "cuda", fused) for captured in (False, True, True)]
     finally:
         torch.set_deterministic_debug_mode("default")
     assert_same(runs[1], runs[0])

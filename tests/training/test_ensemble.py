@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from tripletkd import models
 from tripletkd.models.cifar import VGG
+from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 SEEDS = (1, 2, 3)
 
 
-def ensemble(members: Sequence[nn.Module], folded: bool) -> Ensemble:
-    made = Ensemble(members, CPU, DOUBLE, folded, features=True)
-    assert made.folded is (folded and len(members) > 1)
+def ensemble(members: Sequence[nn.Module], fused: bool) -> Ensemble:
+    made = Ensemble(members, Compute(CPU, DOUBLE, fuse_seeds=fused), features=True)
+    assert made.fused is (fused and len(members) > 1)
     return made
 
 
@@ -43,7 +44,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10, msg=f"{name}: {{}}".format)
 
 
-FOLDED: dict[str, Callable[[int, int, int], nn.Module]] = {
+FUSED: dict[str, Callable[[int, int, int], nn.Module]] = {
     **{
         name: models.NETWORKS[name]
         for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
@@ -52,23 +53,23 @@ FOLDED: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDED)
-def test_folded_seeds_compute_what_single_ones_do(name: str) -> None:
-    members = [models.seeded(seed, partial(FOLDED[name], 3, 8, 10)) for seed in SEEDS]
-    folded, in_a_row = ensemble(members, folded=True), ensemble(members, folded=False)
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_seeds_compute_what_single_ones_do(name: str) -> None:
+    members = [models.seeded(seed, partial(FUSED[name], 3, 8, 10)) for seed in SEEDS]
+    fused, in_a_row = ensemble(members, fused=True), ensemble(members, fused=False)
     for step in range(2):
-        assert_equal(results(folded, images(3, step)), results(in_a_row, images(3, step)))
-    for network in (folded, in_a_row):
+        assert_equal(results(fused, images(3, step)), results(in_a_row, images(3, step)))
+    for network in (fused, in_a_row):
         network.template.eval()
-    assert_equal(results(folded, images(3, 2)), results(in_a_row, images(3, 2)))
+    assert_equal(results(fused, images(3, 2)), results(in_a_row, images(3, 2)))
 
 
-@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["paper_teacher_quarter", "resnet8"])
-def test_a_seed_in_a_group_is_the_seed_alone(name: str, folded: bool) -> None:
+def test_a_seed_in_a_group_is_the_seed_alone(name: str, fused: bool) -> None:
     """Dropout's noise and batch norm's statistics too: no seed sees another."""
     members = [models.build(name, (8, 8, 3), 10, seed) for seed in SEEDS]
-    group, alone = ensemble(members, folded), ensemble(members[1:2], folded=True)
+    group, alone = ensemble(members, fused), ensemble(members[1:2], fused=True)
     for step in range(2):
         x = images(3, step)
         of_group = {key: value[1:2] for key, value in results(group, x).items()}
@@ -79,7 +80,7 @@ def test_a_seed_in_a_group_is_the_seed_alone(name: str, folded: bool) -> None:
 
 @pytest.mark.parametrize("name", ["paper_teacher_quarter", "wrn_16_1"])
 def test_member_is_the_ensemble_s_network(name: str) -> None:
-    group = ensemble([models.build(name, (8, 8, 1), 10, seed) for seed in SEEDS], folded=True)
+    group = ensemble([models.build(name, (8, 8, 1), 10, seed) for seed in SEEDS], fused=True)
     group(images(3, 0, channels=1))  # moves batch norm's statistics
     x = images(1, 1, channels=1)[0]
     alone = torch.stack([group.member(i).eval()(x).logits for i in range(3)])

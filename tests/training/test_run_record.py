@@ -1,60 +1,82 @@
-"""Run records: weights as they were trained, hashes that are checked, logs that belong to them."""
+"""Run records: a folder a seed, weights as they were trained, hashes that are checked, logs that belong to them."""
 
-import dataclasses
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from small_run import Small
 
 from tripletkd import models
 from tripletkd.errors import UserError
-from tripletkd.tracking import run_record as record
-from tripletkd.training.loop import Fitted
+from tripletkd.training import run_record
+from tripletkd.training.loop import TrainResult
+from tripletkd.training.run_record import Record
 
-RECORD = record.Record(
-    suite="digits",
-    split="test",
-    cell="kd",
-    method="kd",
-    network="paper_student_quarter",
-    image_shape=(8, 8, 1),
-    classes=10,
-    seeds=[1],
-    failed={},
-    params={},
-    data_sha256="d" * 64,
-    teacher_sha256=None,
-    environment={},
-)
+NETWORK = "paper_student_quarter"
+HERE = {"device": "here", "threads": 1}
 
 
-def test_weights_keep_their_precision(tmp_path: Path) -> None:
-    network = models.build("paper_student_quarter", (8, 8, 1), 10, seed=7).double()
+def written(folder: Path, method: str = "kd", **changes: object) -> list[Record]:
+    """Seed 1 came through, seed 2 failed."""
+    network = models.build(NETWORK, (8, 8, 1), 10, seed=7).double()
     with torch.no_grad():
         network.get_parameter("fc2.bias").fill_(1 / 3)
-    made = record.write(tmp_path / "run", RECORD, Fitted({1: network}, [], {}, seconds=1.0), {})
-    [(_, found)] = made.load_networks(tmp_path / "run").items()
-    assert found.get_parameter("fc2.bias")[0].item() == 1 / 3
-    assert all(parameter.requires_grad for parameter in found.parameters())
+    rows = [{"seed": seed, "epoch": 1, "loss": 2.5} for seed in (1, 2)]
+    result = TrainResult({1: network}, rows, {2: "ce is nan at epoch 2, step 1"}, seconds=1.0, environments=[HERE])
+    return run_record.write_seeds(folder, Small(method).job([1, 2]), (8, 8, 1), 10, replace(result, **changes))
 
 
-def test_a_log_is_of_the_record_beside_it(tmp_path: Path) -> None:
+def test_a_run_is_read_as_it_was_written_a_seed_at_a_time(tmp_path: Path) -> None:
+    records = written(tmp_path)
+    assert run_record.read_records(tmp_path) == records
+    run = run_record.read_run(tmp_path, [2, 1])
+    assert [record.seed for record in run.records] == [2, 1]
+    assert run.failed == {"2": "ce is nan at epoch 2, step 1"}
+    assert run.history == [{"seed": seed, "epoch": 1, "loss": 2.5} for seed in (2, 1)]
+    assert run.networks[1].get_parameter("fc2.bias")[0].item() == 1 / 3  # in its precision
+    assert all(parameter.requires_grad for parameter in run.networks[1].parameters())
+    assert records[0].trained_with == [1, 2] and records[0].fingerprint != records[1].fingerprint
+
+
+def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
+    [first, _] = written(tmp_path, environments=[HERE, {"device": "there", "threads": 1}])
+    assert first.environment == {"device": "here, then there", "threads": 1}
+
+
+def test_a_log_is_of_the_record_it_was_written_for(tmp_path: Path) -> None:
     """DVC brings back an earlier record from its cache, and leaves the log that lies there: it is another run's."""
-    fitted = Fitted({1: models.build("paper_student_quarter", (8, 8, 1), 10, seed=7)}, [], {}, seconds=1.0)
-    first, second = tmp_path / "first", tmp_path / "second"
-    record.write(first, RECORD, fitted, {"commit": "a"})
-    record.write(second, dataclasses.replace(RECORD, params={"margin": 10}), fitted, {"commit": "b"})
-    assert record.read_log(first, "record.json") == {"commit": "a"}
-    shutil.copy(second / "log.json", first / "log.json")
-    assert record.read_log(first, "record.json") == {}
-    (first / "log.json").unlink()
-    assert record.read_log(first, "record.json") == {}
+    log = tmp_path / "log.json"
+    for method in ("kd", "triplet"):
+        written(tmp_path / method, method)
+        run_record.write_log(tmp_path / f"{method}.json", tmp_path / method / "seed-1/record.json", {"commit": method})
+    about = tmp_path / "kd/seed-1/record.json"
+    assert run_record.read_log(tmp_path / "kd.json", about) == {"commit": "kd"}
+    shutil.copy(tmp_path / "triplet.json", log)
+    assert run_record.read_log(log, about) == {}
+    log.unlink()
+    assert run_record.read_log(log, about) == {}
 
 
 def test_weights_that_were_changed_are_noticed(tmp_path: Path) -> None:
-    network = models.build("paper_student_quarter", (8, 8, 1), 10, seed=7)
-    made = record.write(tmp_path / "run", RECORD, Fitted({1: network}, [], {}, seconds=1.0), {})
-    record.weights_path(tmp_path / "run", 1).write_bytes(b"other")
-    with pytest.raises(UserError, match=r"seed-1.safetensors: sha256 is"):
-        made.load_networks(tmp_path / "run")
+    written(tmp_path)
+    (tmp_path / "seed-1/weights.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"weights.safetensors: sha256 is"):
+        run_record.read_run(tmp_path, [1])
+    (tmp_path / "seed-1/weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights.safetensors: not there"):
+        run_record.read_run(tmp_path, [1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"suite": "../x"}, {"suite": "/tmp/x"}, {"name": "ablations/../../x"}, {"split": "../test"}, {"name": ""}],
+)
+def test_a_record_names_no_place_outside_its_folders(changes: dict[str, str], tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "seed-1/record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match="not a run record of this version"):
+        run_record.read_record(path.parent)

@@ -7,7 +7,7 @@ declare theirs, are to be read and imported without pydantic.
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -37,7 +37,7 @@ def check(cls: type[T], found: object, key: str) -> T:
         UserError: Something in the block is not as annotated; the message names its key.
     """
     try:
-        made: T = _validator(cls).validate_python(found)
+        made: T = _validator(typing.cast("Hashable", cls)).validate_python(found)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]  # explains what is missing, too

@@ -121,9 +121,9 @@ def _check_names(config: Config) -> None:
     _check_list("run.ablations", run.ablations, config.ablations)
     _check_list("run.export", run.export, ["teacher", *config.methods])
     _check_list("run.splits", run.splits)
-    _check_list("run.split", [run.split], run.splits)
-    if run.ablations:
-        _check_list("run.ablation_split", [run.ablation_split], run.splits)
+    for key, split in (("split", run.split), *([("ablation_split", run.ablation_split)] if run.ablations else [])):
+        if split not in run.splits:
+            raise UserError(f"run.{key}: {split!r} is not there; expected one of {', '.join(run.splits)} (run.splits)")
     for i, claim in enumerate(config.claims):
         for key, name in [("method", claim.method), *(("over", base) for base in claim.over)]:
             if name not in config.methods:
@@ -287,5 +287,7 @@ def _told_apart(key: str, variants: list[Variant]) -> list[Variant]:
     labels = [variant.label for variant in told]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"{key}: {label!r} is listed twice, expected once")
+            raise UserError(
+                f"{key}: {label!r} is listed twice, expected once; each has a parameter or recipe of its own"
+            )
     return told

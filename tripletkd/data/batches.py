@@ -24,6 +24,7 @@ class Inputs:
 
     @property
     def augments(self) -> bool:
+        """Whether an image is another one each time."""
         return self.flip or self.crop_padding > 0
 
     def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,7 @@ class Plan:
     flip: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
+        """Apply a function to every tensor."""
         shift, flip = (None if t is None else function(t) for t in (self.shift, self.flip))
         return Plan(function(self.index), shift, flip)
 
@@ -85,6 +87,7 @@ class Sampler:
         self.first = np.cumsum(self.count) - self.count
 
     def draw(self, seed: int, epoch: int) -> Plan:
+        """Draw what one seed does in an epoch, counted from 1."""
         order = np.random.default_rng([seed, epoch, ORDER]).permutation(len(self.labels))
         views = [order]
         if self.negatives:

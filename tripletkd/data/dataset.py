@@ -24,6 +24,7 @@ class Split:
     labels: NDArray[np.int64]
 
     def select(self, index: NDArray[np.intp]) -> "Split":
+        """Take the images at these places."""
         return Split(np.ascontiguousarray(self.images[index]), self.labels[index])
 
     def hashes(self) -> list[bytes]:
@@ -47,6 +48,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 

@@ -32,6 +32,15 @@ class Progress:
     environments: list[dict[str, Any]] = field(default_factory=list)  # of the machines that trained it, in order
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When a checkpoint is written, and when a run is stopped."""
+
+    minutes: float = 5.0  # between two checkpoints
+    deadline: float | None = None  # of time.monotonic(), after which the run is stopped
+    more: bool = False  # whether there is more to do after the last epoch, so that a stop still has to be said
+
+
 class Checkpoint:
     """Saves the tensors that training changes, and the progress, between epochs.
 
@@ -48,9 +57,7 @@ class Checkpoint:
         fingerprint: str,
         seeds: Sequence[int] = (),
         environment: Mapping[str, Any] | None = None,
-        minutes: float = 5.0,
-        deadline: float | None = None,
-        more: bool = False,
+        schedule: Schedule | None = None,
     ) -> None:
         """Describe the file and when it is written.
 
@@ -59,13 +66,11 @@ class Checkpoint:
             fingerprint: of all that the run depends on; not the machine.
             seeds: that are trained together, for whoever looks for a checkpoint of theirs.
             environment: of this machine; a run that moves from one to another has both in its progress.
-            minutes: between two checkpoints.
-            deadline: of time.monotonic(), after which the run is stopped.
-            more: whether there is more to do after the last epoch, so that a stop still has to be said.
+            schedule: when to write it.
         """
         self.path, self.fingerprint, self.seeds = path, fingerprint, list(seeds)
         self.environment = dict(environment or {})
-        self.minutes, self.deadline, self.more = minutes, deadline, more
+        self.schedule = schedule or Schedule()
         self.saved = time.monotonic()
         self.signal: str | None = None
         self.handlers: dict[int, Any] = {}
@@ -93,15 +98,18 @@ class Checkpoint:
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
         """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is more to train."""
         now = time.monotonic()
-        stop = self.signal or ("--max-minutes" if self.deadline is not None and now >= self.deadline else None)
-        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.minutes:
+        stop = self.signal or (
+            "--max-minutes" if self.schedule.deadline is not None and now >= self.schedule.deadline else None
+        )
+        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.schedule.minutes:
             self.save(tensors, progress)
-        if stop and (progress.epoch < epochs or self.more):
+        if stop and (progress.epoch < epochs or self.schedule.more):
             raise Paused(
                 f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
             )
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Write the file, in the place of an earlier one."""
         from safetensors.torch import save
 
         state = torch.frombuffer(bytearray(json.dumps(vars(progress)).encode()), dtype=torch.uint8)

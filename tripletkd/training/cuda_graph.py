@@ -32,6 +32,7 @@ class Captured:
         self.recordings: dict[torch.Size, Recording | None] = {}
 
     def __call__(self, batch: Plan) -> Terms:
+        """Do the step on a batch; returns its terms."""
         size = batch.index.shape
         if size not in self.recordings:
             self.recordings[size] = None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, stack_module_state
 
 from tripletkd.training.compute import Compute
 from tripletkd.types import Outputs
@@ -15,18 +15,7 @@ State = dict[str, Tensor]
 
 def stack(modules: Sequence[nn.Module], compute: Compute) -> tuple[State, State]:
     """Stack the parameters, which then require gradients, and the buffers of equal modules: [S, ...] each, by name."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(compute.device, compute.dtype if tensor.is_floating_point() else tensor.dtype)
-
-    params = {
-        name: torch.stack([convert(m.get_parameter(name)) for m in modules])
-        for name, _ in modules[0].named_parameters()
-    }
-    buffers = {
-        name: torch.stack([convert(m.get_buffer(name)) for m in modules]) for name, _ in modules[0].named_buffers()
-    }
-    return {name: param.requires_grad_() for name, param in params.items()}, buffers
+    return stack_module_state([copy.deepcopy(m).to(device=compute.device, dtype=compute.dtype) for m in modules])
 
 
 class FusedLinear(nn.Module):
@@ -40,6 +29,7 @@ class FusedLinear(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: [B, S * inputs]."""
         by_seed = x.unflatten(1, (len(self.weight), -1)).transpose(0, 1)
         return torch.baddbmm(self.bias[:, None], by_seed, self.weight.mT).transpose(0, 1).flatten(1)
 

@@ -73,7 +73,7 @@ class Job:
 
 
 def build_trainer(
-    job: Job, seeds: Sequence[int], data: DeviceData, compute: Compute, teacher: Teacher | None
+    job: Job, seeds: Sequence[int], data: DeviceData, compute: Compute, teacher: Teacher | None = None
 ) -> Trainer:
     """Make the trainer of a job for some of its seeds, every network in its initial state.
 
@@ -108,9 +108,8 @@ def _adapters(
         return None
     assert teacher is not None
     height, width, channels = data.dataset.image_shape
-    images = torch.zeros(2, channels, height, width)
+    images = torch.zeros(2, channels, height, width, device="meta")  # shapes are all that is wanted
     first = next(iter(students.values()))
-    with torch.no_grad():
-        outputs = [copy.deepcopy(network).cpu().float().eval()(images) for network in (first, teacher.network)]
+    outputs = [copy.deepcopy(network).float().to("meta").eval()(images) for network in (first, teacher.network)]
     make = partial(method.adapters, *outputs, job.params)
     return [models.seeded(ADAPTER_STREAM + seed, make) for seed in students]

@@ -1,0 +1,54 @@
+"""How the machine computes: what it lacks is said, and float32 is float32."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tripletkd.errors import UserError
+from tripletkd.training.compute import PRECISIONS, Compute, select_compute, set_up_process
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a CUDA device")
+@pytest.mark.parametrize(
+    ("device", "precision", "message"),
+    [("cuda", "float32", "run.device: cuda, but PyTorch finds no"), ("auto", "tf32", "precision: tf32 is")],
+)
+def test_what_the_machine_lacks_is_said(device: str, precision: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        select_compute(device, precision, "auto", True, 32)
+
+
+@pytest.mark.parametrize(
+    ("fuse_seeds", "height", "fused"),
+    [("auto", 8, True), ("auto", 32, False), ("always", 32, True), ("never", 8, False)],
+)
+def test_seeds_are_fused_where_images_are_small(fuse_seeds: str, height: int, fused: bool) -> None:
+    assert select_compute("cpu", "float32", fuse_seeds, True, height) == Compute(
+        torch.device("cpu"), torch.float32, None, fused, cuda_graph=False
+    )
+
+
+@pytest.fixture
+def process() -> Iterator[None]:
+    """As PyTorch sets itself up; put back afterwards."""
+    cudnn, matmul, mode = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_deterministic_debug_mode()
+    before, threads = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark), torch.get_num_threads()
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    torch.set_deterministic_debug_mode("default")
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_float32_is_float32(precision: str, deterministic: bool, process: None) -> None:
+    """On a GPU, PyTorch's convolutions use TF32 and any algorithm unless told not to."""
+    set_up_process(Compute(torch.device("cpu")), precision, deterministic, 8)
+    assert torch.get_deterministic_debug_mode() == (2 if deterministic else 0)
+    assert torch.backends.cudnn.benchmark is not deterministic
+    allowed = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    assert allowed == ((True, True) if precision == "tf32" else (False, False))
+    assert torch.get_num_threads() == 1
