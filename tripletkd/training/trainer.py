@@ -113,8 +113,8 @@ class Trainer:
         images, size = len(self.data.train), self.recipe.batch_size
         if (images % size == 1 or size == 1) and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
             raise UserError(
-                f"recipe.batch_size: found {size}, which leaves a batch of one of {images} images, where batch norm needs "
-                "two; expected another"
+                f"recipe.batch_size: found {size}, which leaves a batch of one of {images} images, and batch norm "
+                "needs two; expected another"
             )
 
     def begin_epoch(self, epoch: int) -> None:
