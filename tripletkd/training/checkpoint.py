@@ -23,7 +23,7 @@ PROGRESS = "progress"  # a tensor of JSON's bytes: the header, where such things
 
 @dataclass
 class Progress:
-    """What of a training run is done: its last whole epoch and its time, the history, which seeds failed and why."""
+    """Holds what of a training run is done: its last whole epoch and its time, the history, the seeds that failed."""
 
     epoch: int = 0
     seconds: float = 0.0
@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a checkpoint is written, and when a run is stopped."""
+    """Says when a checkpoint is written, and when a run is stopped."""
 
     minutes: float = 5.0  # between two checkpoints
     deadline: float | None = None  # of time.monotonic(), after which the run is stopped

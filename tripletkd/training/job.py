@@ -27,13 +27,13 @@ class RunKey:
     name: str  # "teacher", the method, or "ablations/<ablation>/<variant>"
 
     def __str__(self) -> str:
-        """For people."""
+        """Name it for people."""
         return f"{self.suite}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the jobs of one suite and split have in common, beside their networks and methods."""
+    """Holds what the jobs of one suite and split have in common, beside their networks and methods."""
 
     inputs: dict[str, Any]  # of the suite, as the record has them
     precision: str
@@ -46,7 +46,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Job:
-    """One network to be trained by one method from several seeds, and all that its weights should depend on."""
+    """Describes a network to be trained by a method from several seeds: all that its weights should depend on."""
 
     key: RunKey
     network: str

@@ -33,7 +33,7 @@ def forward_autocast(network: Callable[[Tensor], Outputs], images: Tensor, dtype
 
 
 class Teacher:
-    """A frozen network in eval mode, and what it says of a data set."""
+    """Holds a frozen network in eval mode, and what it says of a data set."""
 
     def __init__(self, network: nn.Module, data: DeviceData) -> None:
         """Copy the network to the device of the data."""
@@ -53,7 +53,7 @@ class Teacher:
 
     @property
     def test_accuracy(self) -> float:
-        """The share of the test split that it classifies as labelled."""
+        """Compute the share of the test split that it classifies as labelled."""
         return (self.test_logits.argmax(1) == self.data.test.labels).double().mean().item()
 
 
@@ -65,7 +65,7 @@ def logits_of(network: nn.Module, split: DeviceSplit) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a student is trained towards: a loss, and what it uses beside the student's logits for x."""
+    """Says what a student is trained towards: a loss, and what it uses beside the student's logits for x."""
 
     loss: Loss
     needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features"
@@ -74,7 +74,7 @@ class Objective:
 
 
 class Trainer:
-    """Everything that a step of training changes or reads, for all seeds of a group at once."""
+    """Holds everything that a step of training changes or reads, for all seeds of a group at once."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Trainer:
         return outputs.map(lambda t: t.unflatten(0, index.shape))
 
     def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> Terms:
-        """The terms of one seed."""
+        """Compute the terms of one seed."""
         adapters = None
         if self.adapters is not None:
             adapters = partial(functional_call, self.adapters, (adapter_params, adapter_buffers))
