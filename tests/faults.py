@@ -34,8 +34,8 @@ from typing import Any
 WRITES = os.O_WRONLY | os.O_RDWR
 PRELOADED = [
     "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl",
-    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config.load", "tripletkd.evaluation.measure",
-    "tripletkd.reporting.page", "tripletkd.data.sources", "jinja2", "filelock",
+    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config.load",
+    "tripletkd.evaluation.measure", "tripletkd.reporting.page", "tripletkd.data.sources", "jinja2", "filelock",
 ]  # fmt: skip
 FOR_EXPORT = [
     "torch._dynamo", "torch.export._trace", "torch.onnx._internal.exporter._core", "onnxscript", "onnxruntime",
