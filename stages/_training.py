@@ -198,18 +198,28 @@ def _checkpoint_path(stage: Stage, job: Job, seeds: Sequence[int]) -> Path:
 def _resumable(stage: Stage, job: Job, due: Sequence[int], wanted: Sequence[int]) -> list[list[int]]:
     """The groups of seeds that an earlier call has begun; seeds trained together go on together."""
     groups: list[list[int]] = []
-    folder = stage.path("checkpoints", job.key.split, job.key.name)
-    for path in sorted(folder.glob("seeds-*.safetensors")):
+    place = stage.path("checkpoints", job.key.split, job.key.name)
+    for path in sorted(place.glob("seeds-*.safetensors")):
         header = read_header(path)
         if header is None:
-            aside = path.with_suffix(".unreadable")
-            path.replace(aside)
-            tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
-        elif header[0] != job.group_fingerprint(header[1]):
+            if path.exists():  # and was not removed meanwhile by a process that has finished its seeds
+                aside = path.with_suffix(".unreadable")
+                path.replace(aside)
+                tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
+            continue
+        fingerprint, seeds = header
+        if fingerprint != job.group_fingerprint(seeds):
             tqdm.write(f"{path}: belongs to a run with other inputs; left there, starting anew")
-        elif set(header[1]) <= set(wanted) and set(header[1]) & set(due):
-            groups.append(header[1])
+        elif set(seeds) <= set(wanted) and (set(seeds) & set(due) or _trained_together(stage, job, seeds)):
+            groups.append(seeds)
     return groups
+
+
+def _trained_together(stage: Stage, job: Job, seeds: Sequence[int]) -> bool:
+    """Whether finished seeds are of that group: its checkpoint is there still, so the process died while it wrote."""
+    folder = stage.path("runs", job.key.split, job.key.name)
+    records = [run_record.read_record(run_record.seed_folder(folder, seed)) for seed in seeds]
+    return all(record.trained_with == sorted(seeds) for record in records)
 
 
 def _processes(stage: Stage, setup: Setup, seeds: Sequence[int]) -> int:
