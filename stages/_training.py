@@ -137,15 +137,17 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
     if not only:
         remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(stage, folder, job, wanted)
-    groups = _resumable(stage, job, due, wanted)
+    groups, processes = _resumable(stage, job, due, wanted), _processes(stage, setup, due)
+    if processes > 1:  # the process of a seed finds its checkpoint
+        groups = [group for group in groups if len(group) > 1 or group[0] not in due]
     rest = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
-    processes = _processes(stage, setup, rest)
-    if rest and processes == 1:
+    side_by_side = rest if processes > 1 else []
+    if rest and not side_by_side:
         groups.append(rest)
     for group in groups:
-        _train_group(stage, setup, job, group, teacher, more or group is not groups[-1])
-    if processes > 1:
-        _train_side_by_side(stage, rest, processes)
+        _train_group(stage, setup, job, group, teacher, more or bool(side_by_side) or group is not groups[-1])
+    if side_by_side:
+        _train_side_by_side(stage, side_by_side, processes)
     return run_record.read_run(folder, wanted)
 
 
