@@ -20,10 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tripletkd.tracking.logger import Logger
-
 from tripletkd.errors import UserError
 from tripletkd.provenance import sha256
+from tripletkd.tracking.logger import Logger
 
 if TYPE_CHECKING:
     from tripletkd.config.load import Config
