@@ -17,33 +17,38 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from torch import nn
 
+from stages import _command
 from stages import export as stage
-from stages import run
 from tripletkd import export, models
-from tripletkd.config import load as config
+from tripletkd.config.load import load
 from tripletkd.data import dataset as data
 from tripletkd.data import sources
-from tripletkd.data.batches import Inputs
+from tripletkd.data.batches import Inputs, normalise
 from tripletkd.errors import UserError
+from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
 from tripletkd.provenance import sha256
 from tripletkd.reporting import model_card as card
 from tripletkd.tracking import mlflow as tracking
-from tripletkd.tracking import run_record as record
+from tripletkd.tracking.logger import Logger
+from tripletkd.training.run_record import load_network, read_record, read_records, seed_folder
 
 SEEDS = [2, 1]  # the first is neither the smallest nor, after one epoch, bound to be the best
 SMALL = [
     "suite=digits",
-    f"run.seeds={SEEDS}",
-    "suites.digits.teacher.floor=0",
-    *(f"suites.digits.{network}.recipe.epochs=1" for network in ("teacher", "student")),
+    f"suites.digits.seeds={SEEDS}",
+    "suites.digits.teacher_floor=0",
+    "suites.digits.evaluate_every=1",
+    "suites.digits.recipe.epochs=1",
+    "suites.digits.recipe.schedule.decay_epochs=[]",
+    "run.ablations=[margin]",  # the others vary a recipe of more epochs
 ]
 OUTPUTS = ["MODEL_CARD.md", "example.json", "export.json", "model.onnx"]
 # One process for the stages before, none for MLflow: torch is imported once.
 PREPARE = """
 import runpy, unittest.mock
-from tripletkd import tracking
-tracking.Logger = unittest.mock.MagicMock()
+from tripletkd.tracking import logger
+logger.Logger = unittest.mock.MagicMock()
 for stage in ("fetch", "train_teacher", "distill", "evaluate"):
     runpy.run_module(f"stages.{stage}", run_name="__main__")
 """
@@ -85,14 +90,15 @@ def copy(project: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(project / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "Logger", MagicMock())
-    monkeypatch.setattr(stage, "timed", lambda *_: {f"latency_ms_batch_{batch}": 1.0 for batch in stage.BATCHES})
+    monkeypatch.setattr(_command, "Logger", MagicMock())
+    times = {f"latency_ms_batch_{batch}": 1.0 for batch in stage.BATCHES}
+    monkeypatch.setattr(stage, "measure_latency", lambda *_: times)
     return tmp_path
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     monkeypatch.setattr(sys, "argv", ["export.py", *SMALL, *overrides])
-    run(stage.main, needs=("suite", "method"), teacher=True)
+    _command.run(stage.main, needs=("suite", "method"), allow_teacher=True)
 
 
 def change(path: Path, **values: Any) -> None:
@@ -106,7 +112,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 def by_pytorch(project: Path, method: str, seed: int, images: Images) -> NDArray[np.float64]:
     """Probabilities from the run record, with params.yaml's normalisation by hand, in double precision."""
     folder = project / "runs/digits/test" / method
-    network = record.read(folder).load_networks(folder)[seed].double().eval()
+    network = load_network(folder, read_record(seed_folder(folder, seed))).double().eval()
     inputs = torch.from_numpy((images / 255 - 0.307) / 0.377).permute(0, 3, 1, 2)
     with torch.no_grad():
         return network(inputs).logits.softmax(1).numpy()
@@ -140,7 +146,7 @@ def test_the_model_gives_pytorch_s_probabilities_for_any_number_of_images(
 
 def test_export_json_says_what_the_files_are(project: Path, exported: Path) -> None:
     said = json.loads((exported / "export.json").read_text())
-    weights = project / "runs/digits/test/triplet/weights/seed-2.safetensors"
+    weights = project / "runs/digits/test/triplet/seed-2/weights.safetensors"
     measured = json.loads((project / "results/digits/measured/test/triplet.json").read_text())
     assert (said["seed"], said["images"], said["other_class"]) == (2, 899, 0)
     assert 0 < said["max_difference"] < 1e-5
@@ -176,7 +182,7 @@ def test_again_elsewhere_gives_the_same_bytes_whatever_params_yaml_says_now(
 ) -> None:
     """The preprocessing is the one of the training; that of today's params.yaml would be another model."""
     shutil.rmtree(copy / "exports")
-    command(monkeypatch, "method=triplet", "suites.digits.inputs.mean=[0.9]", "run.seeds=[5]")
+    command(monkeypatch, "method=triplet", "suites.digits.inputs.mean=[0.9]", "suites.digits.recipe.epochs=2")
     assert outputs(copy / "exports/digits/triplet") == outputs(exported)
 
 
@@ -194,9 +200,9 @@ def test_the_teacher_leaves_too(
 
 
 def test_a_seed_that_failed_is_passed_over(copy: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = {"1": record.read(copy / "runs/digits/test/triplet").weights_sha256["1"]}
+    alive = {"1": read_record(copy / "runs/digits/test/triplet/seed-1").weights_sha256}
     measured = copy / "results/digits/measured/test/triplet.json"
-    change(copy / "runs/digits/test/triplet/record.json", weights_sha256=alive, failed={"2": "ce is nan"})
+    change(copy / "runs/digits/test/triplet/seed-2/record.json", weights_sha256=None, failed="ce is nan")
     seeds = [seed for seed in json.loads(measured.read_text())["seeds"] if seed["seed"] == 1]
     change(measured, weights_sha256=alive, seeds=seeds)
     command(monkeypatch, "method=triplet")
@@ -210,8 +216,9 @@ def test_on_the_validation_split_the_test_images_stay_unseen(copy: Path, monkeyp
     for place in ("runs/digits", "results/digits/measured"):
         (copy / place / "test").rename(copy / place / "validation")
     held_out = sources.digits().with_holdout(5)
-    path = copy / "runs/digits/validation/triplet/record.json"
-    change(path, split="validation", data_sha256=held_out.sha256())
+    for seed in SEEDS:
+        path = copy / f"runs/digits/validation/triplet/seed-{seed}/record.json"
+        change(path, split="validation", data_sha256=held_out.sha256())
     command(monkeypatch, "method=triplet", "split=validation", "suites.digits.holdout=5")
     folder = copy / "exports/digits/triplet"
     assert json.loads((folder / "export.json").read_text())["images"] == 10 * 5
@@ -259,21 +266,18 @@ def test_the_card_has_the_figures_of_all_seeds(project: Path, exported: Path) ->
     ("source", "licence"), [("torchvision SVHN", "non-commercial"), ("folder mine", "unknown, ask who gave you")]
 )
 def test_the_card_names_the_licence_of_the_images(source: str, licence: str, project: Path, exported: Path) -> None:
-    said, description, measured = (
-        json.loads(path.read_text())
-        for path in (
-            exported / "export.json",
-            project / "data/digits/dataset.json",
-            project / "results/digits/measured/test/triplet.json",
-        )
+    said, description = (
+        json.loads(path.read_text()) for path in (exported / "export.json", project / "data/digits/dataset.json")
     )
-    made = record.read(project / "runs/digits/test/triplet")
-    text = card.markdown(said, made, description | {"source": source}, measured, measured)
+    records = read_records(project / "runs/digits/test/triplet")
+    measured = measurement.read(project / "results/digits/measured/test/triplet.json", "digits", "triplet")
+    made = card.Sources(records, description | {"source": source}, measured, measured)
+    text = card.markdown(card.Exported(**said), made)
     assert licence in text.split("## Licence")[1] and "CC BY" not in text
 
 
 def test_every_torchvision_source_of_params_has_a_licence_line() -> None:
-    used = {f"torchvision {suite.data.name}" for suite in config.load(ROOT).suites.values() if suite.data.name}
+    used = {f"torchvision {suite.data.name}" for suite in load(ROOT).suites.values() if suite.data.name}
     assert used <= card.LICENCES.keys()
 
 
@@ -285,13 +289,14 @@ def remove_record(copy: Path) -> None:
 
 
 def change_weights(copy: Path) -> None:
-    with (copy / "runs/digits/test/triplet/weights/seed-2.safetensors").open("r+b") as file:
+    with (copy / "runs/digits/test/triplet/seed-2/weights.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
 
 
 def let_all_fail(copy: Path) -> None:
-    change(copy / "runs/digits/test/triplet/record.json", weights_sha256={}, failed={"1": "nan", "2": "nan"})
+    for seed in SEEDS:
+        change(copy / f"runs/digits/test/triplet/seed-{seed}/record.json", weights_sha256=None, failed="nan")
 
 
 def train_again(copy: Path) -> None:
@@ -313,8 +318,8 @@ def forget_to_measure(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (remove_record, "runs/digits/test/triplet/record.json: not there; run the stage that makes it"),
-        (change_weights, "runs/digits/test/triplet/weights/seed-2.safetensors: sha256 is "),
+        (remove_record, "runs/digits/test/triplet/seed-2/record.json: not there; run the stage that makes it"),
+        (change_weights, "runs/digits/test/triplet/seed-2/weights.safetensors: sha256 is "),
         (let_all_fail, "runs/digits/test/triplet: every seed failed, there is nothing to export"),
         (
             train_again,
@@ -346,7 +351,7 @@ def test_a_model_that_disagrees_stops_the_stage(
     """The exporter is made to write the other seed's network."""
     before, true = outputs(copy / "exports/digits/triplet"), export.to_onnx
     folder = copy / "runs/digits/test/triplet"
-    other = record.read(folder).load_networks(folder)[SEEDS[1]]
+    other = load_network(folder, read_record(seed_folder(folder, SEEDS[1])))
     monkeypatch.setattr(export, "to_onnx", lambda c, *rest: true(Classifier(other, c.inputs), *rest))
     with pytest.raises(SystemExit):
         command(monkeypatch, "method=triplet")
@@ -405,7 +410,7 @@ def agree(name: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        network(data.normalise(torch.from_numpy(split.images), *inputs.statistics(torch.device("cpu"), torch.float32)))
+        network(normalise(torch.from_numpy(split.images), *inputs.statistics(torch.device("cpu"), torch.float32)))
     classifier = Classifier(network, inputs)
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
     assert b"tripletkd" not in model and str(ROOT).encode() not in model
@@ -495,7 +500,7 @@ def test_an_export_is_logged_once(
 ) -> None:
     monkeypatch.chdir(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking.relog(["exports/digits/triplet"])
+    tracking.main(["exports/digits/triplet"])
     assert capsys.readouterr().out == "exports/digits/triplet: already there\n"
 
 
@@ -503,8 +508,8 @@ def test_logging_that_fails_is_one_warning(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://")
-    with tracking.Logger(exported) as logger:
-        logger.model(exported)
+    with Logger(exported) as logger:
+        logger.export(exported)
     [line] = [line for line in capfd.readouterr().err.splitlines() if "not logged" in line]
     assert line.endswith("the export is whole: `make relog` logs it later")
 
