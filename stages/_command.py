@@ -115,7 +115,7 @@ def read_dependencies(stage: str, items: dict[str, str]) -> dict[str, str]:
     """
     block = _read_yaml(Path("dvc.yaml"))["stages"].get(stage, {})
     params = _read_yaml(Path("params.yaml"))
-    found = {}
+    found: dict[str, str] = {}
     for dependency in block.get("deps", []):
         name = _resolve(dependency, items)
         if name.startswith(("stages/", "tripletkd/")) or name == "uv.lock":

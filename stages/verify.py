@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
     from tripletkd.training.loop import fit
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_run, seed_folder, write_seeds
 
-    stage = replace(stage, name="distill")  # whose dependencies are part of a seed's fingerprint
+    stage = replace(stage, name="distill")  # whose code and parameters the records are of
     setup, method = set_up(stage), stage.config.method
     assert method is not None
     teacher, teacher_sha256 = load_teacher(stage, setup)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -17,8 +18,8 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from torch import nn
 
-from stages import _command
 from stages import export as stage
+from stages._command import run
 from tripletkd import export, models
 from tripletkd.config.load import load
 from tripletkd.data import dataset as data
@@ -29,19 +30,20 @@ from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
 from tripletkd.provenance import sha256
 from tripletkd.reporting import model_card as card
-from tripletkd.tracking import mlflow as tracking
+from tripletkd.reporting.model_card import Exported, Sources
+from tripletkd.tracking import mlflow as mirror
 from tripletkd.tracking.logger import Logger
-from tripletkd.training.run_record import load_network, read_record, read_records, seed_folder
+from tripletkd.tracking.store import Address
+from tripletkd.training.run_record import load_network, read_record
 
 SEEDS = [2, 1]  # the first is neither the smallest nor, after one epoch, bound to be the best
 SMALL = [
     "suite=digits",
     f"suites.digits.seeds={SEEDS}",
     "suites.digits.teacher_floor=0",
-    "suites.digits.evaluate_every=1",
     "suites.digits.recipe.epochs=1",
-    "suites.digits.recipe.schedule.decay_epochs=[]",
-    "run.ablations=[margin]",  # the others vary a recipe of more epochs
+    "suites.digits.recipe.schedule.decay_epochs=[1]",
+    "suites.digits.evaluate_every=1",
 ]
 OUTPUTS = ["MODEL_CARD.md", "example.json", "export.json", "model.onnx"]
 # One process for the stages before, none for MLflow: torch is imported once.
@@ -90,19 +92,25 @@ def copy(project: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(project / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_command, "Logger", MagicMock())
-    times = {f"latency_ms_batch_{batch}": 1.0 for batch in stage.BATCHES}
-    monkeypatch.setattr(stage, "measure_latency", lambda *_: times)
+    monkeypatch.setattr("stages._command.Logger", MagicMock())
+    monkeypatch.setattr(
+        stage, "measure_latency", lambda *_: {f"latency_ms_batch_{batch}": 1.0 for batch in stage.BATCHES}
+    )
     return tmp_path
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     monkeypatch.setattr(sys, "argv", ["export.py", *SMALL, *overrides])
-    _command.run(stage.main, needs=("suite", "method"), allow_teacher=True)
+    run(stage.main, needs=("suite", "method"), allow_teacher=True)
 
 
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def fail(run_folder: Path, seed: int) -> None:
+    """Make a record say that its seed failed."""
+    change(run_folder / f"seed-{seed}" / "record.json", weights_sha256=None, failed="ce is nan")
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -111,11 +119,15 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 def by_pytorch(project: Path, method: str, seed: int, images: Images) -> NDArray[np.float64]:
     """Probabilities from the run record, with params.yaml's normalisation by hand, in double precision."""
-    folder = project / "runs/digits/test" / method
-    network = load_network(folder, read_record(seed_folder(folder, seed))).double().eval()
+    network = trained(project, method, seed).double().eval()
     inputs = torch.from_numpy((images / 255 - 0.307) / 0.377).permute(0, 3, 1, 2)
     with torch.no_grad():
         return network(inputs).logits.softmax(1).numpy()
+
+
+def trained(project: Path, method: str, seed: int) -> nn.Module:
+    run_folder = project / "runs/digits/test" / method
+    return load_network(run_folder, read_record(run_folder / f"seed-{seed}"))
 
 
 def by_onnx(path: Path, images: Images) -> NDArray[np.float32]:
@@ -182,7 +194,7 @@ def test_again_elsewhere_gives_the_same_bytes_whatever_params_yaml_says_now(
 ) -> None:
     """The preprocessing is the one of the training; that of today's params.yaml would be another model."""
     shutil.rmtree(copy / "exports")
-    command(monkeypatch, "method=triplet", "suites.digits.inputs.mean=[0.9]", "suites.digits.recipe.epochs=2")
+    command(monkeypatch, "method=triplet", "suites.digits.inputs.mean=[0.9]", "methods.triplet.margin=9")
     assert outputs(copy / "exports/digits/triplet") == outputs(exported)
 
 
@@ -200,11 +212,12 @@ def test_the_teacher_leaves_too(
 
 
 def test_a_seed_that_failed_is_passed_over(copy: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = {"1": read_record(copy / "runs/digits/test/triplet/seed-1").weights_sha256}
+    runs = copy / "runs/digits/test/triplet"
     measured = copy / "results/digits/measured/test/triplet.json"
-    change(copy / "runs/digits/test/triplet/seed-2/record.json", weights_sha256=None, failed="ce is nan")
+    fail(runs, 2)
     seeds = [seed for seed in json.loads(measured.read_text())["seeds"] if seed["seed"] == 1]
-    change(measured, weights_sha256=alive, seeds=seeds)
+    alive = {"1": read_record(runs / "seed-1").weights_sha256}
+    change(measured, weights_sha256=alive, seeds=seeds, failed={"2": "ce is nan"})
     command(monkeypatch, "method=triplet")
     folder = copy / "exports/digits/triplet"
     assert "Seed 2 failed: ce is nan." in (folder / "MODEL_CARD.md").read_text()
@@ -262,22 +275,37 @@ def test_the_card_has_the_figures_of_all_seeds(project: Path, exported: Path) ->
         assert made[key] in text
 
 
+def described(project: Path, exported: Path, names: dict[str, Any]) -> tuple[Exported, Sources]:
+    """What the card of the export is made of, with other entries in dataset.json."""
+    records = [read_record(project / f"runs/digits/test/triplet/seed-{seed}") for seed in SEEDS]
+    description = json.loads((project / "data/digits/dataset.json").read_text())
+    measured, teacher = (
+        measurement.read(project / f"results/digits/measured/test/{name}.json", "digits", name)
+        for name in ("triplet", "teacher")
+    )
+    said = Exported(**json.loads((exported / "export.json").read_text()))
+    return said, Sources(records, description | names, measured, teacher)
+
+
+@pytest.mark.fault
+def test_what_others_named_brings_neither_html_nor_cells_into_the_card(project: Path, exported: Path) -> None:
+    said, sources = described(project, exported, {"source": "folder <img src=x>\n| a | b |"})
+    text = card.markdown(replace(said, classes=["<b>", "a|b", "R&D", "it's", *"456789"]), sources)
+    assert "<img" not in text and "<b>" not in text
+    assert "Classes: &lt;b&gt;, a\\|b, R&amp;D, it's, 4" in text
+    assert "folder &lt;img src=x&gt; \\| a \\| b \\|: 898 training" in text
+
+
 @pytest.mark.parametrize(
     ("source", "licence"), [("torchvision SVHN", "non-commercial"), ("folder mine", "unknown, ask who gave you")]
 )
 def test_the_card_names_the_licence_of_the_images(source: str, licence: str, project: Path, exported: Path) -> None:
-    said, description = (
-        json.loads(path.read_text()) for path in (exported / "export.json", project / "data/digits/dataset.json")
-    )
-    records = read_records(project / "runs/digits/test/triplet")
-    measured = measurement.read(project / "results/digits/measured/test/triplet.json", "digits", "triplet")
-    made = card.Sources(records, description | {"source": source}, measured, measured)
-    text = card.markdown(card.Exported(**said), made)
+    text = card.markdown(*described(project, exported, {"source": source}))
     assert licence in text.split("## Licence")[1] and "CC BY" not in text
 
 
 def test_every_torchvision_source_of_params_has_a_licence_line() -> None:
-    used = {f"torchvision {suite.data.name}" for suite in load(ROOT).suites.values() if suite.data.name}
+    used = {f"torchvision {suite.data.name}" for suite in load(ROOT, []).suites.values() if suite.data.name}
     assert used <= card.LICENCES.keys()
 
 
@@ -296,7 +324,7 @@ def change_weights(copy: Path) -> None:
 
 def let_all_fail(copy: Path) -> None:
     for seed in SEEDS:
-        change(copy / f"runs/digits/test/triplet/seed-{seed}/record.json", weights_sha256=None, failed="nan")
+        fail(copy / "runs/digits/test/triplet", seed)
 
 
 def train_again(copy: Path) -> None:
@@ -350,8 +378,7 @@ def test_a_model_that_disagrees_stops_the_stage(
 ) -> None:
     """The exporter is made to write the other seed's network."""
     before, true = outputs(copy / "exports/digits/triplet"), export.to_onnx
-    folder = copy / "runs/digits/test/triplet"
-    other = load_network(folder, read_record(seed_folder(folder, SEEDS[1])))
+    other = trained(copy, "triplet", SEEDS[1]).float()
     monkeypatch.setattr(export, "to_onnx", lambda c, *rest: true(Classifier(other, c.inputs), *rest))
     with pytest.raises(SystemExit):
         command(monkeypatch, "method=triplet")
@@ -453,11 +480,12 @@ def test_latency_is_the_median_after_the_warm_up(images: Images, monkeypatch: py
 
 
 @pytest.fixture
-def logged(project: Path, exported: Path) -> Any:
+def logged(project: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The run of the export in the default store."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = MlflowClient(Address.find(project).uri)
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     [found] = client.search_runs([experiment.experiment_id])
@@ -480,6 +508,7 @@ def test_mlflow_serves_the_same_probabilities(
     )
     assert (given, returned) == ((np.uint8, (-1, 8, 8, 1)), (np.float32, (-1, 10)))
     assert np.array_equal(model.input_example, images[: stage.EXAMPLES])
+    assert mlflow.get_logged_model(logged.outputs.model_outputs[0].model_id).name == "digits-triplet"
 
 
 def test_mlflow_has_the_figures_and_the_card(project: Path, exported: Path, logged: Any) -> None:
@@ -490,8 +519,8 @@ def test_mlflow_has_the_figures_and_the_card(project: Path, exported: Path, logg
     log = json.loads((exported / "log.json").read_text())
     assert logged.data.metrics["teacher_latency_ms_batch_64"] == log["teacher_latency_ms_batch_64"]
     assert logged.data.metrics["onnx_bytes"] == (exported / "model.onnx").stat().st_size
-    assert logged.data.params["seed"] == "2"
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    assert logged.data.params["seed"] == "2" and "seed" not in logged.data.metrics
+    client = MlflowClient(Address.find(project).uri)
     assert {"MODEL_CARD.md", "export.json"} <= {file.path for file in client.list_artifacts(logged.info.run_id)}
 
 
@@ -499,19 +528,19 @@ def test_an_export_is_logged_once(
     project: Path, exported: Path, logged: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking.main(["exports/digits/triplet"])
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    mirror.main(["exports"])
     assert capsys.readouterr().out == "exports/digits/triplet: already there\n"
 
 
-def test_logging_that_fails_is_one_warning(
+def test_logging_an_export_that_fails_is_one_warning(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://")
     with Logger(exported) as logger:
         logger.export(exported)
-    [line] = [line for line in capfd.readouterr().err.splitlines() if "not logged" in line]
-    assert line.endswith("the export is whole: `make relog` logs it later")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: not logged") and line.endswith("the export is whole: `make relog` logs it later")
 
 
 @pytest.mark.slow

@@ -135,23 +135,6 @@ def test_trained_anew_it_has_the_same_bytes(stage: str, words: tuple[str, ...], 
     assert "Data and pipelines are up to date." in command(project, "dvc", "status")
 
 
-def test_some_seeds_only_are_trained_on_demand(project: Path) -> None:
-    """As machines that share a run would."""
-    before = files(project / "runs")
-    words = ("python", "-m", "stages.distill", "suite=digits", "method=triplet", "--only-seeds")
-    shutil.rmtree(project / f"runs/{TRIPLET}/seed-2")
-    command(project, *words, "2")
-    again = files(project / "runs")
-    assert again.keys() == before.keys()
-    other = {name for name in again if again[name] != before[name]}
-    assert other == {f"{TRIPLET}/seed-2/{name}" for name in ("weights.safetensors", "history.csv", "record.json")}
-    assert json.loads((project / f"runs/{TRIPLET}/seed-2/record.json").read_text())["trained_with"] == [2]
-    printed = command(project, *words, "1,7", check=False)
-    assert printed.splitlines()[-1] == "error: --only-seeds: 7 is not there; expected some of 1, 2"
-    command(project, *words[:-1], "--retrain")
-    assert files(project / "runs") == before  # trained together, as before
-
-
 def test_what_is_stopped_says_paused_and_goes_on_to_the_same_bytes(project: Path) -> None:
     before = files(project / "runs")
     shutil.rmtree(project / f"runs/{TRIPLET}")

@@ -12,11 +12,10 @@ from torch import nn
 from tripletkd import methods, models
 from tripletkd.data.batches import DeviceData
 from tripletkd.provenance import fingerprint, versions
+from tripletkd.streams import torch_seed
 from tripletkd.training.compute import Compute
 from tripletkd.training.optim import Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
-
-ADAPTER_STREAM = 2**32  # added to a seed: the adapters' initial weights have a stream beside the network's
 
 
 @dataclass(frozen=True)
@@ -112,4 +111,4 @@ def _adapters(
     first = next(iter(students.values()))
     outputs = [copy.deepcopy(network).float().to("meta").eval()(images) for network in (first, teacher.network)]
     make = partial(method.adapters, *outputs, job.params)
-    return [models.seeded(ADAPTER_STREAM + seed, make) for seed in students]
+    return [models.seeded(torch_seed(seed, "adapters"), make) for seed in students]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tripletkd.data.batches import DeviceData, DeviceSplit, Plan, Sampler
+from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
 from tripletkd.training.optim import Recipe, build_optimizer
@@ -86,7 +87,7 @@ class Trainer:
         """Copy the students, by seed, to the device and make their optimizer.
 
         Raises:
-            UserError: if the optimizer or the schedule does not fit the recipe.
+            UserError: if the last batch of an epoch is too small for batch norm.
         """
         self.seeds, self.objective, self.recipe, self.data, self.compute = (
             list(students),
@@ -105,6 +106,16 @@ class Trainer:
         # Worth it where kernels are small, as fusing is.
         self.joint = compute.fuse_seeds and not self.students.buffers
         self.optimizer = build_optimizer(recipe, [*self.students.params.values(), *self.adapter_params.values()])
+        self._check_last_batch()
+
+    def _check_last_batch(self) -> None:
+        modules = [*self.students.single.modules(), *(self.adapters.modules() if self.adapters else [])]
+        images, size = len(self.data.train), self.recipe.batch_size
+        if (images % size == 1 or size == 1) and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+            raise UserError(
+                f"recipe.batch_size: found {size}, which leaves a batch of one of {images} images, and batch norm "
+                "needs two; expected another"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Set what changes from epoch to epoch, in place: a CUDA graph has recorded where it lies."""
