@@ -148,7 +148,8 @@ def test_a_run_that_was_stopped_says_so_and_ends_with_a_code_of_its_own(
     [
         (["--only-seeds", "11,x"], "argument --only-seeds: invalid list of seeds value: '11,x'"),
         (["--max-minutes", "nan"], "argument --max-minutes: invalid number of minutes value: 'nan'"),
-        (["--processes", "two"], "argument --processes: invalid int value: 'two'"),
+        (["--processes", "two"], "argument --processes: invalid number of processes value: 'two'"),
+        (["--processes", "0"], "argument --processes: invalid number of processes value: '0'"),
     ],
 )
 def test_an_option_that_cannot_be_read_is_named(
