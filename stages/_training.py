@@ -137,15 +137,17 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
     if not only:
         remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(stage, folder, job, wanted)
-    groups = _resumable(stage, job, due, wanted)
-    rest = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
-    processes = _processes(stage, setup, rest)
-    if rest and processes == 1:
-        groups.append(rest)
+    begun = _resumable(stage, job, due, wanted)
+    groups = [group for group in begun if len(group) > 1]
+    apart = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
+    processes = _processes(stage, setup, apart)
+    if processes == 1:
+        rest = [seed for seed in apart if [seed] not in begun]
+        groups = [*begun, rest] if rest else begun
     for group in groups:
-        _train_group(stage, setup, job, group, teacher, more or group is not groups[-1])
+        _train_group(stage, setup, job, group, teacher, more or processes > 1 or group is not groups[-1])
     if processes > 1:
-        _train_side_by_side(stage, rest, processes)
+        _train_side_by_side(stage, apart, processes)
     return run_record.read_run(folder, wanted)
 
 
