@@ -32,6 +32,7 @@ from tripletkd.training.trainer import Teacher
 COMPUTES = tuple(
     f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
 )
+KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")  # what was computed, as it is
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) ->
         evaluate_every=stage.suite.evaluate_every,
         data_sha256=setup.data.dataset.sha256(),
         teacher_sha256=teacher_sha256,
-        code={name: digest for name, digest in stage.dependencies.items() if name.startswith(COMPUTES)},
+        code={name: sha for name, sha in stage.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS},
     )
 
 
