@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper export test smoke slow reliability lint audit ui relog bench pictures clean
+.PHONY: help env repro resnets paper export verify test smoke slow reliability lint audit ui relog bench pictures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,9 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 
 export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
 	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done
+
+verify: env ## train the students of METHOD in SUITE again, and compare every byte with what is there
+	python -m stages.verify suite=$(SUITE) method=$(METHOD)
 
 test: env ## all tests but those marked slow, network or smoke
 	pytest

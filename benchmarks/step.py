@@ -3,7 +3,7 @@
     python -m benchmarks.step paper    # the paper's epoch: CIFAR-10's shape, its networks, triplet loss
     python -m benchmarks.step field    # resnet32x4 to resnet8x4, batch 64, augmented, KD
     python -m benchmarks.step paper --seeds 1 2 4 8 16 32 --images 1000 10000 50000 --plain-images 0    # growth
-    python -m benchmarks.step paper --precision float32 tf32 bfloat16 --capture on off --folding always never   # GPU
+    python -m benchmarks.step paper --precision float32 tf32 bfloat16 --cuda-graph on off --fuse-seeds always never
 
 benchmarks/README.md says how to read what it prints.
 """
@@ -24,18 +24,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, triplet_margin_loss
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data as torch_data
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from stages._training import PRECISIONS, folds, set_up
 from tripletkd import methods, models
-from tripletkd.data.batches import DeviceSplit, Inputs, Plan, Sampler
-from tripletkd.data.dataset import Split
+from tripletkd.data.batches import DeviceData, Inputs
+from tripletkd.data.dataset import Dataset, Split
 from tripletkd.methods.functional import kl_divergence
-from tripletkd.training.loop import fit
-from tripletkd.training.optim import Recipe
-from tripletkd.training.trainer import Teacher, Trainer, update
+from tripletkd.training.compute import PRECISIONS, Compute, select_compute, set_up_process
+from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
+from tripletkd.training.loop import Monitoring, fit
+from tripletkd.training.optim import SGD, MultiStep, Recipe
+from tripletkd.training.trainer import Teacher, Trainer
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class Case:
         return 0.1 * cross_entropy(output, y) + 0.9 * kl_divergence(output, target, 4.0)
 
 
+def _recipe(batch_size: int, lr: float, weight_decay: float) -> Recipe:
+    """One epoch."""
+    optimizer = SGD(lr=lr, momentum=0.9, weight_decay=weight_decay)
+    schedule = MultiStep(decay_epochs=(), decay_factor=1.0)
+    return Recipe(epochs=1, batch_size=batch_size, optimizer=optimizer, schedule=schedule)
+
+
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 CASES = {
     "paper": Case(
@@ -71,7 +79,7 @@ CASES = {
         "triplet",
         {"ce": 1.0, "triplet": 2.0, "margin": 5.0},
         10,
-        Recipe(1, 100, lr=0.01, momentum=0.9, weight_decay=0.007, decay_epochs=[], decay_factor=1.0),
+        _recipe(batch_size=100, lr=0.01, weight_decay=0.007),
         Inputs(),
         transforms.ToTensor(),
     ),
@@ -81,7 +89,7 @@ CASES = {
         "kd",
         {"ce": 0.1, "kl": 0.9, "temperature": 4.0},
         100,
-        Recipe(1, 64, lr=0.05, momentum=0.9, weight_decay=0.0005, decay_epochs=[], decay_factor=1.0),
+        _recipe(batch_size=64, lr=0.05, weight_decay=0.0005),
         Inputs(MEAN, STD, crop_padding=4, flip=True),
         transforms.Compose(
             [
@@ -98,7 +106,7 @@ CASES = {
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
 
-class PerImage(Dataset[tuple[Tensor, int, Tensor]]):
+class PerImage(torch_data.Dataset[tuple[Tensor, int, Tensor]]):
     """One image, its label and an image of another class, each converted on its own."""
 
     def __init__(self, split: Split, case: Case, training: bool) -> None:
@@ -125,8 +133,8 @@ def plain_epoch(
 ) -> float:
     """Seconds of one epoch, evaluation included: on the test images, and in the paper's case on the training images."""
 
-    def loader(split: Split, training: bool) -> DataLoader[tuple[Tensor, int, Tensor]]:
-        made = DataLoader(
+    def loader(split: Split, training: bool) -> torch_data.DataLoader[tuple[Tensor, int, Tensor]]:
+        made = torch_data.DataLoader(
             PerImage(split, case, training),
             batch_size=case.recipe.batch_size,
             shuffle=training,
@@ -140,16 +148,17 @@ def plain_epoch(
     if case.method == "triplet":
         evaluated.append(loader(splits[0], False))
     student.to(device), teacher.to(device).eval()
-    recipe = case.recipe
-    optimiser = torch.optim.SGD(
-        student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    settings = case.recipe.optimizer
+    assert isinstance(settings, SGD)
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     started = time.perf_counter()
     for batch in train:
         loss = case.loss(student, teacher, *(t.to(device) for t in batch))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         for batches in evaluated:
             sum((student(x.to(device)).logits.argmax(1).cpu() == y).sum().item() for x, y, _ in batches)
@@ -166,45 +175,38 @@ class How:
     device: torch.device
     seeds: int
     precision: str = "float32"
-    capture: bool = True
-    folding: str = "auto"
+    cuda_graph: bool = True
+    fuse_seeds: str = "auto"
 
-    @property
-    def captured(self) -> bool:
-        return self.capture and self.device.type == "cuda"
-
-
-def prepared(
-    case: Case,
-    how: How,
-    students: list[nn.Module],
-    teacher: nn.Module,
-    train: Split,
-    device: torch.device,
-    folded: bool,
-) -> tuple[Trainer, DeviceSplit, Teacher, Sampler]:
-    """All that an epoch of ours needs, as the stages make it; the teacher's logits are computed here."""
-    method, (dtype, autocast) = methods.load(case.method), PRECISIONS[how.precision]
-    on_device = DeviceSplit(train, case.inputs, device, dtype)
-    params = method.Params(**case.params)
-    loss = partial(method.loss, params=params)
-    trainer = Trainer(students, loss, case.recipe, device, dtype, folded, autocast=autocast)
-    guide = Teacher(teacher, on_device, autocast=autocast)
-    return trainer, on_device, guide, Sampler(train.labels, case.inputs, "negative" in methods.needs(method, params))
+    def compute(self, height: int) -> Compute:
+        """As the stages choose it; the device `meta` computes nothing, and knows no autocast."""
+        if self.device.type == "meta":
+            return Compute(self.device)
+        return select_compute(self.device.type, self.precision, self.fuse_seeds, self.cuda_graph, height)
 
 
-def our_epoch(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
-    """Seconds of one epoch of all seeds; the teacher's logits and accuracy on either split are part of it."""
+def our_trainer(case: Case, how: How, splits: Sequence[Split]) -> Trainer:
+    """The trainer of all seeds, as the stages make it."""
+    train, test = splits
+    method, shape = methods.load(case.method), (*train.images.shape[1:3], 3)
+    compute = how.compute(shape[0])
+    dataset = Dataset(train, test, tuple(map(str, range(case.classes))))
+    data = DeviceData.load(dataset, case.inputs, compute.device, compute.dtype)
+    teacher = Teacher(models.build(case.teacher, shape, case.classes, 1), data)
+    conditions = Conditions({}, how.precision, deterministic=True, evaluate_every=1, data_sha256="")
+    key, params, seeds = RunKey("benchmark", "test", case.method), method.Params(**case.params), range(how.seeds)
+    job = Job(key, case.student, case.method, params, case.recipe, seeds, conditions)
+    return build_trainer(job, seeds, data, compute, teacher)
+
+
+def our_epoch(case: Case, how: How, splits: Sequence[Split]) -> float:
+    """Seconds of one epoch of all seeds; making the networks, teacher's logits and evaluation are part of it."""
     started = time.perf_counter()
-    folded = folds(how.folding, how.device, splits[0].images.shape[1])
-    trainer, train, guide, sampler = prepared(case, how, students, teacher, splits[0], how.device, folded)
-    test = DeviceSplit(splits[1], case.inputs, how.device, train.dtype)
-    seeds = range(len(students))
-    fit(trainer, seeds, case.recipe, sampler, train, test, teacher=guide, captured=how.captured, quiet=True)
+    fit(our_trainer(case, how, splits), Monitoring(quiet=True))
     return time.perf_counter() - started
 
 
-def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Module, splits: Sequence[Split]) -> float:
+def operations(case: Case, how: How, splits: Sequence[Split]) -> float:
     """Floating-point operations of our epoch's convolutions and matrix products, counted by PyTorch; none is computed.
 
     A step's times the number of steps, and the evaluation's forward passes. Seed by seed: the counter takes the
@@ -213,11 +215,8 @@ def operations(case: Case, how: How, students: list[nn.Module], teacher: nn.Modu
     train, test = splits
     meta, size = torch.device("meta"), case.recipe.batch_size
     with FlopCounterMode(display=False) as step_counter:
-        some = train.select(np.arange(size))
-        plain = dataclasses.replace(how, precision="float32")  # as many operations, and `meta` knows no autocast
-        trainer, on_device, guide, sampler = prepared(case, plain, students, teacher, some, meta, folded=False)
-        plan = Plan.stack([sampler.draw(seed, 1) for seed in range(how.seeds)]).map(lambda t: t.to(meta))
-        update(trainer, on_device, guide, plan)
+        trainer = our_trainer(case, dataclasses.replace(how, device=meta), (train.select(np.arange(size)), test))
+        trainer.step(trainer.plan(1).map(lambda t: t.to(meta)))
         total = step_counter.get_total_flops()
     with FlopCounterMode(display=False) as forward:
         trainer.students.predict(torch.zeros(size, 3, *train.images.shape[1:3], device=meta))
@@ -272,8 +271,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["float32"])
-    parser.add_argument("--capture", nargs="+", choices=["on", "off"], default=["on"], help="on a GPU: as CUDA graphs")
-    parser.add_argument("--folding", nargs="+", choices=["auto", "always", "never"], default=["auto"])
+    parser.add_argument(
+        "--cuda-graph", nargs="+", choices=["on", "off"], default=["on"], help="on a GPU: as CUDA graphs"
+    )
+    parser.add_argument("--fuse-seeds", nargs="+", choices=["auto", "always", "never"], default=["auto"])
     parser.add_argument("--not-deterministic", action="store_true")
     parser.add_argument("--plain-images", type=int, default=2000, help="of the plain loop; 0: leave it out")
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's loader")
@@ -291,29 +292,29 @@ def report(given: argparse.Namespace) -> None:
     teacher, plain = network(case.teacher), None
     print(f"torch {torch.__version__}, {platform.machine()}, {device}, {torch.get_num_threads()} threads")
     if given.plain_images:
-        set_up("float32", not given.not_deterministic)
+        set_up_process(Compute(device), "float32", not given.not_deterministic, given.size)
         splits = made_up(case, given.plain_images, given.size)
         work = partial(plain_epoch, case, network(case.student), teacher, splits, device, given.workers)
         plain = given.plain_images / median(work, given.repeats)
         print(f"plain loop: {plain:.0f} images/s, peak {peak_gib(device):.2f} GiB")
     words, numbers = ["images", "seeds"], ["s", "images/s/seed", "images/s", "times plain", "roofline", "peak GiB"]
-    print(f"| {' | '.join([*words, 'precision', 'graph', 'folding', *numbers])} |")
+    print(f"| {' | '.join([*words, 'precision', 'graph', 'fuse', *numbers])} |")
     print("| ---: | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for precision in given.precision:
-        set_up(precision, not given.not_deterministic)
+        set_up_process(Compute(device), precision, not given.not_deterministic, given.size)
         rate = matrix_rate(How(device, 1, precision))
-        settings = itertools.product(given.capture, given.folding, given.images, given.seeds)
-        for capture, folding, images, seeds in settings:
-            how, splits = How(device, seeds, precision, capture == "on", folding), made_up(case, images, given.size)
-            students = [network(case.student) for _ in range(seeds)]
+        settings = itertools.product(given.cuda_graph, given.fuse_seeds, given.images, given.seeds)
+        for graph, fuse, images, seeds in settings:
+            how, splits = How(device, seeds, precision, graph == "on", fuse), made_up(case, images, given.size)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = median(partial(our_epoch, case, how, students, teacher, splits), given.repeats)
-            share = operations(case, how, students, teacher, splits) / seconds / rate
+            seconds = median(partial(our_epoch, case, how, splits), given.repeats)
+            share = operations(case, how, splits) / seconds / rate
             speed = images * seeds / seconds
             times = "" if plain is None else f"{speed / plain:.2f}"
+            graphs = "yes" if how.compute(given.size).cuda_graph else "no"
             print(
-                f"| {images} | {seeds} | {precision} | {'yes' if how.captured else 'no'} | {folding} | {seconds:.2f} "
+                f"| {images} | {seeds} | {precision} | {graphs} | {fuse} | {seconds:.2f} "
                 f"| {images / seconds:.0f} | {speed:.0f} | {times} | {100 * share:.0f} % | {peak_gib(device):.2f} |",
                 flush=True,
             )

@@ -20,10 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tripletkd.tracking.logger import Logger
-
 from tripletkd.errors import UserError
 from tripletkd.provenance import sha256
+from tripletkd.tracking.logger import Logger
 
 if TYPE_CHECKING:
     from tripletkd.config.load import Config
@@ -116,7 +115,7 @@ def read_dependencies(stage: str, items: dict[str, str]) -> dict[str, str]:
     """
     block = _read_yaml(Path("dvc.yaml"))["stages"].get(stage, {})
     params = _read_yaml(Path("params.yaml"))
-    found = {}
+    found: dict[str, str] = {}
     for dependency in block.get("deps", []):
         name = _resolve(dependency, items)
         if name.startswith(("stages/", "tripletkd/")) or name == "uv.lock":

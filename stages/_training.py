@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from tripletkd.training.trainer import Teacher
 
 # Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
 COMPUTES = tuple(
-    f"tripletkd/{name}" for name in ("types", "data", "models", "methods", "training", "evaluation/metrics")
+    f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
 )
 
 
@@ -279,22 +279,12 @@ def _write(stage: Stage, setup: Setup, job: Job, result: TrainResult) -> None:
 def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> None:
     """Train each seed in a process of its own, so many at a time, with the processors shared among them.
 
-    SIGINT and SIGTERM are handed on as SIGTERM: the processes stop at checkpoints.
-
     Raises:
         UserError: if one failed.
-        Paused: if they were stopped.
+        Paused: if they were stopped at checkpoints.
     """
     waiting, running, codes = list(seeds), dict[int, "subprocess.Popen[bytes]"](), dict[int, int]()
-    stopped = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        stopped.append(signal.Signals(number).name)
-        for process in running.values():
-            process.terminate()
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handing_on_signals(running) as stopped:
         while running or (waiting and not stopped):
             while waiting and len(running) < processes and not stopped:
                 seed = waiting.pop(0)
@@ -302,16 +292,31 @@ def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> N
             time.sleep(0.05)
             for seed in [seed for seed, process in running.items() if process.poll() is not None]:
                 codes[seed] = running.pop(seed).returncode
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for process in running.values():
-            process.kill()
     if stopped or EX_TEMPFAIL in codes.values():
         raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
     for seed, code in codes.items():
         if code:
             raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said stands above")
+
+
+@contextmanager
+def _handing_on_signals(running: Mapping[int, "subprocess.Popen[bytes]"]) -> Iterator[list[int]]:
+    """Hand SIGINT and SIGTERM on to the processes as SIGTERM; yields those that came. None outlives the block."""
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for process in running.values():
+            process.terminate()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for process in running.values():
+            process.kill()
 
 
 def _start_worker(stage: Stage, seed: int, threads: int) -> "subprocess.Popen[bytes]":

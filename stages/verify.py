@@ -4,6 +4,7 @@ python -m stages.verify suite=digits method=triplet; `make verify` does it.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from stages._command import Stage, run
@@ -22,6 +23,7 @@ def main(stage: Stage) -> None:
     from tripletkd.training.loop import fit
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_run, seed_folder, write_seeds
 
+    stage = replace(stage, name="distill")  # whose code and parameters the records are of
     setup, method = set_up(stage), stage.config.method
     assert method is not None
     teacher, teacher_sha256 = load_teacher(stage, setup)

@@ -25,24 +25,31 @@ WARM_UP_CALLS, TIMED_CALLS, TIMED_SECONDS = 5, 30, 1.0  # at least so many calls
 
 
 class Classifier(nn.Module):
-    """Images in, probabilities out: normalisation as in training, the network in eval mode, softmax."""
+    """Turns images into probabilities: normalisation as in training, the network in eval mode, softmax."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        """Put a network, on the processor, behind the preprocessing that it was trained with."""
         super().__init__()
         self.network, self.inputs = network, inputs
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: uint8 [N, H, W, C]; returns float32 [N, classes], rows that sum to 1."""
+        """Classify images, uint8 [N, H, W, C]; returns float32 [N, classes], rows that sum to 1."""
         mean, std = self.inputs.statistics(images.device, torch.float32)
         probabilities: Tensor = self.network(normalise(images, mean, std)).logits.softmax(1)
         return probabilities
 
 
 def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequence[str]) -> bytes:
-    """The classifier for images [H, W, C] as an ONNX file: input `images`, output `probabilities`, N free.
+    """Make an ONNX file of a classifier: input `images`, output `probabilities`, their number free.
 
-    The names of the classes go along, as JSON under the metadata key `classes`. Equal weights give equal bytes.
+    Args:
+        classifier: What to export.
+        image_shape: Height, width and channels of an image.
+        classes: The names of the classes, which go along as JSON under the metadata key `classes`.
+
+    Returns:
+        The file's contents; equal weights give equal bytes.
     """
     program = torch.onnx.export(
         classifier,
@@ -63,7 +70,7 @@ def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequenc
 
 
 def _remove_traces(model: Any) -> None:
-    """The exporter's notes hold paths and lines of the source that it came through, and outweigh a small network."""
+    """Remove the exporter's notes: paths and lines of the source, which outweigh a small network."""
     model.graph.ClearField("value_info")
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
@@ -73,7 +80,7 @@ def _remove_traces(model: Any) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """What came of holding an ONNX model against the PyTorch network it was made from, on a whole split."""
+    """What comes of holding an ONNX model against the PyTorch network that it was made from, on a whole split."""
 
     images: int
     max_difference: float  # the largest absolute difference of a probability
@@ -82,7 +89,19 @@ class Check:
 
 
 def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
-    """UserError if the two disagree on a single image's class, or on a probability by more than TOLERANCE."""
+    """Hold an ONNX model against the network that it was made from.
+
+    Args:
+        model: The ONNX file's contents.
+        classifier: The network with its preprocessing.
+        split: The images to compare on.
+
+    Returns:
+        How far apart they are, and the ONNX model's accuracy.
+
+    Raises:
+        UserError: If they disagree on a single image's class, or on a probability by more than TOLERANCE.
+    """
     session = _session(model)
     expected = np.concatenate([_by_pytorch(classifier, images) for images in _batches(split.images)])
     found = np.concatenate([_by_onnx(session, images) for images in _batches(split.images)])
@@ -97,7 +116,7 @@ def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
 
 
 def compare(expected: NDArray[np.float32], found: NDArray[np.float32], labels: NDArray[np.int64]) -> Check:
-    """Of probabilities [N, classes] by PyTorch and by ONNX, and the labels [N]."""
+    """Compare probabilities [N, classes] by PyTorch with those by ONNX, and these with the labels [N]."""
     predicted = found.argmax(1)
     behind = expected.max(1) - expected[np.arange(len(predicted)), predicted]  # 0 where the class is the same
     return Check(
@@ -109,9 +128,17 @@ def compare(expected: NDArray[np.float32], found: NDArray[np.float32], labels: N
 
 
 def latency(models: Mapping[str, bytes], images: NDArray[np.uint8], batch: int) -> dict[str, float]:
-    """Median milliseconds of a call with `batch` images, by onnxruntime on one thread of the processor.
+    """Measure how long onnxruntime takes for a call, on one thread of the processor.
 
     The models are called in turn, so that what else the machine does falls on all of them alike.
+
+    Args:
+        models: ONNX files' contents by name.
+        images: Images [N, H, W, C] to take a batch from.
+        batch: How many images a call has.
+
+    Returns:
+        The median of each model's calls, in milliseconds.
     """
     sessions = {name: _session(model, threads=1) for name, model in models.items()}
     together = np.resize(images, (batch, *images.shape[1:]))  # repeats them if there are fewer
@@ -127,7 +154,7 @@ def latency(models: Mapping[str, bytes], images: NDArray[np.uint8], batch: int) 
 
 
 def _session(model: bytes, threads: int = 0) -> Any:
-    """An onnxruntime session on the processor; 0 threads: as many as it likes. UserError if it cannot read the file."""
+    """Open a session on the processor (0 threads: as many as it likes); UserError if it cannot read the file."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import platform
+import re
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,25 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name).partition("+")[0] for name in packages}
 
 
+# Variables that choose other instructions than the processor offers, and so other last bits.
+INSTRUCTIONS_FROM = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+FLAGS = re.compile(r"fma|avx\w*|amx\w*|sse4_2|asimd\w*|sve\w*|i8mm|bf16")  # of a processor, on which kernels depend
+
+
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers may depend on: named things only, never the process's environment variables."""
+    """Describe what the numbers may depend on: named things only, of the process's variables INSTRUCTIONS_FROM."""
     import numpy
     import torch
 
     cuda = device == "cuda"
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    chosen = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS_FROM if os.environ.get(name)]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,14 +55,27 @@ def environment(device: str) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "processor_model": " ".join(f"{key} {_cpuinfo()[key]}" for key in ("cpu family", "model") if key in _cpuinfo()),
+        "processor_flags": " ".join(sorted(filter(FLAGS.fullmatch, _cpuinfo().get("flags", "").split()))),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # that PyTorch's own kernels use
+        "instructions_from": " ".join(chosen) or None,
+        "blas": blas[1] if blas else None,
     }
 
 
 def processor() -> str:
-    """The processor's name, from /proc where there is one."""
+    """Name the processor, from /proc where there is one."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor; nothing where there is no such file."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    return found | ({"flags": found["Features"]} if "Features" in found else {})  # as ARM calls them

@@ -31,11 +31,13 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import fetch, run
+from stages import fetch
+from stages._command import run
 from tripletkd.data import dataset as data
 from tripletkd.data import sources
 from tripletkd.errors import UserError
-from tripletkd.tracking import mlflow as tracking
+from tripletkd.tracking.logger import Logger
+from tripletkd.tracking.mlflow import StageFiles
 
 Pixels = NDArray[np.uint8]
 RNG = np.random.default_rng(0)
@@ -386,6 +388,27 @@ def test_more_images_than_memory_should_hold_are_refused(tmp_path: Path, monkeyp
 
 
 @pytest.mark.fault
+def test_an_archive_that_unpacks_to_more_than_a_disk_should_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_ARCHIVE_BYTES", 3 * len(GOOD[FIRST]))
+    with pytest.raises(UserError, match=r"images.tar: unpacks to more than 0 GiB, which is refused"):
+        sources.archive(in_tar(tmp_path / "images.tar", GOOD), None)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_is_unpacked_lies_in_the_given_place_and_is_removed(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    write: Callable[[Path, Contents], Path] = in_zip if kind == "zip" else in_tar
+    sources.archive(write(tmp_path / f"images.{kind}", GOOD), None, place)
+    with pytest.raises(UserError, match="not an image"):
+        sources.archive(write(tmp_path / f"images.{kind}", GOOD | {FIRST: b""}), None, place)
+    assert not list(place.iterdir())
+
+
+@pytest.mark.fault
 def test_a_zip_of_two_equal_names_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = in_zip(tmp_path / "images.zip", GOOD, (zipfile.ZipInfo(FIRST), GOOD[FIRST]))
@@ -688,7 +711,9 @@ def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    """All files and folders but the one of the stages' locks, which stays."""
+    found = [path for path in folder.rglob("*") if path.name != ".locks"]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], project: Path, *overrides: str) -> str:
@@ -756,11 +781,10 @@ def test_a_failed_download_gives_one_message_and_leaves_nothing(
     name: str,
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     project: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    serve_cifar(server, monkeypatch, tmp_path, BATCHES)
+    serve_cifar(server, monkeypatch, project.parent, BATCHES)
     serve_mnist(server, monkeypatch)
     server.fault = fault
     if fault == "closed port":
@@ -859,8 +883,8 @@ def test_an_interrupted_write_leaves_the_earlier_data_set(
 def test_digits_are_fetched_and_logged(
     monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logged: list[Any] = []
-    monkeypatch.setattr(tracking.Logger, "files", lambda _, *arguments: logged.extend(arguments))
+    logged: list[StageFiles] = []
+    monkeypatch.setattr(Logger, "files", lambda _, made: logged.append(made))
     monkeypatch.setattr(sys, "argv", ["fetch.py", "suite=digits"])
     run(fetch.main)
     assert capsys.readouterr().out == (
@@ -871,7 +895,9 @@ def test_digits_are_fetched_and_logged(
     assert description["duplicates"] == {"train_and_test": 0, "contradicting_labels": 0}
     assert sorted(p.name for p in (project / "data").rglob("*")) == ["dataset.json", "digits", "images.safetensors"]
     counts = {"train_images": 898, "test_images": 899, "classes": 10, "train_and_test": 0, "contradicting_labels": 0}
-    assert counts in logged and {"source": "digits", "data_sha256": description["sha256"]} in logged
+    [made] = logged
+    assert made.metrics == counts and made.params == {"source": "digits", "data_sha256": description["sha256"]}
+    assert made.log.keys() >= {"started", "seconds", "commit", "experiment"}
 
 
 def command(project: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

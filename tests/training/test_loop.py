@@ -15,7 +15,7 @@ from small_run import CPU, SHORT, Small, digits, every_method, with_lr
 from torch.nn.functional import cross_entropy
 
 from tripletkd.data import sources
-from tripletkd.errors import Paused
+from tripletkd.errors import Paused, UserError
 from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import TrainResult, fit
@@ -196,3 +196,11 @@ def test_a_seed_whose_loss_is_not_finite_fails_alone(
     last = [100 * row["test_accuracy"] for row in result.history if row["epoch"] == SHORT.epochs]
     assert f", test {sum(last) / len(last):.1f}%; " in capsys.readouterr().out.splitlines()[-1]
     same(result, small.fit([1]), 1, 1e-9)
+
+
+@pytest.mark.fault
+def test_a_last_batch_of_one_image_is_refused_where_there_is_batch_norm() -> None:
+    recipe = replace(SHORT, batch_size=7)  # 120 = 17 * 7 + 1
+    Small("scratch", recipe=recipe, networks=NETWORKS[0]).trainer(digits(), [1])
+    with pytest.raises(UserError, match=r"recipe.batch_size: found 7, .* one of 120 images"):
+        Small("scratch", recipe=recipe, networks=NETWORKS[1]).trainer(digits(), [1])

@@ -22,9 +22,7 @@ def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         UserError: The file or an override cannot be read, is not there, or asks for what is refused.
     """
     tree = _read(folder / "params.yaml")
-    for override in overrides:
-        _check_override(override, SELECTION | tree)
-    composed = _compose(folder, list(overrides))
+    composed = _compose(folder, [_check_override(override, SELECTION | tree) for override in overrides])
     _check_values(composed, "")
     return composed
 
@@ -72,8 +70,12 @@ def _scalars(node: yaml.Node | None, path: str) -> Iterable[tuple[str, str]]:
         yield path, node.value
 
 
-def _check_override(override: str, tree: dict[str, Any]) -> None:
-    """Refuse an override that cannot be read, means several, or changes a key that is not in `tree`."""
+def _check_override(override: str, tree: dict[str, Any]) -> str:
+    """Refuse an override that cannot be read, means several, or changes a key that is not in `tree`.
+
+    Returns:
+        The override as Hydra takes it: a key that a block of `tree` leaves out is added to it, for the schema to judge.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -93,12 +95,18 @@ def _check_override(override: str, tree: dict[str, Any]) -> None:
     key = key.lstrip("+~")
     _check_reserved(key)
     if parsed.is_add() or parsed.is_force_add():
-        return
+        return override
+    parent, _, leaf = key.rpartition(".")
+    if parent and not parsed.is_delete():
+        block = _find(parent, tree)
+        if isinstance(block, dict) and leaf not in block:
+            return f"++{override}"
     target, value = _find(key, tree), parsed.value()
     if isinstance(target, dict) and isinstance(value, list):
         raise UserError(f"{key}: found a list, expected a block of parameters")
     if isinstance(target, list) and isinstance(value, dict):
         raise UserError(f"{key}: found a block of parameters, expected a list")
+    return override
 
 
 def _check_reserved(key: str) -> None:

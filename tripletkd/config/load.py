@@ -21,6 +21,7 @@ from tripletkd.config.schema import (
     Variant,
 )
 from tripletkd.errors import UserError
+from tripletkd.streams import check_distinct
 from tripletkd.training.optim import Recipe
 
 
@@ -173,6 +174,7 @@ def _check_suite(name: str, block: SuiteBlock) -> None:
             f"{key}.teacher.seed: found {block.teacher.seed}, which is in {key}.seeds; expected another: that student "
             "would begin with some of its teacher's weights, and see the images in its order"
         )
+    check_distinct([block.teacher.seed, *block.seeds], f"{key}.seeds")
     _recipe(block.recipe, {}, f"{key}.recipe")
     for kind, network in _networks(block):
         if not models.known(network.network):

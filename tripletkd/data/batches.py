@@ -15,7 +15,7 @@ ORDER, NEGATIVES, AUGMENTATION = range(3)  # independent streams of random numbe
 
 @dataclass(frozen=True)
 class Inputs:
-    """How pixels become a network's input: (pixels / 255 - mean) / std a channel, after a random crop and flip."""
+    """Says how pixels become a network's input: (pixels / 255 - mean) / std, after a random crop and flip."""
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -24,18 +24,18 @@ class Inputs:
 
     @property
     def augments(self) -> bool:
-        """Whether an image is another one each time."""
+        """Tell whether an image is another one each time it is taken."""
         return self.flip or self.crop_padding > 0
 
     def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Mean and std, [C] each: made once, for a CUDA graph cannot hold a copy from the host."""
+        """Put mean and std, [C] each, on a device, once: a CUDA graph cannot hold a copy from the host."""
         mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (self.mean, self.std))
         return mean, std
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All randomness of an epoch, of one seed or stacked over several: `index` [..., views, N] and what augments it.
+    """Holds all randomness of an epoch, of one seed or of several: `index` [..., views, N] and what augments it.
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
     shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
@@ -51,20 +51,20 @@ class Plan:
         return Plan(function(self.index), shift, flip)
 
     def copy_(self, other: "Plan") -> None:
-        """In place; of the same shape."""
+        """Copy the numbers of a plan of the same shape into this one."""
         for mine, its in ((self.index, other.index), (self.shift, other.shift), (self.flip, other.flip)):
             if mine is not None and its is not None:
                 mine.copy_(its)
 
     @staticmethod
     def stack(plans: Sequence["Plan"]) -> "Plan":
-        """Of several seeds: a leading dimension for the seed."""
+        """Stack the plans of several seeds along a new first dimension."""
         shift = None if plans[0].shift is None else torch.stack([p.shift for p in plans if p.shift is not None])
         flip = None if plans[0].flip is None else torch.stack([p.flip for p in plans if p.flip is not None])
         return Plan(torch.stack([p.index for p in plans]), shift, flip)
 
     def batches(self, size: int) -> Iterator["Plan"]:
-        """Consecutive batches; the last one may be smaller."""
+        """Cut the plan into consecutive batches; the last one may be smaller."""
         for start in range(0, self.index.shape[-1], size):
             at = slice(start, start + size)
             yield Plan(
@@ -108,14 +108,14 @@ class Sampler:
         return shift, (rng.random(count) < 0.5) & self.inputs.flip
 
     def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-        """For each image one drawn uniformly from all images of other classes: its own class is skipped over."""
+        """Draw for each image one of all images of other classes, uniformly: its own class is skipped over."""
         label = self.labels[index]
         draw = rng.integers(0, len(self.labels) - self.count[label])
         return self.by_class[draw + np.where(draw >= self.first[label], self.count[label], 0)]
 
 
 class DeviceSplit:
-    """A split resident on the device, and its images as network inputs."""
+    """Holds a split on the device, and makes network inputs of its images."""
 
     def __init__(self, split: Split, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> None:
         self.images = torch.from_numpy(split.images).to(device)
@@ -127,21 +127,21 @@ class DeviceSplit:
         return len(self.labels)
 
     def take(self, plan: Plan) -> Tensor:
-        """The planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
+        """Take the planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
         images = self.images[plan.index]
         if plan.shift is not None and plan.flip is not None:
             images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
         return normalise(images, self.mean, self.std)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
+        """Yield (inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield normalise(images, self.mean, self.std), labels
 
 
 @dataclass(frozen=True)
 class DeviceData:
-    """A data set whose splits are resident on the device."""
+    """Holds a data set, and both of its splits on the device."""
 
     dataset: Dataset
     train: DeviceSplit
@@ -154,12 +154,21 @@ class DeviceData:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(pixels / 255 - mean) / std: uint8 [..., H, W, C] -> [..., C, H, W] of the statistics' type, channels last."""
+    """Compute (pixels / 255 - mean) / std.
+
+    Args:
+        images: uint8 [..., H, W, C].
+        mean: [C].
+        std: [C].
+
+    Returns:
+        [..., C, H, W] of the statistics' type, channels last in memory.
+    """
     return ((images.to(mean.dtype) / 255 - mean) / std).movedim(-1, -3)
 
 
 def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Each image padded with black, cropped to its old size from `shift` (row, column) on, then mirrored where `flip`.
+    """Pad each image with black, crop it to its old size from `shift` (row, column) on, and mirror it where `flip`.
 
     images: [..., H, W, C]; shift: [..., 2], 0 to 2 * padding; flip: [...].
     """

@@ -28,11 +28,11 @@ class Split:
         return Split(np.ascontiguousarray(self.images[index]), self.labels[index])
 
     def hashes(self) -> list[bytes]:
-        """The sha256 of each image's pixels."""
+        """Hash each image's pixels with sha256."""
         return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
 
     def per_class(self, count: int) -> NDArray[np.intp]:
-        """The indices of the first `count` images of each class, in the order of the split."""
+        """Find the indices of the first `count` images of each class, in the order of the split."""
         by_class = np.argsort(self.labels, kind="stable")
         begins = np.searchsorted(self.labels[by_class], self.labels[by_class])
         return np.sort(by_class[np.arange(len(by_class)) - begins < count])
@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split over the same classes."""
+    """Holds a training and a test split over the same classes."""
 
     train: Split
     test: Split
@@ -48,12 +48,12 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+        """Return height, width and channels of an image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
     def sha256(self) -> str:
-        """Of pixels, labels and class names; the order of the images counts."""
+        """Hash pixels, labels and class names; the order of the images counts."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for split in (self.train, self.test):
             digest.update(json.dumps(split.images.shape).encode())
@@ -62,7 +62,7 @@ class Dataset:
         return digest.hexdigest()
 
     def unordered_sha256(self) -> str:
-        """As sha256, but the order of the images does not count: whether two sources hold the same ones."""
+        """Hash as `sha256` does, but in any order of the images: whether two sources hold the same ones."""
         digest = hashlib.sha256(json.dumps([self.classes, self.image_shape]).encode())
         for split in (self.train, self.test):
             labelled = sorted(zip(split.labels.tolist(), split.hashes(), strict=True))
@@ -70,7 +70,7 @@ class Dataset:
         return digest.hexdigest()
 
     def duplicates(self) -> dict[str, int]:
-        """How many different images stand in both splits, and under several labels; equal is what has equal bytes."""
+        """Count the different images that stand in both splits, and under several labels; equal bytes are one image."""
         places: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
         for part, split in (("train", self.train), ("test", self.test)):
             for pixels, label in zip(split.hashes(), split.labels.tolist(), strict=True):
@@ -81,12 +81,12 @@ class Dataset:
         }
 
     def limited(self, per_class: int) -> "Dataset":
-        """The first `per_class` images of each class, of either split."""
+        """Keep the first `per_class` images of each class, of either split."""
         train, test = (s.select(s.per_class(per_class)) for s in (self.train, self.test))
         return Dataset(train, test, self.classes)
 
     def with_holdout(self, per_class: int) -> "Dataset":
-        """The first `per_class` training images of each class in the place of the test split.
+        """Put the first `per_class` training images of each class in the place of the test split.
 
         For choosing hyper-parameters: the test images are not even in memory. UserError if nothing is left to train on.
         """
@@ -130,7 +130,7 @@ def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
 
 
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation a channel of pixels / 255, exact: from a histogram of the 256 values."""
+    """Compute mean and standard deviation a channel of pixels / 255, exactly: from a histogram of the 256 values."""
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in np.moveaxis(images, -1, 0):

@@ -16,6 +16,7 @@ from tripletkd.errors import UserError
 from tripletkd.models.cifar import CIFAR_NETWORKS
 from tripletkd.models.paper import PaperStudent, PaperTeacher
 from tripletkd.models.torchvision import TorchvisionNetwork
+from tripletkd.streams import torch_seed
 
 # name in params.yaml -> (channels, size, classes) -> network; the quarter ones are the paper's with width 8 for 32
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -59,7 +60,7 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int)
         make: Callable[[int, int, int], nn.Module] = partial(TorchvisionNetwork, name.removeprefix(TORCHVISION))
     else:
         make = NETWORKS[name]
-    return seeded(seed, partial(make, channels, height, classes))
+    return seeded(torch_seed(seed, "network"), partial(make, channels, height, classes))
 
 
 def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:

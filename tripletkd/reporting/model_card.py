@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from tripletkd.analysis.statistics import summarise
 from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
 from tripletkd.training.run_record import Record
@@ -101,8 +103,9 @@ def markdown(exported: Exported, sources: Sources) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(  # nosec B701  # `finalize` escapes, for Markdown: quotes stay
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
         finalize=_as_text,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -116,6 +119,7 @@ def markdown(exported: Exported, sources: Sources) -> str:
         records=sources.records,
         is_teacher=record.method == "teacher",
         seeds=", ".join(str(each.seed) for each in sources.records),
+        classes=", ".join(exported.classes),
         shape=", ".join(map(str, record.image_shape)),
         optimizer=OPTIMIZERS[record.params["recipe"]["optimizer"]["name"]],
         params=list(_flat(record.params)),
@@ -126,12 +130,13 @@ def markdown(exported: Exported, sources: Sources) -> str:
     )
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: object) -> Markup:
     """Return a value as text that Markdown shows as it is: on one line, no HTML, no end of a table's cell.
 
     Spaces at the ends stay: the template joins with them.
     """
-    return escape(str(value), quote=False).replace("|", "\\|").replace("\r", " ").replace("\n", " ")
+    text = escape(str(value), quote=False).replace("|", "\\|").replace("\r", " ").replace("\n", " ")
+    return Markup(text)  # nosec B704  # noqa: S704  # escaped in the line above
 
 
 def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

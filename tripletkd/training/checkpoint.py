@@ -23,7 +23,7 @@ PROGRESS = "progress"  # a tensor of JSON's bytes: the header, where such things
 
 @dataclass
 class Progress:
-    """What of a training run is done: its last whole epoch and its time, the history, which seeds failed and why."""
+    """Holds what of a training run is done: its last whole epoch and its time, the history, the seeds that failed."""
 
     epoch: int = 0
     seconds: float = 0.0
@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a checkpoint is written, and when a run is stopped."""
+    """Says when a checkpoint is written, and when a run is stopped."""
 
     minutes: float = 5.0  # between two checkpoints
     deadline: float | None = None  # of time.monotonic(), after which the run is stopped
@@ -47,8 +47,8 @@ class Checkpoint:
     It is written every `minutes`, after `deadline` (of time.monotonic()), and after the first SIGINT or SIGTERM, which
     let the epoch end; the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every
     random number is a function of seed, epoch and step, so that no generator has a state to save. The last epoch is
-    saved too: training that is done is not done again when the process dies before its results are written. A file is
-    ignored if its fingerprint, of all that the run depends on, or the hash of its content does not match.
+    saved too: training that is done is not done again when the process dies before its results are written. A file
+    whose fingerprint, of all that the run depends on, or hash of its content does not match is moved aside.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ CORES = torch.get_num_threads()  # what PyTorch takes unless told otherwise; OMP
 
 @dataclass(frozen=True)
 class Compute:
-    """The device, the types of numbers on it, and how the seeds of a run share it."""
+    """Names the device, the types of numbers on it, and how the seeds of a run share it."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32  # of weights, losses and measurements

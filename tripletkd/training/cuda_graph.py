@@ -10,7 +10,7 @@ from tripletkd.training.trainer import Terms
 
 
 class Recording(NamedTuple):
-    """A graph, where it reads the batch, and where it leaves the terms."""
+    """Holds a graph, where it reads the batch, and where it leaves the terms."""
 
     graph: torch.cuda.CUDAGraph
     batch: Plan
@@ -44,7 +44,7 @@ class Captured:
         return {name: value.clone() for name, value in recording.terms.items()}  # the next replay writes there again
 
     def _warm_up(self, batch: Plan) -> Terms:
-        """On the stream of the captures, as PyTorch's notes on CUDA graphs ask for."""
+        """Do the step on the stream of the captures, as PyTorch's notes on CUDA graphs ask for."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             terms = self.step(batch)
@@ -52,7 +52,7 @@ class Captured:
         return terms
 
     def _capture(self, batch: Plan) -> Recording:
-        """Nothing is computed here. The graphs share their memory: only one runs at a time."""
+        """Record the step; nothing is computed. The graphs share their memory: only one runs at a time."""
         graph, batch = torch.cuda.CUDAGraph(), batch.map(torch.clone)
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             terms = self.step(batch)

@@ -51,7 +51,7 @@ def fuse(network: nn.Module, seeds: int) -> nn.Module:
 
 
 class Ensemble:
-    """One network for several seeds, computed together in each kernel (see `fuse`) or one seed after the other.
+    """Computes one network for several seeds, together in each kernel (see `fuse`) or one seed after the other.
 
     Which is faster depends on the device and the size of the images; the results are the same but for rounding.
     """
@@ -65,7 +65,7 @@ class Ensemble:
         self.template = fuse(self.single, self.size) if self.fused else self.single
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Outputs [S, B, ...] of images [S, B, C, H, W]; in training mode buffers are updated in place."""
+        """Compute outputs [S, B, ...] of images [S, B, C, H, W]; in training mode buffers are updated in place."""
         if not self.fused:
             return Outputs.stack([self._one(state, x) for state, x in zip(self.states(), images, strict=True)])
         together = images.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
@@ -77,13 +77,13 @@ class Ensemble:
         return outputs if self.features else Outputs(outputs.logits, {})
 
     def states(self) -> list[tuple[State, State]]:
-        """Each seed's parameters and buffers, in the memory of the stacked ones."""
+        """View each seed's parameters and buffers, in the memory of the stacked ones."""
         split = [{name: tensor.unbind() for name, tensor in group.items()} for group in (self.params, self.buffers)]
         params, buffers = ([{k: v[index] for k, v in group.items()} for index in range(self.size)] for group in split)
         return list(zip(params, buffers, strict=True))
 
     def _fused_state(self) -> State:
-        """What the fused template takes: channels of all seeds in one dimension, except where it keeps them apart."""
+        """View what the fused template takes: channels of all seeds in one dimension, but where it keeps them apart."""
         apart = {
             f"{name}.{kind}"
             for name, m in self.template.named_modules()
@@ -95,14 +95,14 @@ class Ensemble:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [S, B, classes] of the same images [B, C, H, W] for every seed, in eval mode."""
+        """Compute logits [S, B, classes] of the same images [B, C, H, W] for every seed, in eval mode."""
         self.template.eval()
         logits = self(images.expand(self.size, *images.shape)).logits
         self.template.train()
         return logits
 
     def member(self, index: int) -> nn.Module:
-        """A copy of one member as an ordinary module."""
+        """Copy one member as an ordinary module."""
         network = copy.deepcopy(self.single)
         params, buffers = self.states()[index]
         with torch.no_grad():

@@ -12,11 +12,10 @@ from torch import nn
 from tripletkd import methods, models
 from tripletkd.data.batches import DeviceData
 from tripletkd.provenance import fingerprint, versions
+from tripletkd.streams import torch_seed
 from tripletkd.training.compute import Compute
 from tripletkd.training.optim import Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
-
-ADAPTER_STREAM = 2**32  # added to a seed: the adapters' initial weights have a stream beside the network's
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class RunKey:
     name: str  # "teacher", the method, or "ablations/<ablation>/<variant>"
 
     def __str__(self) -> str:
-        """For people."""
+        """Name it for people."""
         return f"{self.suite}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the jobs of one suite and split have in common, beside their networks and methods."""
+    """Holds what the jobs of one suite and split have in common, beside their networks and methods."""
 
     inputs: dict[str, Any]  # of the suite, as the record has them
     precision: str
@@ -47,7 +46,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Job:
-    """One network to be trained by one method from several seeds, and all that its weights should depend on."""
+    """Describes a network to be trained by a method from several seeds: all that its weights should depend on."""
 
     key: RunKey
     network: str
@@ -112,4 +111,4 @@ def _adapters(
     first = next(iter(students.values()))
     outputs = [copy.deepcopy(network).float().to("meta").eval()(images) for network in (first, teacher.network)]
     make = partial(method.adapters, *outputs, job.params)
-    return [models.seeded(ADAPTER_STREAM + seed, make) for seed in students]
+    return [models.seeded(torch_seed(seed, "adapters"), make) for seed in students]

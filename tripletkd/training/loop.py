@@ -22,7 +22,7 @@ MetricsFn = Callable[[Tensor], dict[str, list[float]]]  # the test split's logit
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What is measured and shown while a run trains; nothing of it changes what is trained."""
+    """Says what is measured and shown while a run trains; nothing of it changes what is trained."""
 
     evaluate_every: int = 1  # epochs; the last one is always evaluated
     metrics_fn: MetricsFn | None = None
@@ -33,7 +33,7 @@ class Monitoring:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training leaves: the networks of the seeds that did not fail, the history, why the others failed."""
+    """Holds what training leaves: the networks of the seeds that did not fail, the history, why the others failed."""
 
     networks: dict[int, nn.Module]
     history: list[dict[str, float]]  # a row for each seed and epoch
@@ -91,7 +91,7 @@ def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, re
 
 
 def _measure(trainer: Trainer, metrics_fn: MetricsFn | None) -> dict[str, list[float]]:
-    """Accuracy of every seed on either split, and the further metrics."""
+    """Compute the accuracy of every seed on either split, and the further metrics."""
     data = trainer.data
     logits = trainer.predictions(data.test)
     figures = {

@@ -124,7 +124,7 @@ ScheduleSettings = MultiStep | Cosine
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained."""
+    """Says how a network is trained."""
 
     epochs: Annotated[int, ">= 1"]
     batch_size: Annotated[int, ">= 1"]

@@ -34,7 +34,7 @@ NAME = re.compile(r"\w[\w.-]*")  # what a suite, a method, an ablation or a vari
 
 @dataclass(frozen=True)
 class Record:
-    """What record.json says of one trained seed."""
+    """Holds what record.json says of one trained seed."""
 
     suite: str
     split: str  # on which it is measured, and which it has not seen
@@ -62,7 +62,7 @@ class Record:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The seeds of a run as they were trained."""
+    """Holds the seeds of a run as they were trained."""
 
     records: Sequence[Record]
     networks: Mapping[int, nn.Module]  # of the seeds that did not fail
@@ -70,7 +70,7 @@ class TrainedRun:
 
     @property
     def failed(self) -> dict[str, str]:
-        """The seeds without weights, and why."""
+        """List the seeds without weights, and why."""
         return {str(record.seed): record.failed for record in self.records if record.failed is not None}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tripletkd.data.batches import DeviceData, DeviceSplit, Plan, Sampler
+from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
 from tripletkd.training.optim import Recipe, build_optimizer
@@ -32,7 +33,7 @@ def forward_autocast(network: Callable[[Tensor], Outputs], images: Tensor, dtype
 
 
 class Teacher:
-    """A frozen network in eval mode, and what it says of a data set."""
+    """Holds a frozen network in eval mode, and what it says of a data set."""
 
     def __init__(self, network: nn.Module, data: DeviceData) -> None:
         """Copy the network to the device of the data."""
@@ -52,7 +53,7 @@ class Teacher:
 
     @property
     def test_accuracy(self) -> float:
-        """The share of the test split that it classifies as labelled."""
+        """Compute the share of the test split that it classifies as labelled."""
         return (self.test_logits.argmax(1) == self.data.test.labels).double().mean().item()
 
 
@@ -64,7 +65,7 @@ def logits_of(network: nn.Module, split: DeviceSplit) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a student is trained towards: a loss, and what it uses beside the student's logits for x."""
+    """Says what a student is trained towards: a loss, and what it uses beside the student's logits for x."""
 
     loss: Loss
     needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features"
@@ -73,7 +74,7 @@ class Objective:
 
 
 class Trainer:
-    """Everything that a step of training changes or reads, for all seeds of a group at once."""
+    """Holds everything that a step of training changes or reads, for all seeds of a group at once."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Trainer:
         """Copy the students, by seed, to the device and make their optimizer.
 
         Raises:
-            UserError: if the optimizer or the schedule does not fit the recipe.
+            UserError: if the last batch of an epoch is too small for batch norm.
         """
         self.seeds, self.objective, self.recipe, self.data, self.compute = (
             list(students),
@@ -105,6 +106,16 @@ class Trainer:
         # Worth it where kernels are small, as fusing is.
         self.joint = compute.fuse_seeds and not self.students.buffers
         self.optimizer = build_optimizer(recipe, [*self.students.params.values(), *self.adapter_params.values()])
+        self._check_last_batch()
+
+    def _check_last_batch(self) -> None:
+        modules = [*self.students.single.modules(), *(self.adapters.modules() if self.adapters else [])]
+        images, size = len(self.data.train), self.recipe.batch_size
+        if (images % size == 1 or size == 1) and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+            raise UserError(
+                f"recipe.batch_size: found {size}, which leaves a batch of one of {images} images, and batch norm "
+                "needs two; expected another"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Set what changes from epoch to epoch, in place: a CUDA graph has recorded where it lies."""
@@ -168,7 +179,7 @@ class Trainer:
         return outputs.map(lambda t: t.unflatten(0, index.shape))
 
     def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> Terms:
-        """The terms of one seed."""
+        """Compute the terms of one seed."""
         adapters = None
         if self.adapters is not None:
             adapters = partial(functional_call, self.adapters, (adapter_params, adapter_buffers))
