@@ -13,11 +13,12 @@ from measurements import HISTORY, MAPPED, MEASURED, changed, measured
 from stages import tabulate
 from stages._command import Stage
 from tripletkd.config.load import load
-from tripletkd.config.schema import ABLATED
+from tripletkd.config.schema import ABLATED, SuiteConfig
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.evaluation.measurement import Environment, Measurement, VariantMeasurement
 from tripletkd.files import write_csv
+from tripletkd.training.optim import Recipe
 
 METHODS = ("scratch", "kd", "triplet")
 WORDS = ["suite=digits", f"run.methods=[{','.join(METHODS)}]", "run.ablations=[margin]", "suites.digits.seeds=[1,2,3]"]
@@ -32,24 +33,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copytree(ROOT / "tripletkd/published", tmp_path / "tripletkd/published")
     for split in ("test", "validation"):
-        stage = stage_of(split)
-        suite, place = stage.suite, tmp_path / MEASURED_AT / split
-        teacher, teacher_params = suite.teacher, {"recipe": dataclasses.asdict(suite.teacher.recipe)}
-        inputs = tabulate.common_settings(suite)["inputs"]
-        made = of_suite(split, "teacher", {0: 90.0}, teacher.network, teacher_params | {"inputs": inputs})
-        made = changed(made, class_names=("0", "1"))
-        measurement.write(place / "teacher.json", made)
+        suite, place = stage_of(split).suite, tmp_path / MEASURED_AT / split
+        teacher = of_suite(suite, split, "teacher", None, suite.teacher.recipe)
+        measurement.write(place / "teacher.json", changed(teacher, class_names=("0", "1")))
         for name in METHODS:
-            params = recorded(tabulate.student_settings(suite, suite.methods[name], suite.student.recipe))
-            made = of_suite(split, name, {1: 80.0, 2: 80.1, 3: 80.2}, suite.student.network, params)
+            made = of_suite(suite, split, name, suite.methods[name], suite.student.recipe)
             measurement.write(place / f"{name}.json", made)
             write_csv(place / f"{name}.csv", HISTORY)
             write_csv(place / f"{name}_map.csv", [{"label": 1, **dict.fromkeys(MAPPED, 0.5)}])
         variants = []
         for variant in suite.ablations["margin"]:
-            params = recorded(tabulate.student_settings(suite, variant.params, variant.recipe))
             name = f"ablations/margin/{variant.label.replace(' ', '-')}"
-            made = of_suite(split, name, {1: 80.0, 2: 80.1, 3: 80.2}, suite.student.network, params)
+            made = of_suite(suite, split, name, variant.params, variant.recipe)
             is_reference = variant.params == suite.methods[ABLATED]
             variants.append(VariantMeasurement(variant.label, variant.changed, is_reference, made))
         measurement.write_ablation(place / "ablations/margin.json", variants)
@@ -60,17 +55,21 @@ def stage_of(split: str, *words: str) -> Stage:
     return Stage("tabulate", load(ROOT, [*WORDS, f"split={split}", *words]))
 
 
-def recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings, what a record has as its parameters."""
-    return {name: settings[name] for name in ("method", "recipe", "inputs")}
-
-
-def of_suite(
-    split: str, name: str, accuracies: dict[int, float], network: str, params: dict[str, Any], **changes: Any
-) -> Measurement:
-    environment = Environment(tuple(accuracies), {"torch": "2", "precision": "float32"})
-    made = measured(accuracies, suite="digits", split=split, name=name, method=name, network=network, params=params)
-    return changed(made, environments=(environment,), **changes)
+def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Recipe) -> Measurement:
+    """A run as the stages record it; without a method's parameters, the teacher's."""
+    who = suite.student if params else suite.teacher
+    blocks = {"recipe": recipe, "inputs": suite.inputs} | ({"method": params} if params else {})
+    accuracies = {seed: 80.0 + 0.1 * seed for seed in (suite.seeds if params else [suite.teacher.seed])}
+    return measured(
+        accuracies,
+        suite="digits",
+        split=split,
+        name=name,
+        method=name,
+        network=who.network,
+        params={block: dataclasses.asdict(values) for block, values in blocks.items()},
+        environments=(Environment(tuple(accuracies), {"torch": "2", "precision": suite.precision}),),
+    )
 
 
 def alter(path: Path, *keys: Any, value: Any) -> None:
