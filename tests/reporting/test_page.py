@@ -32,6 +32,13 @@ def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', html)
 
 
+def test_the_page_has_the_parameters_of_each_run() -> None:
+    params = {"recipe": {"epochs": 28, "optimizer": {"name": "sgd", "lr": 0.01}}, "inputs": {"mean": [0.5]}}
+    made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], params=params)})
+    text = page.html(made, {})
+    assert "<dt>recipe</dt><dd>epochs 28, optimizer (name sgd, lr 0.01)</dd>" in text and "mean [0.5]" in text
+
+
 def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
     """Of two methods that lost a seed each, the pairs are fewer than the seeds of either; without a pair they are 0."""
     cells = {

@@ -152,5 +152,9 @@ def _run(measured: Measurement) -> dict[str, str]:
 
 
 def _flat(values: Any) -> str:
-    """Write a block of params.yaml on one line."""
-    return ", ".join(f"{key} {value}" for key, value in values.items()) if isinstance(values, dict) else str(values)
+    """Write a block of params.yaml on one line, the blocks in it in brackets."""
+    if not isinstance(values, dict):
+        return str(values)
+    return ", ".join(
+        f"{key} ({_flat(value)})" if isinstance(value, dict) else f"{key} {value}" for key, value in values.items()
+    )
