@@ -50,7 +50,7 @@ slow: env ## the tests marked slow, the reliability suite among them; an hour an
 	pytest -m 'slow or network'
 
 reliability: env ## kill, starve and mislead it in some 1,600 ways, and write docs/reliability.md: an hour
-	pytest -m 'not network' --reliability docs/reliability.md tests/test_reliability.py tests/test_reliability_hostile.py tests/test_sources.py tests/test_methods.py
+	pytest -m 'not network' --reliability docs/reliability.md tests/reliability tests/data/test_sources.py tests/methods/test_formulas.py
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files

@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db"
         environment = os.environ | {"MLFLOW_TRACKING_URI": store}
-        for words in (["tripletkd.tracking", "runs"], ["stages.tabulate", "suite=digits", "--quiet"]):
+        for words in (["tripletkd.tracking.mlflow", "runs"], ["stages.tabulate", "suite=digits", "--quiet"]):
             subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment, check=True, capture_output=True)
         with served(store) as port:
             photograph(browser, RUNS.format(port=port), HERE / "mlflow.png", 1500, 900)

@@ -289,7 +289,7 @@ def _parser(name: str, description: str | None, needs: Sequence[str], trains: bo
             "--only-seeds", type=_seeds, metavar="N,N", default=[], help="train these of the suite's seeds only"
         )
         parser.add_argument("--retrain", action="store_true", help="train finished seeds anew")
-        parser.add_argument("--processes", type=int, metavar="P", help="train so many seeds side by side")
+        parser.add_argument("--processes", type=_processes, metavar="P", help="train so many seeds side by side")
         parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -323,8 +323,15 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def _processes(text: str) -> int:
+    if (processes := int(text)) < 1:
+        raise ValueError(text)
+    return processes
+
+
 _minutes.__name__ = "number of minutes"  # for argparse's messages
 _seeds.__name__ = "list of seeds"
+_processes.__name__ = "number of processes"
 
 
 @contextmanager

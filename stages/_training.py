@@ -32,6 +32,7 @@ from tripletkd.training.trainer import Teacher
 COMPUTES = tuple(
     f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
 )
+KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")  # what was computed, as it is
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) ->
         evaluate_every=stage.suite.evaluate_every,
         data_sha256=setup.data.dataset.sha256(),
         teacher_sha256=teacher_sha256,
-        code={name: digest for name, digest in stage.dependencies.items() if name.startswith(COMPUTES)},
+        code={name: sha for name, sha in stage.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS},
     )
 
 
@@ -137,15 +138,17 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
     if not only:
         remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(stage, folder, job, wanted)
-    groups = _resumable(stage, job, due, wanted)
+    groups, processes = _resumable(stage, job, due, wanted), _processes(stage, setup, due)
+    if processes > 1:  # the process of a seed finds its checkpoint
+        groups = [group for group in groups if len(group) > 1 or group[0] not in due]
     rest = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
-    processes = _processes(stage, setup, rest)
-    if rest and processes == 1:
+    side_by_side = rest if processes > 1 else []
+    if rest and not side_by_side:
         groups.append(rest)
     for group in groups:
-        _train_group(stage, setup, job, group, teacher, more or group is not groups[-1])
-    if processes > 1:
-        _train_side_by_side(stage, rest, processes)
+        _train_group(stage, setup, job, group, teacher, more or bool(side_by_side) or group is not groups[-1])
+    if side_by_side:
+        _train_side_by_side(stage, side_by_side, processes)
     return run_record.read_run(folder, wanted)
 
 
@@ -198,18 +201,28 @@ def _checkpoint_path(stage: Stage, job: Job, seeds: Sequence[int]) -> Path:
 def _resumable(stage: Stage, job: Job, due: Sequence[int], wanted: Sequence[int]) -> list[list[int]]:
     """The groups of seeds that an earlier call has begun; seeds trained together go on together."""
     groups: list[list[int]] = []
-    folder = stage.path("checkpoints", job.key.split, job.key.name)
-    for path in sorted(folder.glob("seeds-*.safetensors")):
+    place = stage.path("checkpoints", job.key.split, job.key.name)
+    for path in sorted(place.glob("seeds-*.safetensors")):
         header = read_header(path)
         if header is None:
-            aside = path.with_suffix(".unreadable")
-            path.replace(aside)
-            tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
-        elif header[0] != job.group_fingerprint(header[1]):
+            if path.exists():  # and was not removed meanwhile by a process that has finished its seeds
+                aside = path.with_suffix(".unreadable")
+                path.replace(aside)
+                tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
+            continue
+        fingerprint, seeds = header
+        if fingerprint != job.group_fingerprint(seeds):
             tqdm.write(f"{path}: belongs to a run with other inputs; left there, starting anew")
-        elif set(header[1]) <= set(wanted) and set(header[1]) & set(due):
-            groups.append(header[1])
+        elif set(seeds) <= set(wanted) and (set(seeds) & set(due) or _trained_together(stage, job, seeds)):
+            groups.append(seeds)
     return groups
+
+
+def _trained_together(stage: Stage, job: Job, seeds: Sequence[int]) -> bool:
+    """Whether finished seeds are of that group: its checkpoint is there still, so the process died while it wrote."""
+    folder = stage.path("runs", job.key.split, job.key.name)
+    records = [run_record.read_record(run_record.seed_folder(folder, seed)) for seed in seeds]
+    return all(record.trained_with == sorted(seeds) for record in records)
 
 
 def _processes(stage: Stage, setup: Setup, seeds: Sequence[int]) -> int:

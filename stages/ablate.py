@@ -7,11 +7,10 @@ from stages._command import Stage, run
 
 def main(stage: Stage) -> None:
     """Train and measure what is not finished of one ablation."""
-    from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
-
     from stages._training import conditions, key_of, load_teacher, remove_others, set_up, train_run
     from tripletkd.config.schema import ABLATED
     from tripletkd.evaluation.measure import measure
+    from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
     from tripletkd.training.job import Job
 
     name, suite, setup = stage.config.ablation, stage.suite, set_up(stage)

@@ -60,8 +60,14 @@ class Fault:
 
 FAULTS: dict[str, Fault] = {}
 FILES = {  # whose tests marked fault are a line together
-    "test_sources.py": ("bad image data (tests/test_sources.py)", "the file's name, what is wrong with it, what to do"),
-    "test_methods.py": ("degenerate batches in every method's formula (tests/test_methods.py)", "finite numbers"),
+    "test_sources.py": (
+        "bad image data (tests/data/test_sources.py)",
+        "the file's name, what is wrong with it, what to do",
+    ),
+    "test_formulas.py": (
+        "degenerate batches in every method's formula (tests/methods/test_formulas.py)",
+        "finite numbers",
+    ),
 }
 HEAD = """# What a run survives
 

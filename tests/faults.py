@@ -3,11 +3,12 @@
 A fault is three words: what happens, where, and at which time of getting there.
 
     kill files 3                                 SIGKILL before the third change of a file below the current folder
-    kill tripletkd.train:Trainer.step 20         SIGKILL before the 20th call
+    kill tripletkd.files:write_csv 20            SIGKILL before the 20th call
     crash ...                                    SIGKILL to the whole process group, DVC among it
     interrupt ...                                SIGINT to it, as a terminal's Ctrl-C
-    poison tripletkd.train:Trainer.step 20       all weights of the second seed become infinite, before the 20th call
-    stall tripletkd.train:Trainer.step 20        an hour's wait, before the 20th call
+    poison tripletkd.training.trainer:Trainer.step 20    all weights of the second seed become infinite
+    stall ...                                    an hour's wait
+    edit ...                                     the files in the folder that EDITED names replace those here
 
 `python faults.py` is a process that has imported all that is slow and forks one for each stage it is asked to run: a
 hundred kills in the time of ten.
@@ -20,6 +21,7 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -32,8 +34,8 @@ from typing import Any
 WRITES = os.O_WRONLY | os.O_RDWR
 PRELOADED = [
     "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl",
-    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config", "tripletkd.evaluate",
-    "tripletkd.page", "tripletkd.sources", "jinja2",
+    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config.load",
+    "tripletkd.evaluation.measure", "tripletkd.reporting.page", "tripletkd.data.sources", "jinja2", "filelock",
 ]  # fmt: skip
 FOR_EXPORT = [
     "torch._dynamo", "torch.export._trace", "torch.onnx._internal.exporter._core", "onnxscript", "onnxruntime",
@@ -82,12 +84,17 @@ def _stall(*_: Any) -> None:
     time.sleep(3600)
 
 
+def _edit(*_: Any) -> None:
+    shutil.copytree(os.environ["EDITED"], ".", dirs_exist_ok=True)
+
+
 ACTIONS: dict[str, Callable[..., None]] = {
     "kill": _kill,
     "crash": _crash,
     "interrupt": _interrupt,
     "poison": _poison,
     "stall": _stall,
+    "edit": _edit,
 }
 
 
@@ -158,7 +165,7 @@ def serve() -> None:
             _prepare_export()
         pid = os.fork()
         if pid == 0:
-            _run_stage(**request)
+            _run_stage(request)
         _, status, usage = os.wait4(pid, 0)
         print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, flush=True)
 
@@ -171,26 +178,24 @@ def _prepare_export() -> None:
     export.TIMED_SECONDS = 0  # the times are no output
 
 
-def _run_stage(
-    folder: str, stage: str, words: list[str], output: str, variables: dict[str, str], fault: str, bytes_a_file: int
-) -> None:
+def _run_stage(request: dict[str, Any]) -> None:
     """In the forked process; never returns."""
-    code = 1
+    code, fault = 1, request["fault"]
     try:
         signal.alarm(int(os.environ.get("STAGE_SECONDS", "120")))
-        os.chdir(folder)
-        os.environ.update(variables)
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.chdir(request["folder"])
+        os.environ.update(request["variables"])
+        descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (descriptor, 1), (descriptor, 2)):
             os.dup2(source, target)
-        if bytes_a_file:
+        if bytes_a_file := request["bytes_a_file"]:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fault == "kill" else signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
         if " " in fault:
             install(fault)
-        sys.argv = [f"stages/{stage}.py", *words]
-        runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+        sys.argv = [f"stages/{request['stage']}.py", *request["words"]]
+        runpy.run_module(f"stages.{request['stage']}", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1

@@ -1,18 +1,13 @@
 """params.yaml and the command line: what is wrong is named, with what was found and what is expected."""
 
 import dataclasses
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-import torch
 from conftest import ROOT
 
-from stages import Stage, _commit, plan, run
 from tripletkd import methods, models
 from tripletkd.config import load as config
 from tripletkd.config.check import check
@@ -188,116 +183,6 @@ def test_only_a_stage_that_asks_for_it_takes_the_teacher_for_a_method() -> None:
     assert config.load(ROOT, ["method=teacher"], allow_teacher=True).method == "teacher"
     with pytest.raises(UserError, match="method: 'teacher' is not there"):
         config.load(ROOT, ["method=teacher"])
-
-
-def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def main(stage: Stage) -> None:
-        seen.append((stage.quiet, stage.config.suite, stage.config.split))
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits", "--quiet", "split=validation"])
-    run(main, needs=(), logs=False)
-    assert seen == [(True, "digits", "validation")]
-
-
-def test_help_ends_with_an_example_that_works(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ablate.py", "--help"])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as ended:
-        run(plan.main, needs=("suite", "method", "ablation", "split"), logs=False)
-    assert ended.value.code == 0
-    program, *overrides = capsys.readouterr().out.strip().rpartition("for example: python -m ")[2].split()
-    assert program == "stages.ablate"
-    settings = config.load(ROOT, overrides)
-    assert None not in (settings.suite, settings.method, settings.ablation)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-            "error: CUDA out of memory.*run.fuse_seeds",
-        ),
-        (
-            RuntimeError("f_backward_cuda does not have a deterministic implementation"),
-            "error: run.deterministic: f_back",
-        ),
-        (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
-            "error: .*can't allocate memory.*fewer seeds",
-        ),
-        (MemoryError(), "error: out of memory; take fewer seeds"),
-    ],
-)
-def test_what_a_device_cannot_do_is_said(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main(_: Stage) -> None:
-        raise error
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits"])
-    with pytest.raises(SystemExit) as ended:
-        run(main, needs=(), logs=False)
-    assert ended.value.code == 1
-    assert re.match(message, capsys.readouterr().err)
-
-
-def test_the_plan_counts_the_epochs_that_will_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of both splits' teachers, and of an ablation whose variants differ in nothing but their epochs."""
-    monkeypatch.chdir(ROOT)
-    words = ["suite=digits", "suites.digits.seeds=[1,2]", "run.methods=[scratch]", "run.ablations=[longer]"]
-    monkeypatch.setattr(sys, "argv", ["plan.py", *words])
-    run(plan.main, needs=(), logs=False)
-    settings = config.load(ROOT, words)
-    digits = settings.for_suite("digits")
-    expected = {
-        "teacher": (2 * digits.teacher.recipe.epochs, 1),
-        "scratch": (digits.student.recipe.epochs, 2),
-        "ablations": (sum(variant.recipe.epochs for variant in digits.ablations["longer"]), 2),
-    }
-    assert expected["ablations"][0] > 4 * digits.student.recipe.epochs
-    found = re.findall(r"^  (\w+) +(\d+) epochs, (\d+) seed\(s\): about ", capsys.readouterr().out, re.MULTILINE)
-    assert {name: (int(epochs), int(seeds)) for name, epochs, seeds in found} == expected
-
-
-def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*words: str) -> str:
-        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", *author, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    monkeypatch.chdir(tmp_path)
-    assert _commit() is None
-    git("init", "-q")
-    assert _commit() is None
-    for name in ("dvc.lock", "params.yaml"):
-        (tmp_path / name).write_text("one")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    head = git("rev-parse", "HEAD")
-    (tmp_path / "dvc.lock").write_text("two")
-    assert _commit() == head
-    (tmp_path / "params.yaml").write_text("two")
-    assert _commit() == f"{head}-dirty"
-
-
-def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def main(_: Stage) -> None:
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits"])
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        run(main, needs=(), logs=False)
 
 
 def test_params_has_no_interpolation_and_no_anchor() -> None:

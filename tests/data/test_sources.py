@@ -15,12 +15,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,23 @@ import numpy as np
 import pytest
 import torchvision
 from conftest import ROOT
-from numpy.typing import NDArray
 from PIL import Image
+from served import (
+    BATCHES,
+    CIFAR_LABELS,
+    CIFAR_PIXELS,
+    MNIST_PIXELS,
+    Contents,
+    Pixels,
+    Server,
+    address,
+    cifar_from,
+    in_tar,
+    mnist_from,
+    random_pixels,
+    serving,
+    small,
+)
 
 from stages import fetch
 from stages._command import run
@@ -38,13 +50,6 @@ from tripletkd.data import sources
 from tripletkd.errors import UserError
 from tripletkd.tracking.logger import Logger
 from tripletkd.tracking.mlflow import StageFiles
-
-Pixels = NDArray[np.uint8]
-RNG = np.random.default_rng(0)
-
-
-def random_pixels(*shape: int) -> Pixels:
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
 
 
 def encoded(image: Pixels | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -57,19 +62,7 @@ def encoded(image: Pixels | Image.Image, kind: str = "PNG", **options: Any) -> b
 
 IMAGES = {f"{part}/{name}/{i}.png": random_pixels(8, 8, 3) for part in ("train", "test") for name in "ab" for i in "12"}
 GOOD = {path: encoded(image) for path, image in IMAGES.items()}
-Contents = Mapping[str, bytes]  # by path; a path that ends in / is a folder
 KINDS = ["folder", "tar", "tar.gz", "zip"]
-
-
-def in_tar(path: Path, contents: Contents, *members: tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.type = len(content), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            tar.addfile(member, io.BytesIO(content))
-        for member in members:
-            tar.addfile(member)
-    return path
 
 
 def in_zip(path: Path, contents: Contents, *members: tuple[zipfile.ZipInfo, bytes]) -> Path:
@@ -456,13 +449,6 @@ def test_folder_and_archives_of_true_images_give_their_exact_pixels(cifar: Path,
 # --- the canonical data set -------------------------------------------------------------------------------------------
 
 
-def small() -> data.Dataset:
-    labels = np.array([0, 0, 1, 1])
-    return data.Dataset(
-        data.Split(random_pixels(4, 2, 2, 3), labels), data.Split(random_pixels(4, 2, 2, 3), labels), ("été", "猫")
-    )
-
-
 def test_the_canonical_data_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     dataset = small()
     transposed = data.Split(dataset.test.images.transpose(0, 2, 1, 3), dataset.test.labels)  # not contiguous
@@ -568,59 +554,6 @@ def test_digits_are_the_published_ones_in_halves() -> None:
 # --- torchvision, from a server of our own ----------------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files` by path; `fault` says what it does wrong, after `sound` requests and `share` of the next file."""
-
-    files: dict[str, bytes]
-    fault: str
-    closing: threading.Event
-    silent: threading.Event  # it has sent that share and says no more
-    sound: int = 0
-    share: float = 0.5
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that hangs up is no matter."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        content = self.server.files.get(self.path)
-        fault = self.server.fault if self.server.sound == 0 else ""
-        self.server.sound = max(self.server.sound - 1, 0)
-        if content is None or fault == "404":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if fault in ("cut off", "silence"):
-            content = content[: int(len(content) * self.server.share)]
-        if fault == "changed":
-            content = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
-        self.wfile.write(content)
-        if fault == "silence":
-            self.wfile.flush()
-            self.server.silent.set()
-            self.server.closing.wait(30)
-
-    def log_message(self, *_: Any) -> None:
-        """Not on the terminal."""
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.files, server.fault, server.closing, server.silent = {}, "", threading.Event(), threading.Event()
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.closing.set()
-            server.shutdown()
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
@@ -628,65 +561,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def address(server: Server) -> str:
-    return f"http://127.0.0.1:{server.server_port}/"
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-CIFAR_PIXELS = random_pixels(6, 32, 32, 3)
-CIFAR_LABELS = [0, 1, 1, 0, 1, 0]
-
-
-def batch(part: slice) -> bytes:
-    rows = CIFAR_PIXELS[part].transpose(0, 3, 1, 2).reshape(-1, 3072)
-    return pickle.dumps({"data": rows, "labels": CIFAR_LABELS[part]})
-
-
-BATCHES = {
-    "data_batch_1": batch(slice(0, 2)),
-    "data_batch_2": batch(slice(2, 4)),
-    "test_batch": batch(slice(4, 6)),
-    "batches.meta": pickle.dumps({"label_names": ["cat", "dog"]}),
-}
-
-
-def cifar_from(server: Server, tmp_path: Path, batches: Contents) -> dict[str, Any]:
-    """What torchvision's class must hold for an archive of `batches` with its md5, inner files with that of BATCHES."""
-    path = in_tar(tmp_path / "cifar.tar.gz", {f"cifar-10-batches-py/{name}": body for name, body in batches.items()})
-    server.files["/cifar.tar.gz"] = path.read_bytes()
-    known = [[name, md5(content)] for name, content in BATCHES.items()]
-    return {
-        "url": address(server) + path.name,
-        "filename": path.name,
-        "tgz_md5": md5(path.read_bytes()),
-        "train_list": known[:2],
-        "test_list": known[2:3],
-        "meta": {"filename": "batches.meta", "key": "label_names", "md5": known[3][1]},
-    }
-
-
 def serve_cifar(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batches: Contents) -> None:
     for name, value in cifar_from(server, tmp_path, batches).items():
         monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
-
-
-MNIST_PIXELS = random_pixels(4, 28, 28)
-
-
-def mnist_from(server: Server) -> dict[str, Any]:
-    """What torchvision's class must hold."""
-    resources = []
-    for part, images in (("train", MNIST_PIXELS[:2]), ("t10k", MNIST_PIXELS[2:])):
-        for name, content in (
-            (f"{part}-images-idx3-ubyte.gz", struct.pack(">4I", 2051, 2, 28, 28) + images.tobytes()),
-            (f"{part}-labels-idx1-ubyte.gz", struct.pack(">2I", 2049, 2) + bytes([3, 9])),
-        ):
-            server.files[f"/{name}"] = gzip.compress(content)
-            resources.append((name, md5(server.files[f"/{name}"])))
-    return {"resources": resources, "mirrors": [address(server)]}
 
 
 def serve_mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

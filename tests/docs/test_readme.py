@@ -51,4 +51,17 @@ def test_make_targets_exist(target: str) -> None:
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+    """To a file, and to a heading of it where one is named."""
+    name, _, anchor = link.partition("#")
+    assert (ROOT / name).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+def test_inside_names_every_part_of_the_library() -> None:
+    inside = README.partition("## Inside")[2].split("```")[1]
+    named = re.findall(r"^(\w+)/|\b(\w+\.py)\b", inside, re.MULTILINE)
+    parts = [path for path in (ROOT / "tripletkd").iterdir() if path.name not in ("__init__.py", "__pycache__")]
+    code = {path.name for path in parts if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert sorted(folder or file for folder, file in named) == sorted(code)

@@ -29,8 +29,9 @@ from conftest import ROOT, trial
 from PIL import Image
 from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink, with_faults
 
-from tripletkd.config import load as config
+from tripletkd.config.load import load
 from tripletkd.errors import UserError
+from tripletkd.training.run_record import read_log
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,11 @@ STAGES = {
     "export": ["method=teacher"],
 }  # fmt: skip
 # Other outputs than those of the shrunk parameters: a half-replaced one is then told from a whole one.
-EARLIER = ["suites.digits.data.per_class=30", "suites.digits.holdout=10", "suites.digits.student.recipe.lr=0.02"]
+EARLIER = [
+    "++suites.digits.data.per_class=30",
+    "suites.digits.holdout=10",
+    "++suites.digits.student.recipe={optimizer: {lr: 0.02}}",
+]
 OUTPUTS = {
     "fetch": ["data/digits"],
     "train_teacher": ["runs/digits/test/teacher", "results/digits/measured/test/teacher.json"],
@@ -70,7 +75,7 @@ class Runner:
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
         (folder / "mlflow.py").write_text("raise ImportError('no MLflow in this test')\n")
-        self.variables = {"PYTHONPATH": str(folder)}
+        self.variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}  # also of what a stage starts
         self.process = subprocess.Popen(
             [sys.executable, faults.__file__],
             stdin=subprocess.PIPE,
@@ -166,11 +171,16 @@ def with_earlier_outputs(name: str, states: dict[str, Path], earlier: Path, fold
 
 
 def assert_whole(name: str, states: dict[str, Path], earlier: Path, folder: Path) -> None:
-    """Each output of a stage is the earlier one, the new one or, if it is a folder, not there; never a part."""
+    """Each output of a stage is the earlier one, the new one or, if it is a folder, not there; never a part.
+
+    Of a run that holds for each of its seeds.
+    """
     for output in OUTPUTS[name]:
-        found = contents(folder, output)
-        accepted = [contents(earlier, output), contents(states["end"], output)]
-        assert found in accepted or (found == {} and (earlier / output).is_dir()), (output, list(found))
+        seeds = [f"{output}/seed-{seed}" for seed in (0, 1, 2) if (states["end"] / output / f"seed-{seed}").exists()]
+        for part in seeds or [output]:
+            found = contents(folder, part)
+            accepted = [contents(earlier, part), contents(states["end"], part)]
+            assert found in accepted or (found == {} and (earlier / part).is_dir()), (part, list(found))
 
 
 # --- odd parameters ---------------------------------------------------------------------------------------------------
@@ -182,13 +192,16 @@ def accepted(folder: Path) -> list[str]:
     """What may be said of the shrunk suite, and is not refused; not of epochs or seeds, which may take for ever."""
     params = yaml.safe_load((folder / "params.yaml").read_text())
     suite, run = params["suites"]["digits"], params["run"]
-    keys = [f"suites.digits.inputs.{key}" for key in suite["inputs"]] + [f"run.{key}" for key in run if key != "seeds"]
-    keys += [f"suites.digits.{who}.recipe.{key}" for who in ("teacher", "student") for key in suite[who]["recipe"]]
+    keys = [f"suites.digits.inputs.{key}" for key in suite["inputs"]] + [f"run.{key}" for key in run]
+    keys += [f"suites.digits.{key}" for key in ("precision", "teacher_floor", "evaluate_every", "recipe.batch_size")]
+    keys += [
+        f"suites.digits.recipe.{part}.{key}" for part in ("optimizer", "schedule") for key in suite["recipe"][part]
+    ]
     keys += [f"methods.triplet.{key}" for key in params["methods"]["triplet"]]
     found = []
-    for key, value in itertools.product([key for key in keys if not key.endswith("epochs")], ODD):
+    for key, value in itertools.product(keys, ODD):
         with suppress(UserError):
-            config.load(folder, ["suite=digits", f"{key}={value}"])
+            load(folder, ["suite=digits", f"{key}={value}"])
             found.append(f"{key}={value}")
     return found
 
@@ -214,64 +227,86 @@ def test_odd_values_that_are_accepted_run_or_stop_with_one_message(
 # --- killed anywhere --------------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "fetch": ["tripletkd.sources:digits 1", "tripletkd.data:save 1", "tripletkd.tracking:Logger._send 1"],
+    "fetch": [
+        "tripletkd.data.sources:digits 1",
+        "tripletkd.data.dataset:save 1",
+        "tripletkd.tracking.logger:Logger._send 1",
+    ],
     "train_teacher": [
-        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 17, 18, 19, 40, 54)),
-        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
-        "tripletkd.record:write 1",
-        "tripletkd.record:write_csv 1",
-        "tripletkd.evaluate:measure 1",
-        "tripletkd.tracking:Logger._send 1",
-        "stages._training:done 1",
+        *(f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 17, 18, 19, 40, 54)),
+        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
+        *(f"tripletkd.training.run_record:{name} 1" for name in ("write_seeds", "write_csv", "write_log", "read_run")),
+        "tripletkd.evaluation.measure:measure 1",
+        "tripletkd.tracking.logger:Logger._send 1",
+        "stages._command:refuse_changes 1",
     ],
     "distill": [
-        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 5, 18, 19, 36, 54)),
-        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
-        "tripletkd.record:write 1",
-        "tripletkd.record:write_csv 1",
-        "tripletkd.tracking:Logger._send 1",
-        "stages._training:done 1",
+        *(f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 5, 18, 19, 36, 54)),
+        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
+        *(f"tripletkd.training.run_record:{name} {n}" for name in ("_write_seed", "write_log") for n in (1, 2)),
+        "tripletkd.training.run_record:read_run 1",
+        "tripletkd.tracking.logger:Logger._send 1",
+        "stages._command:refuse_changes 1",
     ],
     "evaluate": [
-        "tripletkd.data:load 1",
-        "tripletkd.record:read 1",
-        "tripletkd.record:Record.load_networks 2",
-        "tripletkd.evaluate:measure 1",
-        "tripletkd.provenance:write_csv 1",
+        "tripletkd.data.dataset:load 1",
+        "tripletkd.training.run_record:read_run 1",
+        "tripletkd.training.run_record:load_network 2",
+        "tripletkd.evaluation.measure:measure 1",
+        "tripletkd.files:write_csv 1",
     ],
     "tabulate": [
-        *(
-            f"tripletkd.{name} 1"
-            for name in ("report:rows", "report:curves", "tables:markdown", "page:pictures", "page:html")
-        ),
-        "tripletkd.tracking:Logger._send 1",
+        "tripletkd.analysis.comparison:rows 1",
+        "tripletkd.analysis.comparison:curves 1",
+        *(f"tripletkd.reporting.{name} 1" for name in ("tables:markdown", "page:pictures", "page:html")),
+        "tripletkd.tracking.logger:Logger._send 1",
     ],
     "ablate": [
-        *(f"tripletkd.train:Trainer.step {n}" for n in (1, 12, 36, 37, 48, 72)),  # the second variant from 37 on
-        *(f"tripletkd.checkpoint:Checkpoint.save {n}" for n in (3, 4, 6)),
-        *(f"tripletkd.{name} {n}" for name in ("record:write", "evaluate:measure") for n in (1, 2)),
-        "tripletkd.provenance:write_json 1",
-        "tripletkd.tracking:Logger._send 1",
+        *(
+            f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 12, 36, 37, 48, 72)
+        ),  # the second variant from 37
+        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (3, 4, 6)),
+        *(f"tripletkd.training.run_record:_write_seed {n}" for n in (1, 2, 3, 4)),
+        *(f"tripletkd.evaluation.measure:measure {n}" for n in (1, 2)),
+        "tripletkd.evaluation.measurement:write_ablation 1",
+        "tripletkd.tracking.logger:Logger._send 1",
     ],
     "export": [
         *(
             f"tripletkd.{name} 1"
-            for name in ("record:read", "data:load", "export:to_onnx", "export:verify", "card:markdown")
+            for name in (
+                *("training.run_record:read_record", "data.dataset:load", "export:to_onnx", "export:verify"),
+                "reporting.model_card:markdown",
+            )
         ),
         "tripletkd.export:latency 2",
-        "tripletkd.tracking:Logger._send 1",
+        "tripletkd.tracking.logger:Logger._send 1",
     ],
 }
+
+
+def left_over(folder: Path) -> list[Path]:
+    """What no stage may leave once it has ended well: parts of files, locks, checkpoints."""
+    locks = [*(folder / ".locks").glob("*")]
+    return [*locks, *(path for path in folder.rglob("*") if ".partial" in path.name or "checkpoints/" in str(path))]
+
+
+def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
+    """The outputs have the undisturbed bytes, every seed that was trained has its log, and nothing else is left."""
+    after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
+    assert after == contents(states["end"], *OUTPUTS[name])
+    assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+    for output in OUTPUTS[name]:
+        for record in (folder / output).glob("seed-*/record.json") if output.startswith("runs/") else ():
+            log = folder / "logs" / record.parent.relative_to(folder / "runs").with_suffix(".json")
+            assert read_log(log, record).get("seconds"), log
 
 
 def assert_goes_on(name: str, stage: Runner, states: dict[str, Path], earlier: Path, folder: Path) -> None:
     """After a stage died: its outputs are whole, and the same command ends with the undisturbed bytes and no others."""
     assert_whole(name, states, earlier, folder)
     assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 0, stage.printed()
-    after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
-    assert after == contents(states["end"], *OUTPUTS[name])
-    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
-    assert not contents(folder, "checkpoints")
+    assert_undisturbed(name, states, folder)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -302,9 +337,9 @@ def test_killed_at_a_step_of_the_computation(
         assert code == -signal.SIGKILL, stage.printed()
         assert_goes_on(name, stage, states, earlier, folder)
         fault.seen = "nothing; the same command again ends with the undisturbed bytes"
-        written = ("tripletkd.record:write", "tripletkd.evaluate", "tripletkd.tracking")
-        if name in ("train_teacher", "ablate") and moment.startswith(written):
-            assert "going on after epoch 3" in stage.printed()  # what was trained is not trained again
+        if name in ("train_teacher", "distill", "ablate") and ("run_record:" in moment or "evaluation" in moment):
+            said = ("going on after epoch 3", "are there, as asked for")  # what was trained is not trained again
+            assert any(words in stage.printed() for words in said), stage.printed()
 
 
 def images_in(kind: str, folder: Path) -> Path:
@@ -326,14 +361,14 @@ def test_killed_while_images_are_decoded(
 ) -> None:
     path = images_in(kind, tmp_path)
     words = [f"suites.digits.data.source={'folder' if kind == 'folder' else 'archive'}"]
-    words += [f"suites.digits.data.path={path}"]
+    words += [f"++suites.digits.data.path={path}"]
     sound = copied(states, "fetch", tmp_path / "sound")
     assert stage(sound, "fetch", *words) == 0, stage.printed()
     moments = [*(f"_pixels {n}" for n in (1, 2, 10, 19, 20)), "_class_folders 1", "_by_class 1", "_read 1"]
     for moment in moments:
         folder = with_earlier_outputs("fetch", states, earlier, tmp_path / moment)
         with trial("kill -9 in fetch, while a folder or an archive of images is decoded") as fault:
-            code = stage(folder, "fetch", *words, fault=f"kill tripletkd.sources:{moment}")
+            code = stage(folder, "fetch", *words, fault=f"kill tripletkd.data.sources:{moment}")
             assert code == -signal.SIGKILL, stage.printed()
             assert contents(folder, "data") == contents(earlier, "data")
             assert stage(folder, "fetch", *words) == 0, stage.printed()
@@ -368,7 +403,7 @@ def start(
     return subprocess.Popen(
         [*before, *command_line],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), stage.variables["PYTHONPATH"]])},
+        env=ENVIRONMENT | {"PYTHONPATH": stage.variables["PYTHONPATH"]},
         stdout=to or subprocess.PIPE,
         stderr=to or subprocess.PIPE,
         text=True,
@@ -386,17 +421,30 @@ def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
     """What a process says that has found another one at work."""
     line = ended(process, 1)
     assert "\n" not in line
-    words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
-    by_split = name in ("train_teacher", "distill", "evaluate")
-    lock = ".".join(["", *words, *(["test"] if by_split else []), "lock"])
-    assert line.startswith(f"error: {lock}: process {holder} runs this stage here already; wait until it ends, or")
+    lock = lock_of(Path(), name)
+    assert line.startswith(f"error: {lock}: process {holder} does this here already; wait until it ends, or stop it")
     return line
 
 
-def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
-    assert contents(folder, *OUTPUTS[name]) == contents(states["end"], *OUTPUTS[name])
-    assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
-    assert not contents(folder, "checkpoints")
+def lock_of(folder: Path, name: str) -> Path:
+    """The file that a stage locks."""
+    words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
+    by_split = name in ("train_teacher", "distill", "evaluate")
+    return folder / ".locks" / ".".join([*words, *(["test"] if by_split else [])])
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until it holds, while the process goes on."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def holder_of(lock: Path) -> str:
+    """The process that a lock names; nothing where there is none."""
+    with suppress(FileNotFoundError):
+        return lock.read_text()
+    return ""
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -406,10 +454,9 @@ def test_a_stage_that_runs_already_is_not_started_again(
     folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
     with trial("a stage, run directly, that another process runs already in the same folder") as fault:
         first = start(stage, folder, name)
-        while not (locks := [lock for lock in folder.glob(".*.lock") if lock.read_text()]):
-            assert first.poll() is None
+        wait_for(lambda: holder_of(lock_of(folder, name)), first)
         os.kill(first.pid, signal.SIGSTOP)
-        assert locks[0].read_text() == str(first.pid)
+        assert lock_of(folder, name).read_text() == str(first.pid)
         fault.seen = f"`{refusal(start(stage, folder, name), name, first.pid).replace(str(first.pid), '6589')}`"
         os.kill(first.pid, signal.SIGCONT)
         ended(first, 0)
@@ -422,17 +469,16 @@ def test_a_lock_dies_with_the_process_that_held_it(
     folder = with_earlier_outputs("distill", states, earlier, tmp_path / "folder")
     with trial("a stage whose other process is killed") as fault:
         first = start(stage, folder, "distill")
-        while not [lock for lock in folder.glob(".*.lock") if lock.read_text()]:
-            assert first.poll() is None
+        wait_for(lambda: holder_of(lock_of(folder, "distill")), first)
         first.kill()
         first.communicate()
-        assert [*folder.glob(".*.lock")]
+        assert lock_of(folder, "distill").exists()
         assert stage(folder, "distill") == 0, stage.printed()
         assert_undisturbed("distill", states, folder)
         fault.seen = "nothing; the file that is left locks nobody out"
 
 
-MANY_WRITES = ["suites.digits.student.recipe.epochs=100", "run.checkpoint_minutes=0.000001"]
+MANY_WRITES = ["suites.digits.recipe.epochs=100", "run.checkpoint_minutes=0.000001"]
 
 
 def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
@@ -452,7 +498,7 @@ def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
             refusal(loser, "distill", winner.pid)
             ended(winner, 0)
             assert contents(folder, "runs", "checkpoints") == contents(alone, "runs", "checkpoints")
-            assert not [file for file in folder.rglob("*") if ".partial" in file.name or ".lock" in file.name]
+            assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
             fault.seen = "that message, of either of them; the other one leaves the undisturbed bytes"
 
 
@@ -472,14 +518,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The moments of a stage, in an order in which each is still ahead of what was finished before the one above it.
 DVC_MOMENTS = {
-    "fetch": ["files 1", "tripletkd.sources:digits 1", "tripletkd.data:save 1", "files 3", MOMENTS["fetch"][-1]],
-    "train_teacher": [f"tripletkd.train:Trainer.step {n}" for n in (1, 30)] + MOMENTS["train_teacher"][-5:],
-    "distill": [f"tripletkd.train:Trainer.step {n}" for n in (5, 19)] + MOMENTS["distill"][-5:],
+    "fetch": [
+        "files 1",
+        "tripletkd.data.sources:digits 1",
+        "tripletkd.data.dataset:save 1",
+        "files 3",
+        MOMENTS["fetch"][-1],
+    ],
+    "train_teacher": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 30)] + MOMENTS["train_teacher"][-5:],
+    "distill": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (5, 19)] + MOMENTS["distill"][-5:],
     "evaluate": MOMENTS["evaluate"],
-    "ablate": [f"tripletkd.train:Trainer.step {n}" for n in (12, 25)] + MOMENTS["ablate"][-6:],
+    "ablate": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (12, 25)]
+    + [
+        "tripletkd.training.run_record:_write_seed 2",
+        *MOMENTS["ablate"][-4:],
+    ],
     "export": MOMENTS["export"],
     "tabulate": MOMENTS["tabulate"],
 }
+
+
+def checkpoint_of(folder: Path, name: str) -> Path:
+    """The only one of a run."""
+    [path] = (folder / "checkpoints/digits/test" / name).iterdir()
+    return path
 
 
 def repro(folder: Path, path: str, fault: str, where: str, *targets: str) -> tuple[int, str]:
@@ -523,13 +585,12 @@ def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(undistu
 def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(where: str, undisturbed: Path, tmp_path: Path) -> None:
     folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
     with trial("dvc repro: Ctrl-C within an epoch") as fault:
-        code, printed = repro(folder, path, "interrupt tripletkd.train:Trainer.step 25", where)
+        code, printed = repro(folder, path, "interrupt tripletkd.training.trainer:Trainer.step 25", where)
         assert code != 0
         name = "teacher" if "teacher" in where else "triplet"
-        checkpoint = f"checkpoints/digits/test/{name}.safetensors"
-        line = f"error: stopped at epoch 2 of 3 (SIGINT); the same command goes on from {checkpoint}"
+        checkpoint = checkpoint_of(folder, name).relative_to(folder)
+        line = f"paused: stopped at epoch 2 of 3 (SIGINT); the same command goes on from {checkpoint}"
         assert printed.count(line) == 1 and "Traceback" not in printed, printed
-        assert (folder / checkpoint).exists()
         assert f"{checkpoint}: going on after epoch 2" in command(folder, "dvc", "repro")
         assert lock(folder) == lock(undisturbed)
         fault.seen = f"`{line}`"
@@ -636,7 +697,7 @@ def test_a_full_disk(stage: Runner, states: dict[str, Path], tmp_path: Path) -> 
         ("fetch", "data"),
         ("train_teacher", "runs"),
         ("train_teacher", "checkpoints"),
-        ("distill", "runs/digits/test/triplet/weights"),
+        ("distill", "runs/digits/test/triplet"),
         ("evaluate", "results"),
         ("tabulate", "results/digits/table.md"),
         ("ablate", "runs/digits/validation/ablations"),
@@ -653,8 +714,8 @@ def test_a_place_that_cannot_be_written(
         shutil.rmtree(folder / place, ignore_errors=True)
         if place.endswith(".md"):
             (folder / place).mkdir(parents=True)
-        elif "weights" in place:
-            (folder / "runs/digits/test/triplet").symlink_to("/proc/self/nowhere")
+        elif "triplet" in place:
+            (folder / place).symlink_to("/proc/self/nowhere")
         else:
             (folder / place).write_text("in the way")
         assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 1, stage.printed()
@@ -664,10 +725,10 @@ def test_a_place_that_cannot_be_written(
 
 READ = {
     "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
-    "evaluate": [f"runs/digits/test/triplet/{name}" for name in ("weights/seed-1.safetensors", "record.json")],
+    "evaluate": [f"runs/digits/test/triplet/seed-1/{name}" for name in ("weights.safetensors", "record.json")],
     "tabulate": ["results/digits/measured/test/triplet.json"],
-    "ablate": ["runs/digits/validation/teacher/weights/seed-0.safetensors"],
-    "export": ["runs/digits/test/teacher/weights/seed-0.safetensors"],
+    "ablate": ["runs/digits/validation/teacher/seed-0/weights.safetensors"],
+    "export": ["runs/digits/test/teacher/seed-0/weights.safetensors"],
 }
 
 
@@ -748,14 +809,20 @@ def test_a_damaged_file_is_named(
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_not_used(damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "distill", tmp_path / "folder")
-    stage(folder, "distill", "run.checkpoint_minutes=0.000001", fault="kill tripletkd.train:Trainer.step 50")
-    path = folder / "checkpoints/digits/test/triplet.safetensors"
-    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    stage(folder, "distill", "run.checkpoint_minutes=0.000001", fault="kill tripletkd.training.trainer:Trainer.step 50")
+    path = checkpoint_of(folder, "triplet")
+    path.write_bytes(damaged := DAMAGE[damage](path.read_bytes()))
     with trial("a damaged checkpoint") as fault:
-        assert stage(folder, "distill") == 0
+        words = ["run.checkpoint_minutes=0.000001"]
+        assert stage(folder, "distill", *words, fault="kill tripletkd.training.trainer:Trainer.step 50") != 0
         line = next(line for line in stage.printed().splitlines() if "starting anew" in line)
-        assert line.startswith("checkpoints/digits/test/triplet.safetensors: cannot be read (")
+        assert line.startswith(f"{path.relative_to(folder)}: cannot be read")
+        aside = re.search(r"moved to (\S+), starting anew", line)
+        assert aside and path.with_name(aside[1]).read_bytes() == damaged
+        assert stage(folder, "distill", *words) == 0
+        assert "starting anew" not in stage.printed() and stage.printed().count("going on after epoch 2") == 1
         assert contents(folder, "runs/digits/test/triplet") == contents(states["end"], "runs/digits/test/triplet")
+        assert [*path.parent.iterdir()] == [path.with_name(aside[1])]
         fault.seen = f"`{line}`"
 
 
@@ -764,12 +831,199 @@ def test_students_of_another_run_are_not_measured(
     key: str, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = copied(states, "evaluate", tmp_path / "folder")
-    path = folder / "runs/digits/test/triplet/record.json"
+    path = folder / "runs/digits/test/triplet/seed-1/record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0" * 64}))
     with trial("students of other images or another teacher, carried here") as fault:
         assert stage(folder, "evaluate") == 1
         assert "trained with" in stage.error() and "0000" in stage.error()
         fault.seen = f"`{stage.error()[:120]}...`"
+
+
+# --- a seed is the unit of work ---------------------------------------------------------------------------------------
+
+RUN = "runs/digits/test/triplet"
+OFTEN = "run.checkpoint_minutes=0.000001"
+
+
+def trained_anew(printed: str) -> list[str]:
+    """The seeds that stood there and were not kept."""
+    return re.findall(rf"^{RUN}/seed-(\d+): .*; trained anew$", printed, re.MULTILINE)
+
+
+def test_seeds_that_are_added_are_trained_alone_whenever_that_is_killed(
+    stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["suites.digits.seeds=[1,2,3,4]", OFTEN]
+    sound, earlier = copied(states, "evaluate", tmp_path / "sound"), contents(states["evaluate"], RUN)
+    assert stage(sound, "distill", *words) == 0, stage.printed()
+    whole = contents(sound, RUN)
+    assert earlier.items() < whole.items()
+    for n in range(1, 200):
+        folder = copied(states, "evaluate", tmp_path / str(n))
+        code = stage(folder, "distill", *words, fault=f"kill files {n}")
+        if code == 0:
+            break
+        with trial("kill -9 while seeds are added to finished ones, before each change of a file") as fault:
+            assert code == -signal.SIGKILL, stage.printed()
+            left = {file: content for file, content in contents(folder, RUN).items() if ".partial" not in file}
+            assert earlier.items() <= left.items() <= whole.items()
+            assert stage(folder, "distill", *words) == 0, stage.printed()
+            assert "seeds 1, 2" in stage.printed() and not trained_anew(stage.printed())
+            assert contents(folder, RUN) == whole
+            assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+            fault.seen = "nothing; the same command again trains what is missing and no more"
+        shutil.rmtree(folder)
+    assert n > 10
+
+
+def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    sound = copied(states, "distill", tmp_path / "sound")
+    for seed in "12":
+        assert stage(sound, "distill", "--only-seeds", seed) == 0, stage.printed()
+    with trial("`--only-seeds` of one seed twice at once") as fault:
+        folder, seed_lock = copied(states, "distill", tmp_path / "same"), ".locks/distill.digits.test.triplet.seed-1"
+        first = start(stage, folder, "distill", "--only-seeds", "1")
+        wait_for(lambda: holder_of(folder / seed_lock), first)
+        os.kill(first.pid, signal.SIGSTOP)
+        line = ended(start(stage, folder, "distill", "--only-seeds", "1"), 1)
+        os.kill(first.pid, signal.SIGCONT)
+        assert line.startswith(f"error: {seed_lock}: process {first.pid} does this here already; wait until it ends")
+        ended(first, 0)
+        assert contents(folder, RUN) == contents(sound, f"{RUN}/seed-1")
+        fault.seen = f"`{line.replace(str(first.pid), '6589')}`"
+    with trial("`--only-seeds` of two seeds of one run at once") as fault:
+        folder = copied(states, "distill", tmp_path / "other")
+        for process in [start(stage, folder, "distill", "--only-seeds", seed, OFTEN) for seed in "12"]:
+            ended(process, 0)
+        assert contents(folder, RUN) == contents(sound, RUN)
+        assert stage(folder, "distill") == 0 and "seeds 1, 2 are there, as asked for" in stage.printed()
+        assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+        fault.seen = "nothing: both succeed"
+
+
+SIDE_BY_SIDE = [
+    *("suites.digits.seeds=[1,2,3,4]", "suites.digits.recipe.epochs=60", "run.fuse_seeds=never", OFTEN),
+    *("--processes", "2"),
+]
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_seeds_side_by_side_end_with_the_undisturbed_bytes(
+    how: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    sound, folder = (copied(states, "distill", tmp_path / name) for name in ("sound", "folder"))
+    assert stage(sound, "distill", *SIDE_BY_SIDE) == 0, stage.printed()
+    with trial(f"seeds side by side, a process each: {how} to the one that started them") as fault:
+        first = start(stage, folder, "distill", *SIDE_BY_SIDE)
+        wait_for(lambda: len([*folder.glob("checkpoints/**/seeds-*.safetensors")]) == 2, first)
+        first.send_signal(getattr(signal, how))
+        if how == "SIGKILL":
+            first.wait()
+            fault.seen = "nothing, or that its seeds' processes are at work still; the same command goes on"
+        else:
+            line = ended(first, 75).splitlines()[-1]
+            assert line.startswith("paused: every seed that was begun stopped at a checkpoint; the same command goes")
+            fault.seen = f"`{line}`"
+        finished = time.monotonic() + 60
+        while stage(folder, "distill", *SIDE_BY_SIDE):  # those that outlive a killed one are in the way, by name
+            assert how == "SIGKILL" and time.monotonic() < finished, stage.printed()
+            assert re.search(r"seed-\d: process \d+ does this here already", stage.printed()), stage.printed()
+            time.sleep(1)
+        assert not trained_anew(stage.printed())
+        assert contents(folder, RUN) == contents(sound, RUN)
+        assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["weights.safetensors", "record.json"])
+def test_a_damaged_seed_is_named_and_trained_anew_alone(
+    file: str, damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    if (file, damage) == ("record.json", "a bit changed"):
+        pytest.skip("DVC's hash tells: a number within a text has no other witness")
+    alone, folder = (copied(states, "evaluate", tmp_path / name) for name in ("alone", "folder"))
+    assert stage(alone, "distill", "--only-seeds", "1", "--retrain") == 0, stage.printed()
+    path = folder / RUN / "seed-1" / file
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with trial("a damaged seed of a finished run") as fault:
+        assert stage(folder, "evaluate") == 1 and f"{RUN}/seed-1/{file}: " in stage.error()
+        assert stage(folder, "distill") == 0, stage.printed()
+        assert trained_anew(stage.printed()) == ["1"] and "seeds 2 are there, as asked for" in stage.printed()
+        assert contents(folder, RUN) == contents(alone, RUN)
+        line = next(line for line in stage.printed().splitlines() if "trained anew" in line)
+        assert f"{RUN}/seed-1/{file}: " in line
+        assert stage(folder, "evaluate") == 0, stage.printed()
+        fault.seen = f"`{line[:150]}...`"
+
+
+def test_a_checkpoint_of_other_inputs_is_named_and_left(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder, other = copied(states, "distill", tmp_path / "folder"), "suites.digits.recipe.optimizer.lr=0.02"
+    stage(folder, "distill", OFTEN, other, fault="kill tripletkd.training.trainer:Trainer.step 50")
+    path = checkpoint_of(folder, "triplet")
+    before = path.read_bytes()
+    with trial("a checkpoint of other inputs") as fault:
+        assert stage(folder, "distill", OFTEN) == 0, stage.printed()
+        line = next(line for line in stage.printed().splitlines() if "starting anew" in line)
+        assert line == f"{path.relative_to(folder)}: belongs to a run with other inputs; left there, starting anew"
+        assert checkpoint_of(folder, "triplet") == path and path.read_bytes() == before
+        assert contents(folder, RUN) == contents(states["end"], RUN)
+        assert stage(folder, "distill", OFTEN, other) == 0, stage.printed()
+        assert f"{path.relative_to(folder)}: going on after epoch 2" in stage.printed() and not path.exists()
+        fault.seen = f"`{line}`"
+
+
+@pytest.mark.parametrize("name", ["train_teacher", "distill", "ablate"])
+def test_parameters_that_are_edited_while_a_stage_trains(
+    name: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, edited = copied(states, name, tmp_path / "folder"), tmp_path / "edited"
+    before, runs = (
+        (folder / "params.yaml").read_bytes(),
+        [place for place in OUTPUTS[name] if place.startswith("runs/")],
+    )
+    edited.mkdir()
+    shutil.copy(folder / "params.yaml", edited)
+    change(edited, "suites", "digits", "recipe", "optimizer", "lr", value=0.02)
+    stage.variables["EDITED"] = str(edited)
+    with trial("params.yaml edited while a stage trains") as fault:
+        assert stage(folder, name, fault="edit tripletkd.training.trainer:Trainer.step 20") == 1, stage.printed()
+        line = stage.error()
+        assert line.startswith('error: suites.digits.recipe: changed from {"batch_size": 50') and '"lr": 0.02' in line
+        assert "while the stage ran" in line and "run the same command again" in line
+        whole = contents(states["end"], *runs)
+        assert contents(folder, *runs) == whole
+        other = Path(shutil.copytree(folder, tmp_path / "other"))
+        (folder / "params.yaml").write_bytes(before)
+        assert stage(folder, name) == 0 and "are there, as asked for" in stage.printed()
+        assert "trained anew" not in stage.printed()
+        assert_undisturbed(name, states, folder)
+        assert stage(other, name) == 0, stage.printed()
+        seeds = 4 if name == "ablate" else 1 if name == "train_teacher" else 2
+        assert stage.printed().count("; trained anew") == seeds
+        assert not contents(other, *runs).items() & {k: v for k, v in whole.items() if "record" not in k}.items()
+        fault.seen = f"`{line[:60]} ... {line[-100:]}`"
+
+
+def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
+    folder, edited, file = clone(tmp_path / "clone"), tmp_path / "edited", "tripletkd/methods/triplet.py"
+    (edited / file).parent.mkdir(parents=True)
+    before = (folder / file).read_text()
+    (edited / file).write_text(before + "# an edit\n")
+    variables = {"PYTHONPATH": with_faults(tmp_path), "MLFLOW_TRACKING_URI": "nonsense://", "EDITED": str(edited)}
+    for words in ("fetch", "train_teacher"):
+        command(folder, "python", "-m", f"stages.{words}", "suite=digits", **variables)
+    distill = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
+    fault_there = {"FAULT": "edit tripletkd.training.trainer:Trainer.step 20", "FAULT_IN": "stages.distill"}
+    with trial("a file of code edited while a stage trains") as fault:
+        printed = command(folder, *distill, check=False, **variables, **fault_there)
+        line = next(line for line in printed.splitlines() if line.startswith("error: "))
+        assert line.startswith(f"error: {file}: changed while the stage ran; its results are of what stood there")
+        (folder / file).write_text(before)
+        printed = command(folder, *distill, **variables)
+        assert "seeds 1, 2 are there, as asked for" in printed and not trained_anew(printed)
+        (folder / file).write_text(before + "# an edit\n")
+        assert trained_anew(command(folder, *distill, **variables)) == ["1", "2"]
+        fault.seen = f"`{line}`"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -782,28 +1036,28 @@ def copy_scratch(source: Path, folder: Path) -> None:
 
 
 def rows_of(folder: Path, seed: int) -> list[str]:
-    rows = (folder / "runs/digits/test/triplet/history.csv").read_text().splitlines()
-    return [row for row in rows if row.startswith(f"{seed},")]
+    return (folder / f"runs/digits/test/triplet/seed-{seed}/history.csv").read_text().splitlines()[1:]
 
 
-@pytest.mark.parametrize(("step", "epoch", "within"), [(1, 1, 1), (20, 2, 2), (54, 3, 18)])
-@pytest.mark.parametrize("folding", ["always", "never"])
+@pytest.mark.parametrize("at", [(1, 1, 1), (20, 2, 2), (54, 3, 18)], ids=str)
+@pytest.mark.parametrize("fuse_seeds", ["always", "never"])
 def test_a_loss_that_is_not_finite_ends_its_seed_alone(
-    folding: str, step: int, epoch: int, within: int, stage: Runner, states: dict[str, Path], tmp_path: Path
+    fuse_seeds: str, at: tuple[int, int, int], stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    words = ["run.seeds=[1,2,3]", f"run.folding={folding}"]
+    step, epoch, within = at  # the step of all, and which of its epoch it is
+    words = ["suites.digits.seeds=[1,2,3]", f"run.fuse_seeds={fuse_seeds}"]
     sound, struck = (copied(states, "distill", tmp_path / name) for name in ("sound", "struck"))
     for folder in (sound, struck):
         copy_scratch(states["end"], folder)
-    assert stage(sound, "distill", *words) == 0
+    together = [*words, "--processes", "1"]
+    assert stage(sound, "distill", *together) == 0
     with trial("a loss that is not finite, in one of three seeds") as fault:
-        assert stage(struck, "distill", *words, fault=f"poison tripletkd.train:Trainer.step {step}") == 0
-        record = json.loads((struck / "runs/digits/test/triplet/record.json").read_text())
-        [(seed, why)] = record["failed"].items()
-        assert seed == "2" and re.fullmatch(rf"(ce|triplet) is (nan|inf) at epoch {epoch}, step {within}", why)
+        assert stage(struck, "distill", *together, fault=f"poison tripletkd.training.trainer:Trainer.step {step}") == 0
+        why = json.loads((struck / "runs/digits/test/triplet/seed-2/record.json").read_text())["failed"]
+        assert re.fullmatch(rf"(ce|triplet) is (nan|inf) at epoch {epoch}, step {within}", why)
         assert f"seed 2 failed: {why}; the other seeds go on" in stage.printed()
         for other in (1, 3):
-            file = f"runs/digits/test/triplet/weights/seed-{other}.safetensors"
+            file = f"runs/digits/test/triplet/seed-{other}/weights.safetensors"
             assert (struck / file).read_bytes() == (sound / file).read_bytes()
             assert rows_of(struck, other) == rows_of(sound, other)
         assert len(rows_of(struck, 2)) == epoch - 1
@@ -821,7 +1075,7 @@ def test_a_method_whose_every_seed_fails_stops_the_pipeline(
     folder = copied(states, "distill", tmp_path / "folder")
     with trial("a loss that is not finite, in every seed") as fault:
         for _ in range(2):  # also the second time: no checkpoint of it is left
-            assert stage(folder, "distill", "suites.digits.student.recipe.lr=1e30") == 1
+            assert stage(folder, "distill", "suites.digits.recipe.optimizer.lr=1e30") == 1
             assert "every seed failed: seed 1: " in stage.error() and "seed 2: " in stage.error()
         fault.seen = f"`{stage.error()[:150]}...`"
         assert stage(folder, "evaluate") == 1
@@ -836,14 +1090,18 @@ def test_five_thousand_epochs(stage: Runner, states: dict[str, Path], tmp_path: 
     memory, size = {}, {}
     for epochs in (500, 5000):
         folder = copied(states, "fetch", tmp_path / str(epochs))
-        assert stage(folder, "fetch", "suites.digits.data.per_class=1") == 0
-        words = [f"suites.digits.teacher.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
+        assert stage(folder, "fetch", "++suites.digits.data.per_class=1") == 0
+        words = [f"suites.digits.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
         code = stage(
-            folder, "train_teacher", *words, "run.checkpoint_minutes=0.05", fault="kill tripletkd.record:write 1"
+            folder,
+            "train_teacher",
+            *words,
+            "run.checkpoint_minutes=0.05",
+            fault="kill tripletkd.training.run_record:write_seeds 1",
         )
         assert code == -signal.SIGKILL, stage.printed()
         memory[epochs] = stage.most_kib
-        size[epochs] = (folder / "checkpoints/digits/test/teacher.safetensors").stat().st_size
+        size[epochs] = checkpoint_of(folder, "teacher").stat().st_size
     assert stage(folder, "train_teacher", *words) == 0
     with trial("5,000 epochs in one run") as fault:
         a_row = (size[5000] - size[500]) / 4500
@@ -855,15 +1113,15 @@ def test_five_thousand_epochs(stage: Runner, states: dict[str, Path], tmp_path: 
 
 def test_five_thousand_epochs_leave_no_bar_in_a_file(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "fetch", tmp_path / "folder")
-    assert stage(folder, "fetch", "suites.digits.data.per_class=1") == 0
-    words = ["suites.digits.teacher.recipe.epochs=5000", "suites.digits.evaluate_every=100"]
+    assert stage(folder, "fetch", "++suites.digits.data.per_class=1") == 0
+    words = ["suites.digits.recipe.epochs=5000", "suites.digits.evaluate_every=100"]
     with trial("5,000 epochs with the output in a file") as fault:
         with (tmp_path / "output.txt").open("w") as output:
             process = start(stage, folder, "train_teacher", *words, "run.checkpoint_minutes=0.02", to=output.fileno())
         assert process.wait() == 0
         lines = (tmp_path / "output.txt").read_text().splitlines()
         assert [line.partition(" (")[0] for line in lines] == ["warning: not logged to MLflow"]
-        assert len((folder / "runs/digits/test/teacher/history.csv").read_text().splitlines()) == 5001
+        assert len((folder / "runs/digits/test/teacher/seed-0/history.csv").read_text().splitlines()) == 5001
         fault.seen = "warnings, if any: no bar, and no line an epoch"
 
 
@@ -896,8 +1154,7 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
     with trial("a terminal of 40, 80 or 200 columns") as fault:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        words = [f"suites.digits.{network}.recipe.epochs=40" for network in ("teacher", "student")]
-        process = start(stage, folder, name, *words, to=theirs)
+        process = start(stage, folder, name, "suites.digits.recipe.epochs=40", to=theirs)
         os.close(theirs)
         printed = b""
         with suppress(OSError):  # Linux's way to say that the other end is closed
@@ -915,10 +1172,13 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
         fault.seen = f"a bar for each run, for example `{bars[0]}`"
 
 
+ONE_EPOCH = ["suites.digits.recipe.epochs=1", "suites.digits.recipe.schedule.decay_epochs=[]"]
+
+
 def test_sixty_four_seeds(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "distill", tmp_path / "folder")
     copy_scratch(states["end"], folder)
-    words = [f"run.seeds={list(range(1, 65))}".replace(" ", ""), "suites.digits.student.recipe.epochs=1"]
+    words = [f"suites.digits.seeds={list(range(1, 65))}".replace(" ", ""), *ONE_EPOCH]
     with trial("64 seeds at once") as fault:
         for name in ("distill", "evaluate", "tabulate"):
             assert stage(folder, name, *words) == 0, stage.printed()

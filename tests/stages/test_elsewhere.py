@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 from shrunk import clone, command, stages_run
 
-NEEDED = ["torch==2.11.0", "numpy", "safetensors", "tqdm", "hydra-core", "omegaconf"]
+from tripletkd.training.run_record import RECORD, read_log, read_record
+
+NEEDED = ["torch==2.11.0", "numpy", "safetensors", "tqdm", "hydra-core", "omegaconf", "pydantic"]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +37,15 @@ def test_a_run_made_elsewhere_is_recorded_here(python: Path, tmp_path: Path) -> 
     for stage, words in (("train_teacher", ["split=test"]), ("distill", ["method=triplet", "split=test"])):
         printed = command(there, str(python), "-m", f"stages.{stage}", "suite=digits", *words, PATH="/nowhere")
         assert "not logged to MLflow" in printed and "Traceback" not in printed
-    shutil.copytree(there / "runs", here / "runs", dirs_exist_ok=True)
-    shutil.copytree(there / "results", here / "results", dirs_exist_ok=True)
+    for name in ("runs", "logs", "results"):
+        shutil.copytree(there / name, here / name, dirs_exist_ok=True)
     for stage in ("train_teacher@digits-test", "distill@digits-triplet"):
         command(here, "dvc", "commit", "--force", stage)
-    assert "runs/digits/test/triplet: logged" in command(here, "python", "-m", "tripletkd.tracking", "runs")
+    relog = ("python", "-m", "tripletkd.tracking.mlflow", "runs", "exports")
+    assert "runs/digits/test/triplet: logged" in command(here, *relog)
     assert stages_run(command(here, "dvc", "repro", "evaluate@digits-triplet")) == ["evaluate@digits-triplet"]
-    record = (here / "runs/digits/test/triplet/record.json").read_text()
-    assert '"torch": "2.11.0' in record and '"python": "3.12.' in record
+    for seed in (1, 2):
+        folder = here / f"runs/digits/test/triplet/seed-{seed}"
+        record = read_record(folder)
+        assert record.environment["torch"].startswith("2.11.0") and record.environment["python"].startswith("3.12.")
+        assert read_log(here / f"logs/digits/test/triplet/seed-{seed}.json", folder / RECORD)["training_seconds"] > 0

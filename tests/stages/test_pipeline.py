@@ -1,12 +1,34 @@
 """The pipeline by running it: shrunk, in a clean copy of the repository, through DVC's command line."""
 
+import hashlib
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
-from shrunk import GIT, change, clone, command, lock, stages_run
+from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, stages_run
+
+from stages._command import EX_TEMPFAIL
+from tripletkd.training.run_record import read_history
 
 pytestmark = pytest.mark.smoke
+
+TRIPLET = "digits/test/triplet"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def when_trained(project: Path) -> dict[str, str]:
+    """Of each seed, as its log says: the log's bytes, which a training writes anew."""
+    logs = project / "logs"
+    return {str(path.relative_to(logs).with_suffix("")): path.read_text() for path in logs.rglob("seed-*.json")}
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +67,9 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     names |= {f"{method}{seed}" for method in ("scratch", "triplet") for seed in ("", "/seed-1", "/seed-2")}
     assert set(runs) == {f"digits/{name}" for name in names}
     child, parent = runs["digits/triplet/seed-2"], runs["digits/triplet"]
-    log = json.loads((project / "runs/digits/test/triplet/log.json").read_text())
-    assert parent.info.end_time - parent.info.start_time == round(1000 * log["seconds"])  # training, not logging
+    logs = [json.loads((project / f"logs/{TRIPLET}/seed-{seed}.json").read_text()) for seed in (1, 2)]
+    seconds = max(log["seconds"] for log in logs)
+    assert parent.info.end_time - parent.info.start_time == round(1000 * seconds)  # training, not logging
     assert child.info.start_time == parent.info.start_time
     assert "2 of 2 seeds" in parent.data.tags["mlflow.note.content"]
     assert "**triplet** is not distinguishable from scratch." in experiment.tags["mlflow.note.content"]
@@ -56,22 +79,21 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
     assert child.data.params["method.margin"] == "5.0"
     history = client.get_metric_history(child.info.run_id, "triplet")
     assert [metric.step for metric in history] == [1, 2, 3]
-    rows = (project / "runs/digits/test/triplet/history.csv").read_text().splitlines()
-    column = rows[0].split(",").index("triplet")
-    assert [metric.value for metric in history] == [
-        float(row.split(",")[column]) for row in rows if row.startswith("2,")
-    ]
-    artifacts = [file.path for file in client.list_artifacts(child.info.run_id)]
-    assert artifacts == ["seed-2.safetensors"]
+    rows = read_history(project / f"runs/{TRIPLET}/seed-2/history.csv")
+    assert [metric.value for metric in history] == [row["triplet"] for row in rows]
+    artifacts = {file.path for file in client.list_artifacts(child.info.run_id)}
+    assert artifacts == {"weights.safetensors", "history.csv", "record.json"}
 
 
 def test_logging_a_record_again_gives_no_double(project: Path) -> None:
-    records = ["runs/digits/test/triplet", "runs/digits/validation/ablations/margin/margin-1"]
-    printed = command(project, "python", "-m", "tripletkd.tracking", *records)
-    assert printed.count("already there") == 2
+    relog = ("python", "-m", "tripletkd.tracking.mlflow")
+    printed = command(project, *relog, "runs", "exports").splitlines()
+    folders = [f"{split}/teacher" for split in ("test", "validation")] + ["test/scratch", "test/triplet"]
+    folders += [f"validation/ablations/margin/margin-{margin}" for margin in (1, 5)]
+    assert sorted(printed) == sorted(f"runs/digits/{folder}: already there" for folder in folders)
     elsewhere = f"sqlite:///{project}/other.db"
-    printed = command(project, "python", "-m", "tripletkd.tracking", records[0], MLFLOW_TRACKING_URI=elsewhere)
-    assert "logged" in printed
+    printed = [command(project, *relog, f"runs/{TRIPLET}", MLFLOW_TRACKING_URI=elsewhere) for _ in range(2)]
+    assert printed == [f"runs/{TRIPLET}: logged\n", f"runs/{TRIPLET}: already there\n"]
     (project / "other.db").unlink()
 
 
@@ -79,10 +101,105 @@ def test_nothing_to_do_does_nothing(project: Path) -> None:
     assert stages_run(command(project, "dvc", "repro")) == []
 
 
-def test_a_forced_rerun_gives_the_same_lock(project: Path) -> None:
-    before = lock(project)
-    assert len(stages_run(command(project, "dvc", "repro", "--force"))) == len(before)
-    assert lock(project) == before
+def test_a_forced_rerun_keeps_finished_seeds_and_gives_the_same_lock(project: Path) -> None:
+    before, trained = lock(project), when_trained(project)
+    printed = command(project, "dvc", "repro", "--force")
+    assert len(stages_run(printed)) == len(before)
+    assert "digits/triplet: seeds 1, 2 are there, as asked for; --retrain trains them anew" in printed
+    assert printed.count("are there, as asked for") == 6  # two teachers, two methods, two variants
+    assert lock(project) == before and when_trained(project) == trained
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "runs"),
+    [
+        ("train_teacher", ("split=test",), ["test/teacher"]),
+        ("distill", ("method=scratch",), ["test/scratch"]),
+        ("distill", ("method=triplet",), ["test/triplet"]),
+        (
+            "ablate",
+            ("ablation=margin", "split=validation"),
+            [f"validation/ablations/margin/margin-{margin}" for margin in (1, 5)],
+        ),
+    ],
+    ids=["teacher", "scratch", "triplet", "ablation"],
+)
+def test_trained_anew_it_has_the_same_bytes(stage: str, words: tuple[str, ...], runs: list[str], project: Path) -> None:
+    before, trained = files(project / "runs"), when_trained(project)
+    printed = command(project, "python", "-m", f"stages.{stage}", "suite=digits", *words, "--retrain")
+    now = when_trained(project)
+    anew = {name for name in now if now[name] != trained[name]}
+    assert anew == {name for name in now if name.rpartition("/")[0] in {f"digits/{run}" for run in runs}}
+    assert printed.count("--retrain; trained anew") == len(anew) > 0
+    assert files(project / "runs") == before
+    assert "Data and pipelines are up to date." in command(project, "dvc", "status")
+
+
+def test_what_is_stopped_says_paused_and_goes_on_to_the_same_bytes(project: Path) -> None:
+    before = files(project / "runs")
+    shutil.rmtree(project / f"runs/{TRIPLET}")
+    words = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
+    stopped = subprocess.run(
+        [*words, "--max-minutes", "0"], cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == EX_TEMPFAIL == 75
+    [checkpoint] = (project / f"checkpoints/{TRIPLET}").iterdir()
+    named = checkpoint.relative_to(project)
+    assert stopped.stderr.splitlines()[-1] == (
+        f"paused: stopped at epoch 1 of 3 (--max-minutes); the same command goes on from {named}"
+    )
+    assert f"{named}: going on after epoch 1" in command(project, *words)
+    assert files(project / "runs") == before and not checkpoint.exists()
+
+
+def test_verify_trains_a_run_again_and_names_a_seed_of_other_bytes(project: Path) -> None:
+    words = ("python", "-m", "stages.verify", "suite=digits", "method=triplet")
+    before = files(project / "runs")
+    assert command(project, *words).splitlines()[-1] == "digits/triplet: 2 seeds trained again, the same bytes"
+    one, other = (project / f"runs/{TRIPLET}/seed-{seed}/weights.safetensors" for seed in (1, 2))
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    place = f"runs/{TRIPLET}/seed-1/weights.safetensors"
+    assert f"error: {place}: sha256 is " in command(project, *words, check=False)
+    record = one.with_name("record.json")
+    text = record.read_text()
+    record.write_text(text.replace(sha256_of(kept), sha256_of(one.read_bytes())))
+    printed = command(project, *words, check=False)
+    assert f"error: {place}: other bytes when trained again" in printed and "seed-2/" not in printed
+    one.write_bytes(kept)
+    record.write_text(text)
+    assert files(project / "runs") == before
+
+
+def test_seeds_are_added_and_taken_away_one_by_one(project: Path) -> None:
+    command(project, "git", "add", "-A")
+    command(project, *GIT, "commit", "-qm", "two seeds")
+    before, kept, trained = lock(project), files(project / "runs"), when_trained(project)
+    touched = ["ablate@digits-margin", "tabulate@digits"]
+    touched += [f"{stage}@digits-{method}" for stage in ("distill", "evaluate") for method in ("scratch", "triplet")]
+
+    change(project, "suites", "digits", "seeds", value=[1, 2, 3])
+    assert sorted(stages_run(command(project, "dvc", "repro"))) == sorted(touched)
+    now = when_trained(project)
+    added = {name for name in now if now[name] != trained.get(name)}
+    assert added == {name for name in now if name.endswith("/seed-3")} and len(added) == 4
+    for seed, group in ((2, [1, 2]), (3, [3])):
+        record = json.loads((project / f"runs/{TRIPLET}/seed-{seed}/record.json").read_text())
+        assert record["trained_with"] == group
+    table = json.loads((project / "results/digits/table.json").read_text())
+    assert [row["n"] for row in table["rows"]] == [1, 3, 3]
+
+    change(project, "suites", "digits", "seeds", value=[1, 3])
+    printed = command(project, "dvc", "repro")
+    assert sorted(stages_run(printed)) == sorted(touched)
+    assert f"runs/{TRIPLET}/seed-2: no part of this run any more; removed" in printed
+    assert when_trained(project) == now  # the log of a seed outlives it: it may come back
+    assert sorted(path.name for path in (project / f"runs/{TRIPLET}").iterdir()) == ["seed-1", "seed-3"]
+
+    command(project, "git", "checkout", "--", "params.yaml", "dvc.lock", "results")
+    command(project, "dvc", "checkout")
+    assert lock(project) == before and files(project / "runs") == kept
+    assert stages_run(command(project, "dvc", "repro")) == []
 
 
 def test_what_run_export_names_leaves_as_onnx_and_again_to_the_same_bytes(project: Path) -> None:
@@ -129,7 +246,7 @@ def test_a_wrong_parameter_stops_before_anything_is_touched(project: Path) -> No
     assert "Traceback" not in printed
     assert {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()} == before
     assert stages_run(command(project, "dvc", "repro")) == []  # DVC puts back what it took away for the stage
-    assert (project / "runs/digits/test/kd/record.json").exists()
+    assert (project / "runs/digits/test/kd/seed-1/record.json").exists()
 
 
 def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:

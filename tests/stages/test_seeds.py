@@ -120,6 +120,31 @@ def test_seeds_side_by_side_give_the_bytes_of_one_process(project: Path) -> None
     assert record["trained_with"] == [2] and record["environment"]["fused_seeds"] is False
 
 
+def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) -> None:
+    apart = [*DISTILL, "run.fuse_seeds=never", "--retrain"]
+    stage(project, *apart, "--processes", "1")
+    before = hashes(project)
+    printed = stage(project, *apart, "--processes", "2", "--max-minutes", "0", code=75)
+    assert printed.splitlines()[-1].startswith("paused: every seed that was begun stopped at a checkpoint; the same")
+    program = (
+        "import sys; import stages._training as t; real = t._start_worker\n"
+        "t._start_worker = lambda *words: print('a process for seed', words[1], flush=True) or real(*words)\n"
+        "import stages._command as c; sys.argv = ['distill', *sys.argv[1:]]\n"
+        "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *apart[1:], "--processes", "2"],
+        cwd=project,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert all(f"a process for seed {seed}\n" in done.stdout for seed in (1, 2))
+    assert (done.stdout + done.stderr).count("going on after epoch 1") == 2
+    assert hashes(project) == before
+
+
 def test_a_change_of_what_the_stage_depends_on_while_it_runs_is_refused(project: Path) -> None:
     """DVC would store what was trained with a margin of 5 as of the margin that stands there now."""
     program = (

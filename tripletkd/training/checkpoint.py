@@ -153,9 +153,7 @@ class Checkpoint:
         return Progress(state["epoch"], state["seconds"], state["history"], failed, environments)
 
     def _set_aside(self, reason: str) -> None:
-        aside = next(
-            path for i in count(1) if not (path := self.path.with_suffix(f".unused-{i}{self.path.suffix}")).exists()
-        )
+        aside = next(path for i in count(1) if not (path := self.path.with_suffix(f".unused-{i}")).exists())
         self.path.replace(aside)
         tqdm.write(f"{self.path}: {reason}; moved to {aside.name}, starting anew")
 
