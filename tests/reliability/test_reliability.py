@@ -853,7 +853,7 @@ def trained_anew(printed: str) -> list[str]:
 def test_seeds_that_are_added_are_trained_alone_whenever_that_is_killed(
     stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    words = ["suites.digits.seeds=[1,2,3,4]", OFTEN]
+    words = ["suites.digits.seeds=[1,2,3,4]"]
     sound, earlier = copied(states, "evaluate", tmp_path / "sound"), contents(states["evaluate"], RUN)
     assert stage(sound, "distill", *words) == 0, stage.printed()
     whole = contents(sound, RUN)
