@@ -902,7 +902,7 @@ def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path
 
 
 SIDE_BY_SIDE = [
-    *("suites.digits.seeds=[1,2,3,4]", "suites.digits.recipe.epochs=60", "run.fuse_seeds=never", OFTEN),
+    *("suites.digits.seeds=[1,2,3]", "suites.digits.recipe.epochs=20", "run.fuse_seeds=never", OFTEN),
     *("--processes", "2"),
 ]
 
