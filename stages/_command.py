@@ -207,16 +207,18 @@ def exclusive(*words: str) -> Iterator[None]:
     with suppress(OSError):
         holder = path.read_text() if path.exists() else ""  # before acquiring, which empties it
     try:
-        with suppress(OSError, NotImplementedError):
-            path.parent.mkdir(exist_ok=True)
-            lock.acquire()
-            path.write_text(str(os.getpid()))
-        yield
-    except Timeout:
+        path.parent.mkdir(exist_ok=True)
+        lock.acquire()
+        path.write_text(str(os.getpid()))
+    except Timeout:  # an OSError itself
         who = f"process {holder}" if holder else "another process"
         raise UserError(
             f"{path}: {who} does this here already; wait until it ends, or stop it, and run the same command again"
         ) from None
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
     finally:
         if lock.is_locked:
             with suppress(OSError):
