@@ -58,7 +58,7 @@ def stage_of(split: str, *words: str) -> Stage:
 def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Recipe) -> Measurement:
     """A run as the stages record it; without a method's parameters, the teacher's."""
     who = suite.student if params else suite.teacher
-    blocks = {"recipe": recipe, "inputs": suite.inputs} | ({"method": params} if params else {})
+    blocks: dict[str, Any] = {"recipe": recipe, "inputs": suite.inputs} | ({"method": params} if params else {})
     accuracies = {seed: 80.0 + 0.1 * seed for seed in (suite.seeds if params else [suite.teacher.seed])}
     return measured(
         accuracies,
