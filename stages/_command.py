@@ -7,6 +7,7 @@ without DVC.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -247,6 +248,7 @@ def run(
     options = _options(arguments, trains)
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+        _end_with_parent()
     with _errors_for_people(), Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
         from tripletkd.config.load import load
 
@@ -263,6 +265,12 @@ def run(
             main(stage)
         if not options.worker:
             refuse_changes(stage)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this process when the one that started it dies; elsewhere it goes on to its end."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
 def _parser(name: str, description: str | None, needs: Sequence[str], trains: bool) -> argparse.ArgumentParser:
