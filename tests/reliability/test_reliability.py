@@ -1014,11 +1014,7 @@ def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
         command, folder, PYTHONPATH=with_faults(tmp_path), MLFLOW_TRACKING_URI="nonsense://", EDITED=str(edited)
     )
     for words in ("fetch", "train_teacher"):
-<<<<<<< HEAD
         there("python", "-m", f"stages.{words}", "suite=digits")
-=======
-        command(folder, "python", "-m", f"stages.{words}", "suite=digits", check=True, **variables)
->>>>>>> wip-reliability
     distill = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
     edit = "edit tripletkd.training.trainer:Trainer.step 20"
     with trial("a file of code edited while a stage trains") as fault:
@@ -1026,17 +1022,10 @@ def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
         line = next(line for line in printed.splitlines() if line.startswith("error: "))
         assert line.startswith(f"error: {file}: changed while the stage ran; its results are of what stood there")
         (folder / file).write_text(before)
-<<<<<<< HEAD
         printed = there(*distill)
         assert "seeds 1, 2 are there, as asked for" in printed and not trained_anew(printed)
         (folder / file).write_text(before + "# an edit\n")
         assert trained_anew(there(*distill)) == ["1", "2"]
-=======
-        printed = command(folder, *distill, check=True, **variables)
-        assert "seeds 1, 2 are there, as asked for" in printed and not trained_anew(printed)
-        (folder / file).write_text(before + "# an edit\n")
-        assert trained_anew(command(folder, *distill, check=True, **variables)) == ["1", "2"]
->>>>>>> wip-reliability
         fault.seen = f"`{line}`"
 
 
