@@ -40,8 +40,8 @@ export: env ## the teacher and the student of METHOD in SUITE as ONNX files, fro
 verify: env ## train the students of METHOD in SUITE again, and compare every byte with what is there
 	python -m stages.verify suite=$(SUITE) method=$(METHOD)
 
-test: env ## all tests but those marked slow, network or smoke
-	pytest
+test: env ## all tests but those marked slow, network or smoke, on all processors
+	pytest --numprocesses auto --dist loadfile
 
 smoke: env ## the whole pipeline, shrunk, in a clean copy
 	pytest -m smoke

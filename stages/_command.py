@@ -7,6 +7,7 @@ without DVC.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -207,16 +208,18 @@ def exclusive(*words: str) -> Iterator[None]:
     with suppress(OSError):
         holder = path.read_text() if path.exists() else ""  # before acquiring, which empties it
     try:
-        with suppress(OSError, NotImplementedError):
-            path.parent.mkdir(exist_ok=True)
-            lock.acquire()
-            path.write_text(str(os.getpid()))
-        yield
-    except Timeout:
+        path.parent.mkdir(exist_ok=True)
+        lock.acquire()
+        path.write_text(str(os.getpid()))
+    except Timeout:  # an OSError itself
         who = f"process {holder}" if holder else "another process"
         raise UserError(
             f"{path}: {who} does this here already; wait until it ends, or stop it, and run the same command again"
         ) from None
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
     finally:
         if lock.is_locked:
             with suppress(OSError):
@@ -245,6 +248,7 @@ def run(
     options = _options(arguments, trains)
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+        _end_with_parent()
     with _errors_for_people(), Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
         from tripletkd.config.load import load
 
@@ -261,6 +265,12 @@ def run(
             main(stage)
         if not options.worker:
             refuse_changes(stage)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this process when the one that started it dies; elsewhere it goes on to its end."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
 def _parser(name: str, description: str | None, needs: Sequence[str], trains: bool) -> argparse.ArgumentParser:

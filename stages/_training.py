@@ -185,9 +185,11 @@ def _unfit(place: Path, folder: Path, job: Job, seed: int) -> str | None:
     """Why what stands there is not the job's seed; None where it is."""
     try:
         record = run_record.read_record(place)
-        run_record.read_history(place / run_record.HISTORY)
+        history = run_record.read_history(place / run_record.HISTORY)
         if record.failed is None:
             run_record.load_network(folder, record)
+            if [row["epoch"] for row in history] != list(range(1, job.recipe.epochs + 1)):
+                return f"{place / run_record.HISTORY}: not the rows of {job.recipe.epochs} epochs"
     except (UserError, OSError) as error:
         return str(error)
     return None if record.fingerprint == job.fingerprint(seed) else "of other parameters, data, teacher or code"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages._command import Stage, run
 from tripletkd.errors import UserError
@@ -13,7 +13,9 @@ from tripletkd.files import whole, write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
-    from tripletkd.evaluation.measurement import Measurement
+    from tripletkd.config.schema import SuiteConfig
+    from tripletkd.evaluation.measurement import Measurement, VariantMeasurement
+    from tripletkd.training.optim import Recipe
 
 
 def main(stage: Stage) -> None:
@@ -34,24 +36,14 @@ def main(stage: Stage) -> None:
 def gather(stage: Stage) -> Results:
     """Read what was measured of the configured methods and ablations, whatever else lies there."""
     from tripletkd.analysis import ablation, comparison
-    from tripletkd.evaluation import measurement
     from tripletkd.training.run_record import read_history
 
-    config, suite, methods = stage.config, stage.suite.name, stage.config.run.methods
+    config, methods = stage.config, stage.config.run.methods
     place = stage.path("results", "measured", config.split)
-    measured = {name: measurement.read(place / f"{name}.json", suite, name) for name in ("teacher", *methods)}
-    refuse_strangers(measured["teacher"], [measured[name] for name in methods])
-    ablated_at = stage.path("results", "measured", config.run.ablation_split)
-    ablated = {
-        name: measurement.read_ablation(ablated_at / "ablations" / f"{name}.json", suite, name)
-        for name in config.run.ablations
-    }
-    if ablated:
-        teacher = measurement.read(ablated_at / "teacher.json", suite, "teacher")
-        refuse_strangers(teacher, [variant.measurement for variants in ablated.values() for variant in variants])
-    published = stage.suite.published
+    measured, ablated = read_methods(stage), read_ablations(stage)
+    published = stage.suite.published if config.split == "test" else {}  # of whose images they are
     return comparison.Results(
-        suite=suite,
+        suite=stage.suite.name,
         about=stage.suite.about,
         split=config.split,
         measured=measured,
@@ -64,6 +56,98 @@ def gather(stage: Stage) -> Results:
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
     )
+
+
+def read_methods(stage: Stage) -> dict[str, Measurement]:
+    """Read what was measured of the teacher and of the methods, all of one kind and as params.yaml says."""
+    from tripletkd.evaluation import measurement
+
+    suite, split = stage.suite, stage.config.split
+    teacher = read_teacher(stage, split)
+    measured = {}
+    for name in stage.config.run.methods:
+        path = stage.path("results", "measured", split, f"{name}.json")
+        measured[name] = measurement.read(path, suite.name, name)
+        expected = student_settings(suite, suite.methods[name], suite.student.recipe)
+        refuse_unlike(path, measured[name], {"split": split} | expected, f"its student; methods.{name}")
+    refuse_strangers(teacher, measured.values())
+    return {"teacher": teacher} | measured
+
+
+def read_teacher(stage: Stage, split: str) -> Measurement:
+    """Read what was measured of the teacher that has not seen a split."""
+    from tripletkd.evaluation import measurement
+
+    suite, path = stage.suite, stage.path("results", "measured", split, "teacher.json")
+    teacher = measurement.read(path, suite.name, "teacher")
+    expected: dict[str, Any] = {"split": split, "network": suite.teacher.network, "seeds": [suite.teacher.seed]}
+    expected |= {"recipe": asdict(suite.teacher.recipe), **common_settings(suite)}
+    refuse_unlike(path, teacher, expected, "its teacher")
+    return teacher
+
+
+def read_ablations(stage: Stage) -> dict[str, list[VariantMeasurement]]:
+    """Read what was measured of the ablations' variants, which are those of params.yaml."""
+    from tripletkd.evaluation import measurement
+
+    split, ablated = stage.config.run.ablation_split, {}
+    for name in stage.config.run.ablations:
+        path = stage.path("results", "measured", split, "ablations", f"{name}.json")
+        ablated[name] = measurement.read_ablation(path, stage.suite.name, name)
+        refuse_unlike_variants(stage, path, name, ablated[name])
+    if ablated:
+        teacher = read_teacher(stage, split)
+        refuse_strangers(teacher, [each.measurement for variants in ablated.values() for each in variants])
+    return ablated
+
+
+def refuse_unlike_variants(stage: Stage, path: Path, name: str, measured: Sequence[VariantMeasurement]) -> None:
+    """Raise UserError if an ablation's variants, or what they are compared with, are not those of params.yaml."""
+    from tripletkd.config.schema import ABLATED
+    from tripletkd.evaluation import measurement
+
+    suite, source = stage.suite, f"ablations.{name}, methods.{ABLATED}"
+    variants = suite.ablations[name]
+    labels = [each.label for each in measured]
+    measurement.refuse_unlike(str(path), {"variants": labels}, {"variants": [each.label for each in variants]}, source)
+    for found, variant in zip(measured, variants, strict=True):
+        expected = {"split": stage.config.run.ablation_split}
+        refuse_unlike(
+            path,
+            found.measurement,
+            expected | student_settings(suite, variant.params, variant.recipe),
+            f"its student; {source}",
+        )
+        configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
+        reference, ours = {"reference": {found.label: found.configured}}, {"reference": {found.label: configured}}
+        measurement.refuse_unlike(str(path), reference, ours, source)
+
+
+def student_settings(suite: SuiteConfig, params: Any, recipe: Recipe) -> dict[str, Any]:
+    """Say what params.yaml has a student made with, by a method's parameters and a recipe."""
+    own = {
+        "network": suite.student.network,
+        "seeds": sorted(suite.seeds),
+        "recipe": asdict(recipe),
+        "method": asdict(params),
+    }
+    return own | common_settings(suite)
+
+
+def common_settings(suite: SuiteConfig) -> dict[str, Any]:
+    """Say what params.yaml has teacher and students made with."""
+    return {"precision": suite.precision, "inputs": asdict(suite.inputs)}
+
+
+def refuse_unlike(path: Path, measured: Measurement, expected: dict[str, Any], source: str) -> None:
+    """Raise UserError if a run was not made as params.yaml says: a table would compare the incomparable."""
+    from tripletkd.evaluation import measurement
+
+    seeds = sorted([*(each.seed for each in measured.seeds), *measured.failed])
+    for values in [each.values for each in measured.environments] or [{}]:
+        precision = values.get("precision")
+        found = {"split": measured.split, "network": measured.network, "seeds": seeds, "precision": precision}
+        measurement.refuse_unlike(str(path), found | measured.params, expected, f"suites.{measured.suite}, {source}")
 
 
 def without_failed(history: Iterable[dict[str, float]], measured: Measurement) -> list[dict[str, float]]:
@@ -93,7 +177,7 @@ def write(place: Path, results: Results) -> tuple[dict[str, float], list[Path]]:
     pictures = page.pictures(results)
     texts = {
         "table.md": tables.markdown(results),
-        "table.csv": tables.table_csv(results.rows),
+        "table.csv": tables.table_csv(results),
         "report.html": page.html(results, pictures),
     }
     for name, text in texts.items():

@@ -104,8 +104,8 @@ def main(target: Path, module: str, words: list[str]) -> None:
 
     config = load.Config
     load.load = silent(load.load, lambda found, *_: register(found, ""))
-    if hasattr(config, "for_suite"):
-        config.for_suite = silent(config.for_suite, lambda suite, _, name: register_suite(suite, name))
+    for_suite = silent(config.for_suite, lambda suite, _, name: register_suite(suite, name))
+    setattr(config, "for_suite", for_suite)  # noqa: B010  # mypy would not have a method replaced
     atexit.register(lambda: target.write_text(json.dumps(sorted(READ))))
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -5,12 +5,15 @@ import math
 
 import numpy as np
 import pytest
+from analysis import simulated_coverage
+from conftest import ROOT
 from scipy import stats
 
 from tripletkd.analysis.statistics import (
     ALPHA,
     Difference,
     Summary,
+    crossed_half_widths,
     detectable,
     difference,
     holm,
@@ -114,8 +117,10 @@ def test_verdict(mean: float, p: float | None, expected: str) -> None:
     assert verdict(None, p) == "undecided"
 
 
-def test_interval_over_images_too_in_a_plain_loop() -> None:
-    gaps = np.random.default_rng(3).integers(-1, 2, (4, 7)).astype(float)
+@pytest.mark.parametrize("of_images", [0, 2])  # without an effect of the image the degrees of freedom are the fewest
+def test_interval_over_images_too_in_a_plain_loop(of_images: int) -> None:
+    random = np.random.default_rng(3)
+    gaps = random.integers(-1, 2, (4, 7)) + of_images * random.normal(size=7)
     seeds, images = gaps.shape
     mean = gaps.mean()
     by_seed = sum((gaps[s].mean() - mean) ** 2 for s in range(seeds)) / (seeds - 1)
@@ -128,7 +133,14 @@ def test_interval_over_images_too_in_a_plain_loop() -> None:
     freedom = variance**2 / sum(
         part**2 / n for part, n in zip(parts, [seeds - 1, images - 1, (seeds - 1) * (images - 1)], strict=True)
     )
-    assert over_images_too(gaps) == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
+    assert (freedom > seeds - 1) == (of_images > 0)
+    alone = stats.t.ppf(0.975, seeds - 1) * math.sqrt(parts[0])
+    expected = max(alone, stats.t.ppf(0.975, max(freedom, seeds - 1)) * math.sqrt(variance))
+    assert over_images_too(gaps) == pytest.approx(expected)
+
+
+def test_interval_over_images_too_at_its_limits() -> None:
+    gaps = np.random.default_rng(3).integers(-1, 2, (4, 7)).astype(float)
     alike = np.array([[3.0, 3.0, 3.0], [1.0, 1.0, 1.0]])  # no effect of the image: as for the seeds alone
     assert over_images_too(alike) == pytest.approx(stats.t.ppf(0.975, 1) * 1.0)
     assert over_images_too(gaps[:1]) is None
@@ -148,3 +160,34 @@ def test_interval_over_images_too_holds_where_that_of_the_seeds_does_not() -> No
         alone += abs(found.mean - true) < (found.half_width or 0)
     assert 0.93 < both / 2000 < 0.965
     assert alone / 2000 < 0.8
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("seeds", "images", "random_seed"), [(3, 40, 8), (2, 200, 0), (5, 200, 0)])
+def test_interval_over_images_too_has_a_bound_without_effects(seeds: int, images: int, random_seed: int) -> None:
+    """The degrees of freedom of a sum of variances are never fewer than its smallest part's; the first was 3.6e150."""
+    random = np.random.default_rng(random_seed)
+    for _ in range(200):
+        gaps = random.integers(-1, 2, (seeds, images)).astype(float)
+        alone = summarise(list(gaps.mean(1))).half_width
+        width = over_images_too(gaps)
+        assert width is not None and alone is not None
+        bound = stats.t.ppf(0.975, seeds - 1) * math.sqrt(
+            gaps.mean(1).var(ddof=1) / seeds + gaps.mean(0).var() / images
+        )
+        assert alone - 1e-12 <= width <= bound * 1.02
+
+
+def test_experiments_at_once_are_those_one_by_one() -> None:
+    gaps = np.random.default_rng(1).integers(-1, 2, (5, 4, 9)).astype(float)
+    assert crossed_half_widths(gaps) == pytest.approx([over_images_too(each) or 0 for each in gaps])
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param([2, 3], id="few"), pytest.param(list(simulated_coverage.SEEDS), id="all", marks=pytest.mark.slow)],
+)
+def test_docs_verdicts_has_the_coverage_that_is_simulated(seeds: list[int]) -> None:
+    """The same random numbers, so the same table."""
+    documented = (ROOT / "docs/verdicts.md").read_text().splitlines()
+    assert [line for line in simulated_coverage.table(seeds) if line not in documented] == []

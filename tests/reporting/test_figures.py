@@ -2,8 +2,10 @@
 
 from xml.etree import ElementTree
 
-from measurements import MEASURED, changed, of_seed, results
+import pytest
+from measurements import HISTORY, MEASURED, changed, of_seed, results
 
+from tripletkd.analysis import comparison
 from tripletkd.reporting import figures, page
 
 
@@ -37,3 +39,28 @@ def test_classes_are_called_by_their_names() -> None:
         for name, values in rates.items()
     }
     assert figures.by_class(cells, ["a"], "b", many).count("(class 20 of a longe…)") == 2  # label and title, no axis
+
+
+@pytest.mark.fault
+def test_what_others_named_breaks_no_picture() -> None:
+    """Control characters are no XML, and what stands between dollars is a formula to matplotlib."""
+    teacher = changed(MEASURED["teacher"], class_names=("bell\x07 \x00 \x1b[31m", "two\nlines \ud800\uffff"))
+    curve = [{"epoch": 1, "test_accuracy": 50.0}]
+    drawn = page.pictures(
+        results(measured=MEASURED | {"teacher": teacher}, published_curves={"$\\frac$ & \x01": curve})
+    )
+    for svg in drawn.values():
+        ElementTree.fromstring(figures.standalone(svg))  # noqa: S314
+    assert "bell� � �[31m" in drawn["classes"] and "two lines ��" in drawn["classes"]
+    assert r"$\frac$ &amp; �, published" in drawn["curves"]
+
+
+@pytest.mark.fault
+def test_methods_that_are_equal_are_drawn() -> None:
+    """matplotlib warns of axes without an extent; a warning is an error here."""
+    equal = changed(MEASURED["scratch"], name="triplet", method="triplet")
+    cells = {"teacher": MEASURED["teacher"], "scratch": MEASURED["scratch"], "triplet": equal}
+    made = results(
+        measured=cells, rows=comparison.rows(cells, {}), histories=dict.fromkeys(("scratch", "triplet"), HISTORY)
+    )
+    assert "triplet from +0.0" in page.pictures(made)["classes"]

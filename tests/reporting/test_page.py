@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from measurements import HISTORY, MEASURED, results
+from measurements import HISTORY, MEASURED, Claim, Published, changed, measured, results
 
 from tripletkd.analysis import comparison
 from tripletkd.reporting import page
@@ -23,13 +23,48 @@ def test_the_map_says_which_number_is_which_class(html: str) -> None:
 
 
 def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
-    assert "3 claims, each compared over 4 to 5 seeds: 0 reproduced, 1 contradicted, 2 undecided" in html
+    assert "3 claims, each compared over 4 seeds: 0 reproduced, 1 contradicted, 2 undecided" in html
     assert "<b>triplet</b> is worse than kd; is not distinguishable from triplet; is not judged" in html
     assert html.index("The claim.") < html.index("What we found.") < html.index("<table>")
     assert "A sentence &amp; more" in html
     assert "<script" not in html
     assert "d" * 64 in html
     assert not re.search(r'(src|href)="(?!data:|#)', html)
+
+
+def test_the_page_has_the_parameters_of_each_run() -> None:
+    params = {"recipe": {"epochs": 28, "optimizer": {"name": "sgd", "lr": 0.01}}, "inputs": {"mean": [0.5]}}
+    made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], params=params)})
+    text = page.html(made, {})
+    assert "<dt>recipe</dt><dd>epochs 28, optimizer (name sgd, lr 0.01)</dd>" in text and "mean [0.5]" in text
+
+
+def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
+    """Of two methods that lost a seed each, the pairs are fewer than the seeds of either; without a pair they are 0."""
+    cells = {
+        "scratch": measured({1: 80.0, 2: 80.2, 3: 80.1}, failed={4: "loss is nan"}),
+        "kd": measured({2: 82.0, 3: 82.2, 4: 82.1}, failed={1: "loss is nan"}),
+        "triplet": measured({1: 80.5, 2: 80.4, 3: 80.3, 4: 80.1}),
+        "pair": measured({9: 80.0}),
+    }
+    for claims, expected in (
+        ([Claim("kd", ["scratch"])], "Of 1 claims, each compared over 2 seeds:"),
+        ([Claim("kd", ["scratch"]), Claim("triplet", ["kd"])], "Of 2 claims, each compared over 2 to 3 seeds:"),
+        ([Claim("kd", ["scratch"]), Claim("pair", ["kd"])], "Of 2 claims, each compared over 0 to 2 seeds:"),
+    ):
+        made = results(measured=cells, rows=comparison.rows(cells, {}), verdicts=comparison.verdicts(cells, claims))
+        assert page.finding(made).startswith(expected)
+
+
+@pytest.mark.fault
+def test_what_others_named_brings_no_control_character_into_the_page() -> None:
+    teacher = changed(MEASURED["teacher"], class_names=("*a*\x00\x1b", "<script>"))
+    published = {"<b>\x07": Published(70.0, "\x9bseen")}
+    made = results(measured=MEASURED | {"teacher": teacher}, published=published)
+    text = page.html(made, page.pictures(made))
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
+    assert "(0 *a*��, 1 &lt;script&gt;)" in text and "&lt;b&gt;�: published 70.00 (�seen)" in text
+    assert "<script" not in text
 
 
 def test_a_page_without_claims_ablations_or_baselines() -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from measurements import CLAIMS, MEASURED, PUBLISHED, VARIANTS, changed, measured, of_seed, results
+from measurements import CLAIMS, MEASURED, VARIANTS, Published, changed, measured, of_seed, results
 
 from tripletkd.analysis import ablation, comparison
 from tripletkd.evaluation.measurement import Environment, VariantMeasurement
@@ -110,6 +110,19 @@ def test_what_an_ablation_comes_to(accuracies: list[dict[int, float]], expected:
 
 
 def test_csv_has_plain_numbers() -> None:
-    lines = list(csv.DictReader(io.StringIO(tables.table_csv(comparison.rows(MEASURED, PUBLISHED)))))
+    lines = list(csv.DictReader(io.StringIO(tables.table_csv(results()))))
     assert float(lines[-1]["over_kd"]) == pytest.approx(-1.0, abs=1e-3)
     assert lines[0]["over_scratch"] == ""
+
+
+@pytest.mark.fault
+def test_what_others_named_breaks_no_table() -> None:
+    names = {"a|b\nc\x1b[31m": Published(70.0, "see <b>|\n# this"), "*kd*_x_": Published(71.0, "one run")}
+    text = tables.markdown(results(published=names))
+    assert "\n| a\\|b c�[31m |" in text and "\n| \\*kd\\*\\_x\\_ |" in text
+    assert "- a\\|b c�[31m: published 70.00 (see \\<b>\\| # this); not run here" in text
+    table = next(block.splitlines() for block in text.split("\n\n") if block.startswith("|"))
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    labelled = [replace(line, label=f"name a|b{i}") for i, line in enumerate(ablation.lines(VARIANTS))]
+    text = tables.markdown(results(ablations={"margin": labelled}))
+    assert "\n| name a\\|b0 | 3 |" in text and "| over name a\\|b1 |" in text

@@ -101,6 +101,15 @@ def test_verify_names_a_seed_with_other_bytes(project: Path) -> None:
     assert "seed-2/history.csv: other bytes when trained again" in printed
 
 
+@pytest.mark.fault
+def test_a_history_that_was_cut_off_is_trained_anew(project: Path) -> None:
+    before, history = hashes(project), project / "runs/digits/test/triplet/seed-2/history.csv"
+    whole = history.read_text()
+    history.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert "seed-2/history.csv: not the rows of 3 epochs; trained anew" in stage(project, *DISTILL)
+    assert history.read_text().count("\n") == whole.count("\n") and hashes(project).keys() == before.keys()
+
+
 def test_only_some_of_the_seeds(project: Path) -> None:
     change(project, "suites", "digits", "seeds", value=[1, 2, 3, 4])
     stage(project, *DISTILL, "--only-seeds", "4")

@@ -114,7 +114,7 @@ class Results:
     maps: Mapping[str, Sequence[Mapping[str, float]]]  # by method, what measure.output_map found
     rows: Sequence[Row]
     verdicts: Sequence[Verdict]
-    published: Mapping[str, Published]
+    published: Mapping[str, Published]  # none where the split is not the test split: that is what they are of
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]

@@ -82,36 +82,55 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 def over_images_too(gaps: NDArray[np.float64]) -> float | None:
     """Compute half the width of the 95 % interval of a mean difference, were images as well as seeds drawn anew.
 
-    With seeds and images as crossed random effects, the variance of the mean is
-
-        V = s_seeds^2 / S + s_images^2 / I - s_rest^2 / (S I)
-
-    with the variances of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's
-    degrees of freedom.
+    See `crossed_half_widths`, whose experiment is one here.
 
     Args:
         gaps: [S, I], the first method's hit minus the second's for each seed and image.
 
     Returns:
-        The half width, never less than for the seeds alone, as the formula can be where the images' part is small;
-        None with fewer than two seeds or images.
+        The half width; None with fewer than two seeds or images.
+    """
+    return float(crossed_half_widths(gaps)) if min(gaps.shape) > 1 else None
+
+
+def crossed_half_widths(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute half the width of the 95 % interval of the mean of each experiment with S seeds and I images, both drawn.
+
+    With seeds and images as crossed random effects, the variance of the mean is
+
+        V = s_seeds^2 / S + s_images^2 / I - s_rest^2 / (S I)
+
+    with the variances of the seeds' means, of the images' means, and of what both leave over; t has Satterthwaite's
+    degrees of freedom. Those of a sum of variances are never fewer than its smallest part's, S - 1 where there are more
+    images than seeds; by the part that is subtracted the formula falls below it, to where t has no bound.
+
+    Args:
+        gaps: [..., S, I], two seeds and two images or more.
+
+    Returns:
+        The half widths, [...], never less than for the seeds alone, as the formula can be where the images' part is
+        small. docs/verdicts.md says how often the intervals hold what they should.
 
     Source: Cornfield, Tukey, "Average values of mean squares in factorials", 1956; Satterthwaite 1946.
     """
-    count, images = gaps.shape
-    if count < 2 or images < 2:
-        return None
-    of_seeds, of_images = gaps.mean(1, keepdims=True), gaps.mean(0, keepdims=True)
-    rest = gaps - of_seeds - of_images + gaps.mean()
+    count, images = gaps.shape[-2:]
+    of_seeds, of_images = gaps.mean(-1, keepdims=True), gaps.mean(-2, keepdims=True)
+    rest = gaps - of_seeds - of_images + gaps.mean((-2, -1), keepdims=True)
     freedom = np.array([count - 1, images - 1, (count - 1) * (images - 1)])
-    parts = np.array([of_seeds.var(ddof=1) / count, of_images.var(ddof=1) / images, 0.0])
-    parts[2] = (rest**2).sum() / freedom[2] / gaps.size
-    seeds_alone = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom[0]) * sqrt(parts[0]))
-    variance = parts[0] + parts[1] - parts[2]
-    if variance <= 0:
-        return seeds_alone
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, variance**2 / (parts**2 / freedom).sum()))
-    return max(seeds_alone, t * sqrt(variance))
+    parts = np.stack(
+        [
+            of_seeds.var((-2, -1), ddof=1) / count,
+            of_images.var((-2, -1), ddof=1) / images,
+            (rest**2).sum((-2, -1)) / freedom[2] / (count * images),
+        ],
+        axis=-1,
+    )
+    variance = np.maximum(parts @ [1, 1, -1], 0)
+    spread = (parts**2 / freedom).sum(-1)
+    satterthwaite = np.divide(variance**2, spread, out=np.zeros_like(spread), where=spread > 0)
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(satterthwaite, freedom.min()))
+    seeds_alone = stats.t.ppf((1 + CONFIDENCE) / 2, freedom[0]) * np.sqrt(parts[..., 0])
+    return np.maximum(seeds_alone, t * np.sqrt(variance))
 
 
 def detectable(n: int, std: float, tests: int = 1) -> float:

@@ -1,7 +1,7 @@
 """What is measured of a run, and its file: results/<suite>/measured/<split>/<name>.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,6 +157,34 @@ def read_ablation(path: Path, suite: str, name: str) -> list[VariantMeasurement]
         of_ablation = variant.measurement.name.rpartition("/")[0]
         _check(path, variant.measurement, suite, of_ablation == f"ablations/{name}")
     return variants
+
+
+def refuse_unlike(place: str, found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
+    """Compare what a run was made with with what params.yaml says; runs that are all like it are like each other.
+
+    Args:
+        place: the file or the folder that says what was found.
+        found: keys and values, in nested blocks.
+        expected: likewise of params.yaml.
+        source: the blocks of params.yaml that they are of.
+
+    Raises:
+        UserError: if they differ; it names the first key that does, with both values.
+    """
+    for key, one, other in _differences(json.loads(json.dumps(found)), json.loads(json.dumps(expected))):
+        raise UserError(
+            f"{place}: made with {key} {one}, params.yaml ({source}) has {other}; run its stages again, or say in "
+            "params.yaml what it was made with: figures of unlike runs are not compared"
+        )
+
+
+def _differences(found: Any, expected: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Give the dotted keys at which two nested blocks differ, with both values; None where a key is missing."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for name in expected | found:
+            yield from _differences(found.get(name), expected.get(name), f"{key}.{name}".lstrip("."))
+    elif found != expected:
+        yield key, found, expected
 
 
 def _load(path: Path, suite: str, name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tripletkd.analysis.statistics import significant
+from tripletkd.reporting.text import one_line, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +74,7 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
             layout.execute(figure)
             figure.set_layout_engine("none")  # once is enough: saving draws twice
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _embeddable(file.getvalue(), name, description, inches=size[0])
+    return printable(_embeddable(file.getvalue(), name, description, inches=size[0]))
 
 
 def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
@@ -145,7 +146,8 @@ def curves(
             axes.plot(epochs, [point.test_accuracy for point in mine], **look)
         for name, rows in published.items():
             epochs_there, values = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
-            axes.plot(epochs_there, values, ":", color=INK, linewidth=1, label=f"{name}, published", zorder=0)
+            label = f"{one_line(name)}, published".replace("$", r"\$")  # which would begin a formula
+            axes.plot(epochs_there, values, ":", color=INK, linewidth=1, label=label, zorder=0)
         axes.set_ylim(*_end_of_training(points, emphasised, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
@@ -275,7 +277,7 @@ def by_class(measured: Mapping[str, "Measurement"], names: Sequence[str], base: 
         base: the baseline.
         classes: the classes' names, shown where they are up to NAMED_CLASSES.
     """
-    classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+    classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in map(one_line, classes)]
 
     def rates(name: str) -> "NDArray[np.float64]":
         return np.asarray(np.mean([seed.test_accuracy_by_class for seed in measured[name].seeds], axis=0))
@@ -284,7 +286,7 @@ def by_class(measured: Mapping[str, "Measurement"], names: Sequence[str], base: 
         return 100 * (rates(name) - rates(base))
 
     def paint(*panels: "Axes") -> None:
-        widest = max(abs(gains(name)).max() for name in names)
+        widest = max(abs(gains(name)).max() for name in names) or 1  # where none differs from the baseline
         for axes, name in zip(panels, names, strict=True):
             values = gains(name)
             order = np.argsort(values)

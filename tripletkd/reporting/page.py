@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tripletkd.analysis.comparison import Results, curves
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting import figures, tables
+from tripletkd.reporting.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -70,7 +71,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["marked"] = marked
-    return environment.get_template(TEMPLATE).render(
+    text = environment.get_template(TEMPLATE).render(
         results=results,
         about=results.about,
         finding=finding(results),
@@ -92,6 +93,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         origin=_origin(results),
         runs=_runs(results),
     )
+    return printable(text)
 
 
 def marked(text: str) -> "Markup":
@@ -114,7 +116,7 @@ def finding(results: Results) -> str:
     counts = Counter(answer.verdict for answer in results.verdicts)
     if not counts:
         return "Nothing to judge: of no claim were both methods run."
-    seeds = {row.n for row in results.rows if row.method != "teacher"}
+    seeds = {answer.difference.n if answer.difference else 0 for answer in results.verdicts}
     n = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "contradicted", "undecided"))
     return f"Of {sum(counts.values())} claims, each compared over {n} seeds: {words}."
@@ -150,5 +152,9 @@ def _run(measured: Measurement) -> dict[str, str]:
 
 
 def _flat(values: Any) -> str:
-    """Write a block of params.yaml on one line."""
-    return ", ".join(f"{key} {value}" for key, value in values.items()) if isinstance(values, dict) else str(values)
+    """Write a block of params.yaml on one line, the blocks in it in brackets."""
+    if not isinstance(values, dict):
+        return str(values)
+    return ", ".join(
+        f"{key} ({_flat(value)})" if isinstance(value, dict) else f"{key} {value}" for key, value in values.items()
+    )

@@ -9,6 +9,7 @@ from tripletkd.analysis.ablation import Line
 from tripletkd.analysis.comparison import BASELINES, Barred, Published, PublishedComparison, Results, Row, Verdict
 from tripletkd.analysis.statistics import ALPHA, Difference, Summary, significant, summarise
 from tripletkd.evaluation.measurement import Measurement
+from tripletkd.reporting.text import in_markdown
 
 BARS: dict[Barred, tuple[str, str]] = {  # why a difference decides nothing -> its mark, and the sentence
     "failed baseline": ("†", "is above {} (not judged: below scratch)"),
@@ -33,23 +34,27 @@ class Table:
 
     def markdown(self) -> list[str]:
         """Return the lines of the table in Markdown."""
-        rule = ["---", *["---:"] * (len(self.head) - 1)]
-        return ["| " + " | ".join(row) + " |" for row in (self.head, rule, *self.rows)]
+        head, rule = [in_markdown(title) for title in self.head], ["---", *["---:"] * (len(self.head) - 1)]
+        rows = [[in_markdown(name), *numbers] for name, *numbers in self.rows]
+        return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
 
 
 def comparison(results: Results) -> Table:
-    """Make the main table: a row a method, and below one for each published figure of a method not run here."""
+    """Make the main table: a row a method, and below one for each published figure of a method not run here.
+
+    Published figures are of the test images: on another split there are none, nor a column for them.
+    """
     bases, split = results.bases(), results.split
-    over = [f"over {base}" for base in bases]
-    head = ["method", "n", f"{split} accuracy, %", "95 % interval", *over, "published", f"best on {split}", "train, %"]
+    over, beside = [f"over {base}" for base in bases], ["published"] if split == "test" else []
+    head = ["method", "n", f"{split} accuracy, %", "95 % interval", *over, *beside, f"best on {split}", "train, %"]
     rows = []
     for row in results.rows:
         differences = [with_interval(row.over.get(base), row.corrected_p.get(base)) for base in bases]
-        figure = "" if row.published is None else f"{row.published.accuracy:.2f}"
+        figures = ["" if row.published is None else f"{row.published.accuracy:.2f}" for _ in beside]
         interval = "" if row.test.half_width is None else f"± {row.test.half_width:.2f}"
         best, train = f"*{row.best_on_test:.2f}*", f"{row.train.mean:.2f}"
         mean = mean_and_deviation(row.test)
-        rows.append([row.method, str(row.n), mean, interval, *differences, figure, best, train])
+        rows.append([row.method, str(row.n), mean, interval, *differences, *figures, best, train])
     for name, reference in _references(results).items():
         own = {"method": name, "published": f"{reference.accuracy:.2f}"}
         rows.append([own.get(column, "") for column in head])
@@ -116,12 +121,12 @@ def markdown(results: Results) -> str:
     """Write table.md: the tables, the verdicts in sentences, and how to read them."""
     reading = notes(results)
     lines = [f"# {results.suite}", "", *comparison(results).markdown(), "", reading["comparison"]]
-    lines += _section("Against published figures", [f"- {line}" for line in against_published(results)])
+    lines += _section("Against published figures", [f"- {in_markdown(line)}" for line in against_published(results)])
     if results.verdicts:
         short = [f"- {line}" for line in in_short(results)]
         lines += _section("Verdicts", [*short, "", *verdicts(results).markdown(), "", reading["verdicts"]])
-    lines += _section("Failed seeds", [f"- {line}" for line in failures(results)])
-    lines += _section("Cells of different environments", [f"- {line}" for line in mixed(results)])
+    lines += _section("Failed seeds", [f"- {in_markdown(line)}" for line in failures(results)])
+    lines += _section("Cells of different environments", [f"- {in_markdown(line)}" for line in mixed(results)])
     lines += _section("More than accuracy", [*measures(results).markdown(), "", reading["measures"]])
     for name, found in results.ablations.items():
         table = ablation(results.ablation_split, found).markdown()
@@ -255,13 +260,15 @@ def outcome(found: Sequence[Line]) -> str:
     )
 
 
-def table_csv(rows: Sequence[Row]) -> str:
+def table_csv(results: Results) -> str:
     """Write the main table as CSV, a line a method, plain numbers of up to four decimals."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _csv_line(rows[0]), lineterminator="\n")
+    out, lines = io.StringIO(), [_csv_line(row) for row in results.rows]
+    if results.split != "test":
+        for line in lines:
+            del line["published"]
+    writer = csv.DictWriter(out, lines[0], lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        line = _csv_line(row)
+    for line in lines:
         writer.writerow({name: round(v, 4) if isinstance(v, float) else v for name, v in line.items()})
     return out.getvalue()
 
