@@ -153,11 +153,16 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
 
 
 def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
-    """Remove what is no part of a run, such as seeds that its suite has no longer; say so."""
+    """Move aside what is no part of a run, such as seeds that its suite has no longer; say so."""
+    place = stage.path("checkpoints") / folder.relative_to(stage.path("runs"))
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name not in expected and not path.name.startswith("."):
-            stage.say(f"{path}: no part of this run any more; removed (DVC's cache has what was committed)")
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            aside = place / f"{path.name}.removed"
+            if aside.exists():  # from an earlier time
+                shutil.rmtree(aside)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, aside)
+            tqdm.write(f"{path}: no part of this run any more; moved to {aside}")
 
 
 def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[int]:
@@ -245,7 +250,7 @@ def _train_group(
         job.group_fingerprint(seeds),
         seeds,
         environment(setup.compute.device.type) | _numerics(job, setup),
-        Schedule(stage.config.run.checkpoint_minutes, stage.options.deadline, more),
+        _schedule(stage, more),
     )
     with ExitStack() as locks:
         for seed in seeds:
@@ -253,6 +258,12 @@ def _train_group(
         result = fit(trainer, monitoring(stage, job, teacher), checkpoint)
         _write(stage, setup, job, result)
         path.unlink(missing_ok=True)
+
+
+def _schedule(stage: Stage, more: bool) -> Schedule:
+    """When to save and to stop; Ctrl-C is for the process that started a worker, which hands it on as SIGTERM."""
+    signals = (signal.SIGTERM,) if stage.options.worker else (signal.SIGINT, signal.SIGTERM)
+    return Schedule(stage.config.run.checkpoint_minutes, stage.options.deadline, more, signals)
 
 
 def monitoring(stage: Stage, job: Job, teacher: Teacher | None) -> Monitoring:

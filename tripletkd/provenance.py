@@ -1,4 +1,4 @@
-"""Where results come from: hashes, environments, files that are whole or not there at all."""
+"""Where results come from: hashes, fingerprints, and the machine that computed them."""
 
 import hashlib
 import json

@@ -67,7 +67,9 @@ def test_added_seeds_are_trained_and_seeds_taken_away_are_not_trained_again(proj
     assert record["trained_with"] == [3]
     change(project, "suites", "digits", "seeds", value=[1, 3])
     printed = stage(project, *DISTILL)
-    assert "seed-2: no part of this run any more" in printed and "seeds 1, 3 are there" in printed
+    assert "seed-2: no part of this run any more; moved to" in printed and "seeds 1, 3 are there" in printed
+    aside = project / "checkpoints/digits/test/triplet/seed-2.removed/weights.safetensors"
+    assert sha256(aside) == after["seed-2"]
     assert hashes(project) == {name: after[name] for name in ("seed-1", "seed-3")}
 
 

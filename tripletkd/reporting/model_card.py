@@ -121,7 +121,7 @@ def markdown(exported: Exported, sources: Sources) -> str:
         seeds=", ".join(str(each.seed) for each in sources.records),
         classes=", ".join(exported.classes),
         shape=", ".join(map(str, record.image_shape)),
-        optimizer=OPTIMIZERS[record.params["recipe"]["optimizer"]["name"]],
+        optimizer=OPTIMIZERS.get(name := record.params["recipe"]["optimizer"]["name"], name),
         params=list(_flat(record.params)),
         data=sources.data,
         measured=sources.measured,

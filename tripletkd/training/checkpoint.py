@@ -39,6 +39,7 @@ class Schedule:
     minutes: float = 5.0  # between two checkpoints
     deadline: float | None = None  # of time.monotonic(), after which the run is stopped
     more: bool = False  # whether there is more to do after the last epoch, so that a stop still has to be said
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)  # that stop it
 
 
 class Checkpoint:
@@ -76,9 +77,8 @@ class Checkpoint:
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Checkpoint":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as for a process that another one looks after
-                self.handlers[number] = signal.signal(number, self._on_signal)
+        for number in self.schedule.signals:
+            self.handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
