@@ -192,7 +192,7 @@ def test_seeds_are_added_and_taken_away_one_by_one(project: Path) -> None:
     change(project, "suites", "digits", "seeds", value=[1, 3])
     printed = command(project, "dvc", "repro")
     assert sorted(stages_run(printed)) == sorted(touched)
-    assert f"runs/{TRIPLET}/seed-2: no part of this run any more; removed" in printed
+    assert f"runs/{TRIPLET}/seed-2: no part of this run any more; moved to" in printed
     assert when_trained(project) == now  # the log of a seed outlives it: it may come back
     assert sorted(path.name for path in (project / f"runs/{TRIPLET}").iterdir()) == ["seed-1", "seed-3"]
 
