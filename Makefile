@@ -4,7 +4,7 @@ PYTHON ?= python3
 SUITE ?= digits
 METHOD ?= triplet
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,dkd,dist]
-LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; git restore params.yaml goes back"
+LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper export verify test smoke slow reliability lint audit ui relog bench pictures clean
+.PHONY: help env repro resnets paper export verify test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,6 +57,12 @@ lint: env ## what pre-commit checks
 
 audit: env ## known vulnerabilities in the locked packages; asks PyPI, so it needs the network
 	$(UV) export --locked --no-emit-project --quiet | pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r /dev/stdin
+
+restore: ## params.yaml, dvc.lock and results/ as they were committed, and the runs of that time
+	@git status --short params.yaml dvc.lock results
+	git restore params.yaml dvc.lock results
+	git clean --quiet --force -d results
+	dvc checkout --allow-missing
 
 ui: env ## MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db

@@ -45,7 +45,7 @@ class Options:
     only_seeds: Sequence[int] = ()  # of the suite's; all where it is empty
     retrain: bool = False  # seeds that are finished too
     processes: int | None = None  # over which seeds are spread; as many as there are processors where it is None
-    worker: bool = False  # one of those processes: the one that started it does the rest
+    worker: str | None = None  # one of those processes, and the run that it trains; its parent does the rest
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,13 @@ class Stage:
         assert self.config.suite is not None
         return self.paths[kind].joinpath(self.config.suite, *inner)
 
+    def named(self, name: str) -> "Stage":
+        """Return the stage of another name with the same parameters; its dependencies are those of now."""
+        return self if name == self.name else replace(self, name=name)
+
     def of_suite(self, name: str) -> "Stage":
         """Return the same stage for another suite."""
-        return Stage(self.name, replace(self.config, suite=name), self.options, self.logger, self.started)
+        return replace(self, config=replace(self.config, suite=name))
 
     def say(self, text: str) -> None:
         """Print for whoever looks on."""
@@ -269,7 +273,7 @@ def run(
 
 def _end_with_parent() -> None:
     """Have Linux send SIGTERM to this process when the one that started it dies; elsewhere it goes on to its end."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):  # the last on Windows
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
@@ -300,7 +304,7 @@ def _parser(name: str, description: str | None, needs: Sequence[str], trains: bo
         )
         parser.add_argument("--retrain", action="store_true", help="train finished seeds anew")
         parser.add_argument("--processes", type=_processes, metavar="P", help="train so many seeds side by side")
-        parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+        parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the stages that touch networks share: data on the device, the teacher, the way of a job to its run record."""
+"""The way of a job to its run record: which seeds are due, alone or side by side, from a checkpoint or anew."""
 
 import os
 import shutil
@@ -8,117 +8,29 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
 
 from stages._command import EX_TEMPFAIL, Stage, exclusive
-from tripletkd.data import dataset as canonical
-from tripletkd.data.batches import DeviceData
+from stages._setup import Setup, is_of
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.provenance import environment
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
-from tripletkd.training.compute import CORES, Compute, select_compute, set_up_process
-from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
+from tripletkd.training.compute import CORES
+from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.loop import Monitoring, TrainResult, fit
-from tripletkd.training.run_record import Record, TrainedRun
+from tripletkd.training.run_record import TrainedRun
 from tripletkd.training.trainer import Teacher
-
-# Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
-COMPUTES = tuple(
-    f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
-)
-KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")  # what was computed, as it is
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A suite's data on the device, and how to compute there."""
-
-    data: DeviceData
-    compute: Compute
-
-
-def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
-    """Set up this process as the suite and `run` say, and put the suite's data, checked by its hash, on the device.
-
-    Args:
-        stage: whose suite and split it is.
-        dataset: in the place of the suite's data.
-
-    Raises:
-        UserError: if the device is not here, or the data is not there or damaged.
-    """
-    run, suite = stage.config.run, stage.suite
-    dataset = dataset or canonical.load(stage.path("data"))
-    if stage.config.split == "validation":
-        dataset = dataset.with_holdout(suite.holdout)
-    height, _, channels = dataset.image_shape
-    compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
-    set_up_process(compute, suite.precision, run.deterministic, height)
-    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype)
-    return Setup(data, compute)
-
-
-def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) -> Conditions:
-    """Collect what all jobs of a stage have in common."""
-    return Conditions(
-        inputs=asdict(stage.suite.inputs),
-        precision=stage.suite.precision,
-        deterministic=stage.config.run.deterministic,
-        evaluate_every=stage.suite.evaluate_every,
-        data_sha256=setup.data.dataset.sha256(),
-        teacher_sha256=teacher_sha256,
-        code={name: sha for name, sha in stage.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS},
-    )
-
-
-def job_of_method(stage: Stage, setup: Setup, teacher_sha256: str) -> Job:
-    """Describe the training of the suite's student by the stage's method."""
-    method, suite = stage.config.method, stage.suite
-    assert method is not None
-    return Job(
-        key=key_of(stage, method),
-        network=suite.student.network,
-        method=method,
-        params=suite.methods[method],
-        recipe=suite.student.recipe,
-        seeds=suite.seeds,
-        conditions=conditions(stage, setup, teacher_sha256),
-    )
-
-
-def load_teacher(stage: Stage, setup: Setup) -> tuple[Teacher, str]:
-    """Load the suite's teacher and the hash of its weights.
-
-    Raises:
-        UserError: if it is not there, not of this data, or below its floor.
-    """
-    folder, suite, split = stage.path("runs", stage.config.split, "teacher"), stage.suite, stage.config.split
-    record = run_record.read_record(run_record.seed_folder(folder, suite.teacher.seed))
-    if record.data_sha256 != setup.data.dataset.sha256():
-        raise UserError(f"{folder}: trained on other images than {stage.path('data')}; run train_teacher again")
-    if record.weights_sha256 is None:
-        raise UserError(f"{folder}: the teacher's training failed: {record.failed}")
-    teacher = Teacher(run_record.load_network(folder, record), setup.data)
-    reached = 100 * teacher.test_accuracy
-    if reached < suite.teacher_floor:
-        raise UserError(
-            f"suites.{suite.name}.teacher_floor: the teacher reaches {reached:.2f} % on the {split} split, "
-            f"{suite.teacher_floor} % is demanded before a student is trained; train it better (teacher.recipe) or "
-            "lower the floor"
-        )
-    return teacher, record.weights_sha256
 
 
 def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = None, more: bool = False) -> TrainedRun:
     """Train the seeds of a job that are not finished, and return all that were asked for.
 
-    A seed is finished where its record has the job's fingerprint. Seeds that the job does not name are removed.
+    A seed is finished where its record has the job's fingerprint. Seeds that the job does not name are moved aside.
 
     Args:
         stage: whose options say which seeds, and whether finished ones too.
@@ -138,17 +50,11 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
     if not only:
         remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(stage, folder, job, wanted)
-    groups, processes = _resumable(stage, job, due, wanted), _processes(stage, setup, due)
-    if processes > 1:  # the process of a seed finds its checkpoint
-        groups = [group for group in groups if len(group) > 1 or group[0] not in due]
-    rest = [seed for seed in due if seed not in {seed for group in groups for seed in group}]
-    side_by_side = rest if processes > 1 else []
-    if rest and not side_by_side:
-        groups.append(rest)
+    groups, side_by_side = _plan(stage, setup, job, wanted, due)
     for group in groups:
         _train_group(stage, setup, job, group, teacher, more or bool(side_by_side) or group is not groups[-1])
     if side_by_side:
-        _train_side_by_side(stage, side_by_side, processes)
+        _train_side_by_side(stage, job, side_by_side, _processes(stage, setup, due))
     return run_record.read_run(folder, wanted)
 
 
@@ -158,7 +64,7 @@ def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name not in expected and not path.name.startswith("."):
             aside = place / f"{path.name}.removed"
-            if aside.exists():  # from an earlier time
+            if aside.is_dir():  # from an earlier time
                 shutil.rmtree(aside)
             aside.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, aside)
@@ -167,12 +73,12 @@ def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
 
 def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[int]:
     """The seeds to be trained; the others are named."""
-    due, finished = [], []
+    due, finished, equivalent = [], [], stage.config.run.equivalent_code
     for seed in wanted:
         place = run_record.seed_folder(folder, seed)
         reason = None if place.exists() else ""
         if reason is None:
-            reason = "--retrain" if stage.options.retrain else _unfit(place, folder, job, seed)
+            reason = "--retrain" if stage.options.retrain else _unfit(folder, job, seed, equivalent)
         if reason is None:
             finished.append(seed)
             continue
@@ -186,18 +92,32 @@ def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[in
     return due
 
 
-def _unfit(place: Path, folder: Path, job: Job, seed: int) -> str | None:
+def _unfit(folder: Path, job: Job, seed: int, equivalent_code: Sequence[str]) -> str | None:
     """Why what stands there is not the job's seed; None where it is."""
     try:
-        record = run_record.read_record(place)
-        history = run_record.read_history(place / run_record.HISTORY)
-        if record.failed is None:
-            run_record.load_network(folder, record)
-            if [row["epoch"] for row in history] != list(range(1, job.recipe.epochs + 1)):
-                return f"{place / run_record.HISTORY}: not the rows of {job.recipe.epochs} epochs"
+        [record] = run_record.read_run(folder, [seed]).records
     except (UserError, OSError) as error:
         return str(error)
-    return None if record.fingerprint == job.fingerprint(seed) else "of other parameters, data, teacher or code"
+    return None if is_of(job, record, equivalent_code) else "of other parameters, data, teacher or code"
+
+
+def _plan(
+    stage: Stage, setup: Setup, job: Job, wanted: Sequence[int], due: Sequence[int]
+) -> tuple[list[list[int]], list[int]]:
+    """Say which seeds are trained together in this process, and which side by side in processes of their own.
+
+    Groups that an earlier call has begun go on as they were, but for those of one seed where seeds are trained side by
+    side: the process of a seed finds its checkpoint.
+    """
+    groups = _resumable(stage, job, due, wanted)
+    apart = _processes(stage, setup, due) > 1
+    if apart:
+        groups = [group for group in groups if len(group) > 1 or group[0] not in due]
+    begun = {seed for group in groups for seed in group}
+    rest = [seed for seed in due if seed not in begun]
+    if apart or not rest:
+        return groups, rest
+    return [*groups, rest], []
 
 
 def _checkpoint_path(stage: Stage, job: Job, seeds: Sequence[int]) -> Path:
@@ -302,11 +222,11 @@ def _write(stage: Stage, setup: Setup, job: Job, result: TrainResult) -> None:
         run_record.write_log(path, about, stage.log(**figures))
 
 
-def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> None:
+def _train_side_by_side(stage: Stage, job: Job, seeds: Sequence[int], processes: int) -> None:
     """Train each seed in a process of its own, so many at a time, with the processors shared among them.
 
     Raises:
-        UserError: if one failed.
+        UserError: if one failed, or trained something else because params.yaml or the code was edited meanwhile.
         Paused: if they were stopped at checkpoints.
     """
     waiting, running, codes = list(seeds), dict[int, "subprocess.Popen[bytes]"](), dict[int, int]()
@@ -314,7 +234,7 @@ def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> N
         while running or (waiting and not stopped):
             while waiting and len(running) < processes and not stopped:
                 seed = waiting.pop(0)
-                running[seed] = _start_worker(stage, seed, CORES // processes)
+                running[seed] = _start_worker(stage, job, seed, CORES // processes)
             time.sleep(0.05)
             for seed in [seed for seed, process in running.items() if process.poll() is not None]:
                 codes[seed] = running.pop(seed).returncode
@@ -323,6 +243,13 @@ def _train_side_by_side(stage: Stage, seeds: Sequence[int], processes: int) -> N
     for seed, code in codes.items():
         if code:
             raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said stands above")
+    for seed in seeds:
+        record = run_record.read_record(run_record.seed_folder(stage.path("runs", job.key.split, job.key.name), seed))
+        if record.fingerprint != job.fingerprint(seed):
+            raise UserError(
+                f"{job.key}, seed {seed}: params.yaml or the code was changed before its process began; run the same "
+                "command again"
+            )
 
 
 @contextmanager
@@ -345,10 +272,10 @@ def _handing_on_signals(running: Mapping[int, "subprocess.Popen[bytes]"]) -> Ite
             process.kill()
 
 
-def _start_worker(stage: Stage, seed: int, threads: int) -> "subprocess.Popen[bytes]":
-    """Start this stage for one seed, on so many threads."""
+def _start_worker(stage: Stage, job: Job, seed: int, threads: int) -> "subprocess.Popen[bytes]":
+    """Start this stage for one seed of a job, on so many threads."""
     command = [sys.executable, "-m", f"stages.{stage.name}", *stage.options.overrides]
-    command += ["--worker", "--only-seeds", str(seed)]
+    command += ["--worker", job.key.name, "--only-seeds", str(seed)]
     command += ["--retrain"] if stage.options.retrain else []
     command += ["--quiet"] if stage.options.quiet else []
     if stage.options.deadline is not None:
@@ -357,21 +284,3 @@ def _start_worker(stage: Stage, seed: int, threads: int) -> "subprocess.Popen[by
     return subprocess.Popen(  # nosec B603  # noqa: S603
         command, env=os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
     )
-
-
-def refuse_failure(run: TrainedRun) -> None:
-    """Refuse a run of which nothing is left.
-
-    Raises:
-        UserError: if no seed came through.
-    """
-    if not run.networks:
-        first: Record = run.records[0]
-        failures = "; ".join(f"seed {seed}: {why}" for seed, why in run.failed.items())
-        raise UserError(f"{first.suite}/{first.name}: every seed failed: {failures}")
-
-
-def key_of(stage: Stage, name: str) -> RunKey:
-    """Name a run of the stage's suite and split."""
-    assert stage.config.suite is not None
-    return RunKey(stage.config.suite, stage.config.split, name)

@@ -7,7 +7,8 @@ from stages._command import Stage, run
 
 def main(stage: Stage) -> None:
     """Train and measure what is not finished of one ablation."""
-    from stages._training import conditions, key_of, load_teacher, remove_others, set_up, train_run
+    from stages._setup import conditions, key_of, load_teacher, set_up
+    from stages._training import remove_others, train_run
     from tripletkd.config.schema import ABLATED
     from tripletkd.evaluation.measure import measure
     from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
@@ -23,6 +24,8 @@ def main(stage: Stage) -> None:
     measured = []
     for variant in variants:
         key = key_of(stage, f"ablations/{name}/{folder_name(variant.label)}")
+        if stage.options.worker not in (None, key.name):
+            continue
         job = Job(key, suite.student.network, ABLATED, variant.params, variant.recipe, suite.seeds, common)
         trained = train_run(stage, setup, job, teacher, more=variant is not variants[-1])
         configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe

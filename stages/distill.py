@@ -5,7 +5,8 @@ from stages._command import Stage, run
 
 def main(stage: Stage) -> None:
     """Train what is not finished of one method."""
-    from stages._training import job_of_method, load_teacher, refuse_failure, set_up, train_run
+    from stages._setup import job_of_method, load_teacher, refuse_failure, set_up
+    from stages._training import train_run
 
     setup = set_up(stage)
     teacher, teacher_sha256 = load_teacher(stage, setup)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stages._command import Stage, run
-from stages._training import Setup, conditions, key_of, set_up
-from tripletkd import methods, models
+from stages._setup import Setup, conditions, job_of_method, job_of_teacher, key_of, set_up
+from tripletkd import models
 from tripletkd.config.schema import ABLATED
 from tripletkd.data.dataset import DESCRIPTION, Dataset, Split
 from tripletkd.training.compute import CORES
@@ -82,19 +82,15 @@ def print_plan(stage: Stage) -> None:
 
 def parts(stage: Stage, setup: Setup) -> Iterator[Part]:
     """List what is trained: the teacher on every split, the methods, the ablations."""
-    run, suite, common = stage.config.run, stage.suite, conditions(stage, setup)
-    teacher, student, scratch = suite.teacher, suite.student, methods.load("scratch")
-    alone = Job(
-        key_of(stage, "teacher"), teacher.network, "scratch", scratch.Params(ce=1.0), teacher.recipe, [1], common
-    )
-    yield Part("teacher", alone, [teacher.recipe.epochs] * len(run.splits))
+    run, suite, student = stage.config.run, stage.suite, stage.suite.student
+    yield Part("teacher", job_of_teacher(stage, setup), [suite.teacher.recipe.epochs] * len(run.splits))
     for method in run.methods:
-        params = suite.methods[method]
-        job = Job(key_of(stage, method), student.network, method, params, student.recipe, suite.seeds, common)
-        yield Part(method, job, [student.recipe.epochs])
+        of_method = replace(stage, config=replace(stage.config, method=method))
+        yield Part(method, job_of_method(of_method, setup, ""), [student.recipe.epochs])
     if ablated := [variant.recipe.epochs for name in run.ablations for variant in suite.ablations[name]]:
         params = suite.methods[ABLATED]
-        job = Job(key_of(stage, ABLATED), student.network, ABLATED, params, student.recipe, suite.seeds, common)
+        key, common = key_of(stage, ABLATED), conditions(stage, setup)
+        job = Job(key, student.network, ABLATED, params, student.recipe, suite.seeds, common)
         yield Part("ablations", job, ablated)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations  # the types' module imports SciPy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages._command import Stage, run
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_csv, write_json, write_text
+from tripletkd.provenance import sha256
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
@@ -47,15 +48,30 @@ def gather(stage: Stage) -> Results:
         about=stage.suite.about,
         split=config.split,
         measured=measured,
-        histories={name: without_failed(read_history(place / f"{name}.csv"), measured[name]) for name in methods},
-        maps={name: read_history(place / f"{name}_map.csv") for name in methods},
+        histories={name: without_failed(read_beside(place, measured[name]), measured[name]) for name in methods},
+        maps={name: read_beside(place, measured[name], "_map") for name in methods},
         rows=comparison.rows(measured, published),
         verdicts=comparison.verdicts(measured, config.claims),
         published=published,
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
+        equivalent_code=stage.config.run.equivalent_code,
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
     )
+
+
+def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
+    """Read the history, or the map, that was written with a measurement.
+
+    Raises:
+        UserError: if the file beside it is another.
+    """
+    from tripletkd.training.run_record import read_history
+
+    path, written = place / f"{measured.name}{of}.csv", measured.map_sha256 if of else measured.history_sha256
+    if not path.is_file() or sha256(path) != written:
+        raise UserError(f"{path}: not the file that {measured.name}.json was written with; run evaluate again")
+    return read_history(path)
 
 
 def read_methods(stage: Stage) -> dict[str, Measurement]:
@@ -136,7 +152,8 @@ def student_settings(suite: SuiteConfig, params: Any, recipe: Recipe) -> dict[st
 
 def common_settings(suite: SuiteConfig) -> dict[str, Any]:
     """Say what params.yaml has teacher and students made with."""
-    return {"precision": suite.precision, "inputs": asdict(suite.inputs)}
+    inputs = asdict(suite.inputs)
+    return {"precision": suite.precision, "inputs": inputs, "evaluate_every": suite.evaluate_every}
 
 
 def refuse_unlike(path: Path, measured: Measurement, expected: dict[str, Any], source: str) -> None:

@@ -5,23 +5,13 @@ from stages._command import Stage, run
 
 def main(stage: Stage) -> None:
     """Train the teacher and measure it."""
-    from stages._training import conditions, key_of, refuse_failure, set_up, train_run
-    from tripletkd import methods
+    from stages._setup import job_of_teacher, refuse_failure, set_up
+    from stages._training import train_run
     from tripletkd.evaluation import measurement
     from tripletkd.evaluation.measure import measure
-    from tripletkd.training.job import Job
 
-    settings, setup, split = stage.suite.teacher, set_up(stage), stage.config.split
-    job = Job(
-        key=key_of(stage, "teacher"),
-        network=settings.network,
-        method="scratch",
-        params=methods.load("scratch").Params(ce=1.0),
-        recipe=settings.recipe,
-        seeds=[settings.seed],
-        conditions=conditions(stage, setup),
-    )
-    trained = train_run(stage, setup, job)
+    setup, split = set_up(stage), stage.config.split
+    trained = train_run(stage, setup, job_of_teacher(stage, setup))
     if stage.options.worker:
         return
     if trained.networks:

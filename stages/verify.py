@@ -4,7 +4,6 @@ python -m stages.verify suite=digits method=triplet; `make verify` does it.
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from stages._command import Stage, run
@@ -16,25 +15,22 @@ def main(stage: Stage) -> None:
     Raises:
         UserError: if a seed has other bytes, or was trained with other parameters than params.yaml has now.
     """
-    from stages._training import job_of_method, load_teacher, monitoring, set_up
+    from stages._setup import job_of_method, load_teacher, refuse_other_job, set_up
+    from stages._training import monitoring
     from tripletkd.errors import UserError
     from tripletkd.provenance import sha256
     from tripletkd.training.job import build_trainer
     from tripletkd.training.loop import fit
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_run, seed_folder, write_seeds
 
-    stage = replace(stage, name="distill")  # whose code and parameters the records are of
     setup, method = set_up(stage), stage.config.method
     assert method is not None
     teacher, teacher_sha256 = load_teacher(stage, setup)
     job = job_of_method(stage, setup, teacher_sha256)
     folder, dataset = stage.path("runs", stage.config.split, method), setup.data.dataset
     records = {record.seed: record for record in read_run(folder, job.seeds).records}
-    for seed, record in records.items():
-        if record.fingerprint != job.fingerprint(seed):
-            raise UserError(
-                f"{seed_folder(folder, seed)}: of other parameters, data, teacher or code; run distill first"
-            )
+    for record in records.values():
+        refuse_other_job(stage, record, job)
     groups = {tuple(record.trained_with) for record in records.values()}
     other = []
     with tempfile.TemporaryDirectory() as scratch:

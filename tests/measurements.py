@@ -70,6 +70,7 @@ def measured(accuracies: dict[int, float], **changes: Any) -> Measurement:
         data_sha256="d" * 64,
         teacher_sha256="a" * 64,
         weights_sha256=dict.fromkeys(accuracies, "a" * 64),
+        code=("c" * 64,),
         environments=(Environment(tuple(accuracies), {"torch": "2", "deterministic": True, "cuda": None}),),
         failed={},
         test_images=IMAGES,
@@ -116,6 +117,7 @@ def results(**changes: Any) -> comparison.Results:
         verdicts=comparison.verdicts(MEASURED, CLAIMS),
         published=PUBLISHED,
         published_curves={"triplet": [{"epoch": 1, "test_accuracy": 50.0}, {"epoch": 2, "test_accuracy": 60.0}]},
+        equivalent_code=[],
         ablation_split="validation",
         ablations={"margin": ablation.lines(VARIANTS)},
     )

@@ -202,10 +202,11 @@ ORDER = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 
 
 def method_of(stage: DvcStage) -> str | None:
-    """The one method whose module a stage loads by name to train with it."""
+    """The one method whose module a stage loads by name to train with it, or judges records by."""
     return {
         "stages.train_teacher": "scratch",
         "stages.distill": stage.item.get("method"),
+        "stages.evaluate": stage.item.get("method"),
         "stages.ablate": "triplet_family",
     }.get(stage.module)
 

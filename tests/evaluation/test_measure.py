@@ -38,7 +38,7 @@ def of_seed(seed: int, **changes: Any) -> Any:
         "network": "paper_student_quarter",
     }
     made |= {"image_shape": DATASET.image_shape, "classes": 10, "seed": seed, "params": {"method": {"ce": 1.0}}}
-    hashes = {"data_sha256": "d" * 64, "teacher_sha256": "a" * 64, "weights_sha256": "b" * 64}
+    hashes = {"data_sha256": "d" * 64, "teacher_sha256": "a" * 64, "weights_sha256": "b" * 64, "code": "c" * 64}
     return SimpleNamespace(**(made | hashes | {"environment": {"torch": "2"}, "failed": None} | changes))
 
 
@@ -55,6 +55,7 @@ def test_what_a_run_is_and_what_its_network_costs() -> None:
     assert found.multiply_adds == 8 * 9 * 64 + 8 * 8 * 9 * 16 + 16 * 8 * 9 * 4 + 16 * 32 + 32 * 10
     assert found.weights_bytes == 4 * found.parameters
     assert (found.weights_sha256, found.failed) == ({1: "b" * 64}, {2: "loss is nan"})
+    assert found.code == ("c" * 64,)
     assert found.environments == (Environment((1, 2), {"torch": "2"}),)
     assert found.test_images == 100
     assert found.class_names is None

@@ -93,6 +93,10 @@ def test_measurements_of_no_seed_are_refused(path: Path) -> None:
     ("changes", "message"),
     [
         ({"test_images": 99}, "test_correct is not of 99 images"),
+        (
+            {"seeds": [dataclasses.asdict(of_seed(3, 80.0, test_accuracy=0.81))]},
+            "test_accuracy 0.81, test_correct has 802",
+        ),
         ({"parameters": "many"}, "parameters: Input should be a valid integer"),
         ({"name": None}, "name: Field required"),
         ({"environments": [1]}, "not subscriptable"),

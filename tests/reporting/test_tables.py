@@ -57,7 +57,7 @@ def test_runs_of_different_environments_are_said() -> None:
     assert "environments" not in tables.markdown(results())
     other = Environment((1, 2, 3, 4, 5), {"torch": "3", "deterministic": True, "cuda": None})
     made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=(other,))})
-    assert "## Cells of different environments\n\n- torch: 2, 3" in tables.markdown(made)
+    assert "## Cells of different environments or code\n\n- torch: 2, 3" in tables.markdown(made)
     assert "torch: 2, 3" in page.html(made, {})
 
 

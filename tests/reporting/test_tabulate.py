@@ -18,6 +18,8 @@ from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.evaluation.measurement import Environment, Measurement, VariantMeasurement
 from tripletkd.files import write_csv
+from tripletkd.provenance import sha256
+from tripletkd.reporting import page, tables
 from tripletkd.training.optim import Recipe
 
 METHODS = ("scratch", "kd", "triplet")
@@ -37,10 +39,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         teacher = of_suite(suite, split, "teacher", None, suite.teacher.recipe)
         measurement.write(place / "teacher.json", changed(teacher, class_names=("0", "1")))
         for name in METHODS:
+            history, mapped = place / f"{name}.csv", place / f"{name}_map.csv"
+            write_csv(history, HISTORY)
+            write_csv(mapped, [{"label": 1, **dict.fromkeys(MAPPED, 0.5)}])
             made = of_suite(suite, split, name, suite.methods[name], suite.student.recipe)
+            made = changed(made, history_sha256=sha256(history), map_sha256=sha256(mapped))
             measurement.write(place / f"{name}.json", made)
-            write_csv(place / f"{name}.csv", HISTORY)
-            write_csv(place / f"{name}_map.csv", [{"label": 1, **dict.fromkeys(MAPPED, 0.5)}])
         variants = []
         for variant in suite.ablations["margin"]:
             name = f"ablations/margin/{variant.label.replace(' ', '-')}"
@@ -67,7 +71,8 @@ def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Rec
         name=name,
         method=name,
         network=who.network,
-        params={block: dataclasses.asdict(values) for block, values in blocks.items()},
+        params={"evaluate_every": suite.evaluate_every}
+        | {block: dataclasses.asdict(values) for block, values in blocks.items()},
         environments=(Environment(tuple(accuracies), {"torch": "2", "precision": suite.precision}),),
     )
 
@@ -99,6 +104,7 @@ def test_runs_as_params_yaml_says_make_a_table(project: Path) -> None:
         ("kd.json", ("params", "recipe"), {"epochs": 28}, "recipe.batch_size None, params.yaml .* has 50"),
         ("kd.json", ("params", "method", "temperature"), 9, r"method.temperature 9, .*student; methods.kd\) has 4"),
         ("kd.json", ("params", "inputs", "flip"), True, "inputs.flip True, params.yaml .* has False"),
+        ("kd.json", ("params", "evaluate_every"), 1, "evaluate_every 1, params.yaml .* has 4"),
         ("kd.json", ("network",), "resnet8", "network resnet8, params.yaml .* has paper_student_quarter"),
         ("kd.json", ("environments", 0, "precision"), "tf32", "precision tf32, params.yaml .* has float32"),
         ("kd.json", ("environments",), [], "precision None, params.yaml .* has float32"),
@@ -120,6 +126,26 @@ def test_a_table_of_unlike_runs_is_refused(
     alter(project / MEASURED_AT / split / file, *keys, value=value)
     with pytest.raises(UserError, match=f"{MEASURED_AT}/{split}/{file}: made with {message}"):
         tabulate.gather(stage_of("test"))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("file", ["kd.csv", "kd_map.csv"])
+def test_a_curve_or_a_map_of_another_run_is_refused(file: str, project: Path) -> None:
+    path = project / MEASURED_AT / "test" / file
+    path.write_text(path.read_text().replace(",0.", ",1."))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{file}: not the file that kd.json was written with; run evaluate again"):
+            tabulate.gather(stage_of("test"))
+        path.unlink(missing_ok=True)
+
+
+def test_a_table_names_what_equivalent_code_trained(project: Path) -> None:
+    code = "c" * 64
+    results = tabulate.gather(stage_of("test", f"run.equivalent_code=[{code}]"))
+    line = f"code {code}, which params.yaml says computes the same bytes: teacher, scratch, kd, triplet"
+    for made in (tables.markdown(results), page.html(results, page.pictures(results))):
+        assert line in made
+    assert line not in tables.markdown(tabulate.gather(stage_of("test")))
 
 
 @pytest.mark.fault

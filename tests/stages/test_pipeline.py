@@ -249,6 +249,26 @@ def test_a_wrong_parameter_stops_before_anything_is_touched(project: Path) -> No
     assert (project / "runs/digits/test/kd/seed-1/record.json").exists()
 
 
+@pytest.mark.fault
+def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> None:
+    command(project, "git", "add", "-A")
+    command(project, *GIT, "commit", "-qm", "a table")
+    before = files(project / "results")
+    words = ("run.split=validation", "run.ablation_split=test", "run.ablations=[margin]")
+    command(project, "dvc", "exp", "run", *(f"--set-param={word}" for word in words))
+    table = (project / "results/digits/table.md").read_text()
+    assert "| validation accuracy, % |" in table and "Measured on the test images" in table
+    command(project, "git", "restore", "params.yaml")
+    assert "tabulate@digits" in stages_run(command(project, "dvc", "repro"))
+    assert {name: files(project / "results")[name] for name in before} == before
+    command(project, "dvc", "exp", "run", *(f"--set-param={word}" for word in words))
+    command(project, "make", "restore")
+    assert files(project / "results") == before
+    assert command(project, "git", "status", "--porcelain") == ""
+    assert "Data and pipelines are up to date." in command(project, "dvc", "status")
+    assert stages_run(command(project, "dvc", "repro")) == []
+
+
 def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:
     from mlflow import MlflowClient
 

@@ -99,6 +99,9 @@ def test_verify_names_a_seed_with_other_bytes(project: Path) -> None:
     place = project / "runs/digits/test/triplet/seed-2"
     history = (place / "history.csv").read_text()
     (place / "history.csv").write_text(history.replace("1,0.01,", "1,0.02,"))
+    record = json.loads((place / "record.json").read_text())
+    record["history_sha256"] = sha256(place / "history.csv")
+    (place / "record.json").write_text(json.dumps(record))
     printed = stage(project, "stages.verify", *DISTILL[1:], code=1)
     assert "seed-2/history.csv: other bytes when trained again" in printed
 
@@ -108,7 +111,7 @@ def test_a_history_that_was_cut_off_is_trained_anew(project: Path) -> None:
     before, history = hashes(project), project / "runs/digits/test/triplet/seed-2/history.csv"
     whole = history.read_text()
     history.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    assert "seed-2/history.csv: not the rows of 3 epochs; trained anew" in stage(project, *DISTILL)
+    assert "seed-2/history.csv: sha256 is" in stage(project, *DISTILL)
     assert history.read_text().count("\n") == whole.count("\n") and hashes(project).keys() == before.keys()
 
 
@@ -139,7 +142,7 @@ def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) 
     assert printed.splitlines()[-1].startswith("paused: every seed that was begun stopped at a checkpoint; the same")
     program = (
         "import sys; import stages._training as t; real = t._start_worker\n"
-        "t._start_worker = lambda *words: print('a process for seed', words[1], flush=True) or real(*words)\n"
+        "t._start_worker = lambda *words: print('a process for seed', words[2], flush=True) or real(*words)\n"
         "import stages._command as c; sys.argv = ['distill', *sys.argv[1:]]\n"
         "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
     )
@@ -154,6 +157,31 @@ def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) 
     assert all(f"a process for seed {seed}\n" in done.stdout for seed in (1, 2))
     assert (done.stdout + done.stderr).count("going on after epoch 1") == 2
     assert hashes(project) == before
+
+
+@pytest.mark.fault
+def test_a_seeds_process_that_found_other_parameters_is_noticed(project: Path) -> None:
+    """They are put back before the stage that started it ends."""
+    program = (
+        "import pathlib, sys, time; import stages._training as t; real = t._start_worker\n"
+        "path = pathlib.Path('params.yaml'); text = path.read_text()\n"
+        "def edited(*words):\n"
+        "    path.write_text(text.replace('margin: 5', 'margin: 30'))\n"
+        "    process = real(*words); process.wait(); path.write_text(text); return process\n"
+        "t._start_worker = edited\n"
+        "import stages._command as c; sys.argv = ['distill', *sys.argv[1:]]\n"
+        "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *DISTILL[1:], "run.fuse_seeds=never", "--retrain", "--processes", "2"],
+        cwd=project,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "digits/triplet, seed 1: params.yaml or the code was changed before its process began" in done.stderr
 
 
 def test_a_change_of_what_the_stage_depends_on_while_it_runs_is_refused(project: Path) -> None:

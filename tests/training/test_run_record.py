@@ -75,6 +75,33 @@ def test_weights_that_were_changed_are_noticed(tmp_path: Path) -> None:
         run_record.read_run(tmp_path, [1])
 
 
+@pytest.mark.fault
+def test_a_history_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    written(tmp_path)
+    history = tmp_path / "seed-1/history.csv"
+    history.write_text(history.read_text().replace("2.5", "1.5"))
+    with pytest.raises(UserError, match=r"seed-1/history.csv: sha256 is"):
+        run_record.read_run(tmp_path, [1])
+
+
+@pytest.mark.fault
+def test_a_record_in_another_seeds_folder_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    shutil.copytree(tmp_path / "seed-1", tmp_path / "seed-3")
+    with pytest.raises(UserError, match=r"seed-3/record.json: of seed 1; run the stage again"):
+        run_record.read_run(tmp_path, [1, 3])
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("changes", [{"failed": "loss is nan"}, {"weights_sha256": None}])
+def test_a_record_has_weights_or_a_reason_why_not(changes: dict[str, str | None], tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "seed-1/record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match="it has weights, or a reason why it has none"):
+        run_record.read_run(tmp_path, [1])
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"suite": "../x"}, {"suite": "/x"}, {"name": "ablations/../../x"}, {"split": "../test"}, {"name": ""}],

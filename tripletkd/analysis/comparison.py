@@ -116,6 +116,7 @@ class Results:
     verdicts: Sequence[Verdict]
     published: Mapping[str, Published]  # none where the split is not the test split: that is what they are of
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
+    equivalent_code: Sequence[str]  # that params.yaml says computes the same bytes as this checkout's
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]
 

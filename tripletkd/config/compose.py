@@ -22,7 +22,8 @@ def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         UserError: The file or an override cannot be read, is not there, or asks for what is refused.
     """
     tree = _read(folder / "params.yaml")
-    composed = _compose(folder, [_check_override(override, SELECTION | tree) for override in overrides])
+    checked = [word for override in overrides for word in _check_override(override, SELECTION | tree)]
+    composed = _compose(folder, checked)
     _check_values(composed, "")
     return composed
 
@@ -70,11 +71,12 @@ def _scalars(node: yaml.Node | None, path: str) -> Iterable[tuple[str, str]]:
         yield path, node.value
 
 
-def _check_override(override: str, tree: dict[str, Any]) -> str:
+def _check_override(override: str, tree: dict[str, Any]) -> list[str]:
     """Refuse an override that cannot be read, means several, or changes a key that is not in `tree`.
 
     Returns:
-        The override as Hydra takes it: a key that a block of `tree` leaves out is added to it, for the schema to judge.
+        The override as Hydra takes it. A key that a block of `tree` leaves out is added to it, for the schema to judge;
+        a block is merged into the one that is there, or takes its place where it has another name.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -95,18 +97,23 @@ def _check_override(override: str, tree: dict[str, Any]) -> str:
     key = key.lstrip("+~")
     _check_reserved(key)
     if parsed.is_add() or parsed.is_force_add():
-        return override
+        return [override]
     parent, _, leaf = key.rpartition(".")
     if parent and not parsed.is_delete():
+        if ".recipe" in parent and not _is_there(parent, tree):  # what it leaves out stands in the suite's recipe
+            return [f"++{override}"]
         block = _find(parent, tree)
         if isinstance(block, dict) and leaf not in block:
-            return f"++{override}"
+            return [f"++{override}"]
     target, value = _find(key, tree), parsed.value()
     if isinstance(target, dict) and isinstance(value, list):
         raise UserError(f"{key}: found a list, expected a block of parameters")
     if isinstance(target, list) and isinstance(value, dict):
         raise UserError(f"{key}: found a block of parameters, expected a list")
-    return override
+    if isinstance(target, dict) and isinstance(value, dict):
+        anew = value.get("name", target.get("name")) != target.get("name")
+        return [f"~{key}", f"+{override}"] if anew else [f"++{override}"]
+    return [override]
 
 
 def _check_reserved(key: str) -> None:
@@ -132,6 +139,17 @@ def _find(key: str, tree: Any) -> Any:
             raise UserError(f"{'.'.join(parts[: i + 1])}: unknown key; expected one of {names}")
         tree = known[index]
     return tree
+
+
+def _is_there(key: str, tree: Any) -> bool:
+    """Whether each block that a key is in is there, below the last that must be."""
+    must, _, rest = key.partition(".recipe")
+    block = _find(must, tree)
+    for part in f"recipe{rest}".split("."):
+        if not isinstance(block, dict) or part not in block:
+            return False
+        block = block[part]
+    return True
 
 
 def _compose(folder: Path, overrides: list[str]) -> dict[str, Any]:

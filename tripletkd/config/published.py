@@ -1,6 +1,7 @@
 """Read published figures from a CSV file: method, accuracy, source, and the file of a curve if there is one."""
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,10 +30,8 @@ def read(root: Path, name: str) -> dict[str, Published]:
             raise UserError(f"{key}: found no {'source' if method else 'method'}, expected one")
         if method in figures:
             raise UserError(f"{key}: {method!r} is listed twice, expected once")
-        try:
-            accuracy = float(row["accuracy"])
-        except (TypeError, ValueError):
-            raise UserError(f"{key}.accuracy: found {row['accuracy']!r}, expected a number") from None
+        if (accuracy := _number(row["accuracy"])) is None:
+            raise UserError(f"{key}.accuracy: found {row['accuracy']!r}, expected a number")
         block = {"accuracy": accuracy, "source": row["source"], "curve": row["curve"] or None}
         figures[method] = check(Published, block, key)
         if row["curve"]:
@@ -41,12 +40,22 @@ def read(root: Path, name: str) -> dict[str, Published]:
 
 
 def _check_curve(root: Path, name: str) -> None:
-    for number, row in enumerate(_rows(root, name, CURVE_COLUMNS), start=2):
+    rows = _rows(root, name, CURVE_COLUMNS)
+    if not rows:
+        raise UserError(f"{name}: found no epoch, expected a line each")
+    for number, row in enumerate(rows, start=2):
         for column in CURVE_COLUMNS:
-            try:
-                float(row[column])
-            except (TypeError, ValueError):
-                raise UserError(f"{name}, line {number}.{column}: found {row[column]!r}, expected a number") from None
+            if _number(row[column]) is None:
+                raise UserError(f"{name}, line {number}.{column}: found {row[column]!r}, expected a number")
+
+
+def _number(text: str | None) -> float | None:
+    """Return the finite number that a text is; None where it is none."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _rows(root: Path, name: str, columns: Iterable[str]) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ class RunSettings:
     ablation_split: Split
     device: Literal["auto", "cpu", "cuda"]
     deterministic: bool
+    equivalent_code: list[str]  # sha256, as in records, of code that was shown to compute the same bytes
     cuda_graph: bool
     fuse_seeds: Literal["auto", "always", "never"]
     checkpoint_minutes: Annotated[float, "> 0"]

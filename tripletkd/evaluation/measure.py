@@ -54,6 +54,7 @@ def measure(run: "TrainedRun", data: "DeviceData", teacher_logits: Tensor | None
         data_sha256=record.data_sha256,
         teacher_sha256=record.teacher_sha256,
         weights_sha256={r.seed: r.weights_sha256 for r in run.records if r.weights_sha256 is not None},
+        code=tuple(dict.fromkeys(r.code for r in run.records)),
         environments=distinct_environments(run.records),
         failed={r.seed: r.failed for r in run.records if r.failed is not None},
         test_images=len(data.test.labels),

@@ -73,10 +73,13 @@ class Measurement:
     data_sha256: str
     teacher_sha256: str | None
     weights_sha256: dict[int, str]  # of the seeds that did not fail
+    code: tuple[str, ...]  # sha256 of what computed them, the distinct ones
     environments: tuple[Environment, ...]  # the distinct ones
     failed: dict[int, str]  # seed -> why it has no weights
     test_images: int
     seeds: tuple[SeedMeasurement, ...]
+    history_sha256: str | None = None  # of the file of its epochs beside this one, where there is one
+    map_sha256: str | None = None  # likewise of the map of its outputs
     class_names: tuple[str, ...] | None = None  # the teacher's only, once for all methods of its table
 
     def by_seed(self, figure: str) -> dict[int, float]:
@@ -210,10 +213,15 @@ def _check(path: Path, measurement: Measurement, suite: str, is_named: bool) -> 
 
 
 def _check_hits(measurement: Measurement) -> None:
-    """Raise ValueError if a seed's hits are not of as many images as were tested."""
+    """Raise ValueError if a seed's hits are not of as many images as were tested, or not its accuracy."""
+    images = measurement.test_images
     for seed in measurement.seeds:
-        if len(bytes.fromhex(seed.test_correct)) != -(-measurement.test_images // 8):  # eight to a byte
-            raise ValueError(f"test_correct is not of {measurement.test_images} images")
+        hits = bytes.fromhex(seed.test_correct)
+        if len(hits) != -(-images // 8):  # eight to a byte
+            raise ValueError(f"test_correct is not of {images} images")
+        right = int.from_bytes(hits).bit_count()
+        if abs(right - seed.test_accuracy * images) >= 0.5:
+            raise ValueError(f"seed {seed.seed}: test_accuracy {seed.test_accuracy}, test_correct has {right}")
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -221,8 +229,9 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
     block = asdict(measurement)
     block["environments"] = [{"seeds": each.seeds, **each.values} for each in measurement.environments]
     block["seeds"] = [{name: value for name, value in seed.items() if value is not None} for seed in block["seeds"]]
-    if measurement.class_names is None:
-        del block["class_names"]
+    for name in ("history_sha256", "map_sha256", "class_names"):
+        if block[name] is None:
+            del block[name]
     return block
 
 

@@ -126,7 +126,7 @@ def markdown(results: Results) -> str:
         short = [f"- {line}" for line in in_short(results)]
         lines += _section("Verdicts", [*short, "", *verdicts(results).markdown(), "", reading["verdicts"]])
     lines += _section("Failed seeds", [f"- {in_markdown(line)}" for line in failures(results)])
-    lines += _section("Cells of different environments", [f"- {in_markdown(line)}" for line in mixed(results)])
+    lines += _section("Cells of different environments or code", [f"- {in_markdown(line)}" for line in mixed(results)])
     lines += _section("More than accuracy", [*measures(results).markdown(), "", reading["measures"]])
     for name, found in results.ablations.items():
         table = ablation(results.ablation_split, found).markdown()
@@ -158,9 +158,13 @@ def environments(measured: Iterable[Measurement]) -> dict[str, list[str]]:
 
 
 def mixed(results: Results) -> list[str]:
-    """Say in what the runs' environments differ: the differences between methods may be the environments'."""
+    """Say in what the runs' machines and code differ: the differences between methods may be theirs."""
     found = environments(results.measured.values()).items()
-    return [f"{name}: {', '.join(values)}" for name, values in found if len(values) > 1]
+    differ = [f"{name}: {', '.join(values)}" for name, values in found if len(values) > 1]
+    for code in results.equivalent_code:
+        if names := [name for name, each in results.measured.items() if code in each.code]:
+            differ.append(f"code {code}, which params.yaml says computes the same bytes: {', '.join(names)}")
+    return differ
 
 
 def against_published(results: Results) -> list[str]:

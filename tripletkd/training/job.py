@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -41,12 +41,12 @@ class Conditions:
     evaluate_every: int
     data_sha256: str
     teacher_sha256: str | None = None
-    code: dict[str, str] = field(default_factory=dict)  # file -> sha256, of what computes the weights
+    code: str = ""  # sha256 of what computes weights and history
 
 
 @dataclass(frozen=True)
 class Job:
-    """Describes a network to be trained by a method from several seeds: all that its weights should depend on."""
+    """Describes a network to be trained by a method from several seeds: all that its weights and history depend on."""
 
     key: RunKey
     network: str
@@ -59,10 +59,11 @@ class Job:
     def described_params(self) -> dict[str, Any]:
         """Collect the blocks of params.yaml that make the run, for its record."""
         own = {} if self.key.name == "teacher" else {"method": asdict(self.params)}
-        return own | {"recipe": asdict(self.recipe), "inputs": self.conditions.inputs}
+        common = {"inputs": self.conditions.inputs, "evaluate_every": self.conditions.evaluate_every}
+        return own | {"recipe": asdict(self.recipe)} | common
 
     def fingerprint(self, seed: int) -> str:
-        """Hash all that a seed's weights should depend on: not the device, nor what else is trained beside it."""
+        """Hash all that a seed's files should depend on: not the device, nor what else is trained beside it."""
         described = [self.network, self.method, asdict(self.params), asdict(self.recipe), asdict(self.conditions)]
         return fingerprint(described, seed, versions("torch", "numpy"))
 

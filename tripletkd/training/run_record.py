@@ -47,11 +47,13 @@ class Record:
     params: dict[str, Any]  # the blocks of params.yaml that made it
     data_sha256: str
     teacher_sha256: str | None
-    fingerprint: str  # of all that the weights should depend on
+    code: str  # sha256 of what computed the weights
+    fingerprint: str  # of all that the weights should depend on, the code among it
     environment: dict[str, Any]
     trained_with: list[int]  # the seeds of its group: where kernels are fused, last bits depend on it
     failed: str | None = None  # why it has no weights
     weights_sha256: str | None = None
+    history_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be read or written outside the folders that a record belongs to."""
@@ -104,6 +106,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
             params=job.described_params(),
             data_sha256=job.conditions.data_sha256,
             teacher_sha256=job.conditions.teacher_sha256,
+            code=job.conditions.code,
             fingerprint=job.fingerprint(seed),
             environment=_joined(result.environments),
             trained_with=sorted(seeds),
@@ -134,6 +137,7 @@ def _write_seed(
             (beside / WEIGHTS).write_bytes(save(models.weights(network)))
             record = replace(record, weights_sha256=sha256(beside / WEIGHTS))
         write_csv(beside / HISTORY, history)
+        record = replace(record, history_sha256=sha256(beside / HISTORY))
         write_json(beside / RECORD, asdict(record))
     return record
 
@@ -146,7 +150,10 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        if (record.failed is None) == (record.weights_sha256 is None):
+            raise ValueError("it has weights, or a reason why it has none: not both, not neither")
+        return record
     except FileNotFoundError:
         raise UserError(
             f"{path}: not there; run the stage that makes it first (`dvc repro`, with its suite in run.suites)"
@@ -171,9 +178,22 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
         UserError: if a file is missing, damaged, or not the one that was recorded.
     """
     records = [read_record(seed_folder(folder, seed)) for seed in seeds]
+    for seed, record in zip(seeds, records, strict=True):
+        place = seed_folder(folder, seed)
+        if record.seed != seed:
+            raise UserError(f"{place / RECORD}: of seed {record.seed}; run the stage again")
+        _check_sha256(place / HISTORY, record.history_sha256)
     networks = {r.seed: load_network(folder, r) for r in records if r.failed is None}
     rows = [row for r in records for row in read_history(seed_folder(folder, r.seed) / HISTORY)]
     return TrainedRun(records, networks, sorted(rows, key=lambda row: row["epoch"]))
+
+
+def _check_sha256(path: Path, recorded: str | None) -> None:
+    """Raise UserError if a file is not the one that the record beside it names."""
+    if not path.is_file():
+        raise UserError(f"{path}: not there, {RECORD} names it; run the stage again")
+    if (found := sha256(path)) != recorded:
+        raise UserError(f"{path}: sha256 is {found}, {RECORD} says {recorded}; run the stage again")
 
 
 def load_network(folder: Path, record: Record) -> nn.Module:
@@ -187,10 +207,7 @@ def load_network(folder: Path, record: Record) -> nn.Module:
     from tripletkd import models
 
     path = seed_folder(folder, record.seed) / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: not there, record.json names it; run the stage again")
-    if (found := sha256(path)) != record.weights_sha256:
-        raise UserError(f"{path}: sha256 is {found}, record.json says {record.weights_sha256}; run the stage again")
+    _check_sha256(path, record.weights_sha256)
     network = models.build(record.network, record.image_shape, record.classes, seed=0)
     network.load_state_dict(load_file(path), assign=True)
     return network
