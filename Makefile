@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper export verify test smoke slow reliability lint audit ui relog bench pictures restore clean
+.PHONY: help env repro resnets paper export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,12 @@ export: env ## the teacher and the student of METHOD in SUITE as ONNX files, fro
 verify: env ## train the students of METHOD in SUITE again, and compare every byte with what is there
 	python -m stages.verify suite=$(SUITE) method=$(METHOD)
 
+pull: env ## the runs of SUITE that others trained, from DVC's remote
+	python -m stages.share pull $(SUITE)
+
+push: env ## the runs of SUITE to DVC's remote
+	python -m stages.share push $(SUITE)
+
 test: env ## all tests but those marked slow, network or smoke, on all processors
 	pytest --numprocesses auto --dist loadfile
 
@@ -64,8 +70,11 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	git clean --quiet --force -d results
 	dvc checkout --allow-missing
 
-ui: env ## MLflow's pages on http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
+ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_URI is a server's
+	@uri=$$(python -m tripletkd.tracking.store); case $$uri in \
+		http*) echo "$$uri is a server: open it in a browser" ;; \
+		*) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" ;; \
+	esac
 
 relog: env ## log every run record and export that MLflow does not have yet
 	python -m tripletkd.tracking.mlflow runs exports

@@ -78,7 +78,7 @@ class Stage:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Where each kind of file is, as dvc.yaml says."""
-        return {kind: Path(path) for kind, path in _read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
+        return {kind: Path(path) for kind, path in read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
 
     def path(self, kind: str, *inner: str) -> Path:
         """Name a place: with "runs", "test", "triplet" it is runs/<suite>/test/triplet."""
@@ -118,8 +118,8 @@ def read_dependencies(stage: str, items: dict[str, str]) -> dict[str, str]:
         stage: its name in dvc.yaml; a stage that is not there depends on nothing.
         items: what stands for `${item.suite}` and the like.
     """
-    block = _read_yaml(Path("dvc.yaml"))["stages"].get(stage, {})
-    params = _read_yaml(Path("params.yaml"))
+    block = read_yaml(Path("dvc.yaml"))["stages"].get(stage, {})
+    params = read_yaml(Path("params.yaml"))
     found: dict[str, str] = {}
     for dependency in block.get("deps", []):
         name = _resolve(dependency, items)
@@ -147,7 +147,7 @@ def _files(name: str) -> list[str]:
     return [file.relative_to(ROOT).as_posix() for file in kept]
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     import yaml
 
     return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -253,7 +253,7 @@ def run(
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
         _end_with_parent()
-    with _errors_for_people(), Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
+    with errors_for_people(), Logger(tracking_root()) if logs and not options.worker else nullcontext() as logger:
         from tripletkd.config.load import load
 
         config = load(Path.cwd(), options.overrides, allow_teacher)
@@ -349,7 +349,7 @@ _processes.__name__ = "number of processes"
 
 
 @contextmanager
-def _errors_for_people() -> Iterator[None]:
+def errors_for_people() -> Iterator[None]:
     """Turn what a person can mend into one message and an exit code that is not 0."""
     from tripletkd.errors import Paused
 

@@ -80,12 +80,12 @@ def _remove_traces(model: Any) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """What comes of holding an ONNX model against the PyTorch network that it was made from, on a whole split."""
+    """What comes of holding an ONNX model against the PyTorch network that it was made from, on some images."""
 
     images: int
     max_difference: float  # the largest absolute difference of a probability
     other_class: int  # images with another predicted class, ties aside
-    test_accuracy: float  # of the ONNX model
+    test_accuracy: float | None  # of the ONNX model; None where the images were made up
 
 
 def verify(model: bytes, classifier: Classifier, split: Split) -> Check:

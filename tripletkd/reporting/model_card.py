@@ -60,7 +60,12 @@ class Exported:
     images: int  # the four below are export.Check's
     max_difference: float
     other_class: int
-    test_accuracy: float
+    test_accuracy: float | None
+
+    @property
+    def checked_on(self) -> str:
+        """What kind of images the two were compared on."""
+        return "made-up images" if self.test_accuracy is None else "test images"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The MLflow store: where it is, how it is opened, and how a run that it lacks is added to it once."""
+"""The MLflow store: where it is, how it is opened, and how a run that it lacks is added to it once.
+
+`python -m tripletkd.tracking.store` prints its address.
+"""
 
 from __future__ import annotations  # MLflow is imported where it is used: that takes seconds
 
@@ -233,3 +236,7 @@ def _as_params(params: Mapping[str, object]) -> list[Param]:
     from mlflow.entities import Param
 
     return [Param(name, text) for name, text in flat(params)]
+
+
+if __name__ == "__main__":
+    print(Address.find(Path(os.environ.get("DVC_ROOT") or ".")).uri)

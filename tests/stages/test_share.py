@@ -1,0 +1,150 @@
+"""Runs are pushed to a remote and pulled into a fresh clone: from a folder, a web server, S3. Nobody trains twice."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from shrunk import ENVIRONMENT, GIT, change, clone, command, stages_run
+
+pytestmark = pytest.mark.smoke
+
+SHARE = ("python", "-m", "stages.share")
+
+
+def runs(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "runs").rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shrunk pipeline, run and pushed to the folder that the repository has for it, and committed with it."""
+    folder = clone(tmp_path_factory.mktemp("origin"))
+    command(folder, "dvc", "repro")
+    printed = command(folder, *SHARE, "push", "digits")
+    assert printed == "digits: 6 of 6 outputs and 10 logs pushed\n"
+    assert command(folder, *SHARE, "push", "digits") == "digits: 6 of 6 outputs and 0 logs pushed\n"
+    command(folder, "git", "add", "-A")
+    command(folder, *GIT, "commit", "-qm", "results, and what they were made of")
+    return folder
+
+
+@pytest.fixture
+def fresh(origin: Path, tmp_path: Path) -> Path:
+    command(tmp_path, "git", "clone", "-q", str(origin), "clone")
+    return tmp_path / "clone"
+
+
+def check(fresh: Path, origin: Path) -> None:
+    """Nothing is left to do, all is known of the runs, and the student can be taken away without the images."""
+    assert runs(fresh) == runs(origin)
+    logs = sorted(path.relative_to(origin) for path in (origin / "logs").rglob("*.json"))
+    assert logs and all((fresh / path).read_bytes() == (origin / path).read_bytes() for path in logs)
+    assert stages_run(command(fresh, "dvc", "repro", "--allow-missing", "--dry")) == []
+    printed = command(fresh, "python", "-m", "stages.export", "suite=digits", "method=triplet")
+    assert "on 500 made-up images: the same class for all" in printed
+    exported = json.loads((fresh / "exports/digits/triplet/export.json").read_text())
+    assert exported["test_accuracy"] is None
+    assert stages_run(command(fresh, "dvc", "repro")) == ["fetch@digits"]
+    assert "Data and pipelines are up to date." in command(fresh, "dvc", "status")
+    printed = command(fresh, "python", "-m", "tripletkd.tracking.mlflow", "runs")
+    assert printed.count(": logged") == 6
+    status = command(fresh, "git", "status", "--porcelain")
+    assert status == ""
+
+
+def test_a_clone_has_the_runs_of_the_repository_itself(origin: Path, fresh: Path) -> None:
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    check(fresh, origin)
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 0 of 6 outputs and 0 logs pulled\n"
+
+
+@pytest.fixture
+def web(origin: Path) -> Iterator[str]:
+    """A server of the origin's store that answers GET and HEAD, and nothing else."""
+    handler = partial(Quiet, directory=str(origin / "store"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing of a request."""
+
+
+def test_a_web_server_is_read(origin: Path, fresh: Path, web: str) -> None:
+    shutil.rmtree(fresh / "store")
+    command(fresh, "dvc", "remote", "add", "--local", "--default", "web", web)
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert runs(fresh) == runs(origin)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that speaks S3, and an environment that says where it is."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    found = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", **found}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    yield
+    server.stop()
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_of_ones_own_takes_and_gives(origin: Path, fresh: Path) -> None:
+    make = "import boto3; boto3.client('s3').create_bucket(Bucket='lab')"
+    command(fresh, "python", "-c", make)
+    shutil.rmtree(fresh / "store")
+    for folder in (origin, fresh):
+        command(folder, "dvc", "remote", "add", "--local", "lab", "s3://lab/tripletkd")
+    assert command(origin, *SHARE, "push", "digits", "--remote", "lab") == "digits: 6 of 6 outputs and 10 logs pushed\n"
+    command(fresh, "dvc", "remote", "default", "--local", "lab")
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert runs(fresh) == runs(origin)
+    assert "up to date" in command(fresh, "dvc", "pull", "--allow-missing")
+
+
+def test_a_suite_that_params_yaml_does_not_name_is_pulled_by_its_name(origin: Path, fresh: Path) -> None:
+    change(fresh, "run", "suites", value=["digits_resnet"])
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert runs(fresh) == runs(origin)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pull", "cifar10"), "dvc.lock: nothing of 'cifar10'; expected a suite that `dvc repro` has made"),
+        (
+            ("pull", "digits", "--remote", "nowhere"),
+            "digits: could not pull (config file error: remote 'nowhere'",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_named(words: tuple[str, ...], message: str, fresh: Path) -> None:
+    printed = command(fresh, *SHARE, *words, check=False)
+    assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
+
+
+@pytest.mark.fault
+def test_a_remote_that_has_lost_a_file_gives_nothing_half(origin: Path, fresh: Path) -> None:
+    for path in (fresh / "store").rglob("*"):
+        if path.is_file() and path.suffix != ".dir" and path.stat().st_size > 5000:
+            path.unlink()
+    assert "error: " in command(fresh, *SHARE, "pull", "digits", check=False)
+    there, expected = runs(fresh), runs(origin)
+    assert not any("triplet" in name for name in there)
+    for run in {name.split("/seed-")[0] for name in there}:
+        assert {k: v for k, v in there.items() if run in k} == {k: v for k, v in expected.items() if run in k}
