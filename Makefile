@@ -3,7 +3,7 @@
 PYTHON ?= python3
 SUITE ?= digits
 METHOD ?= triplet
-RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,dkd,dist]
+RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.uv/bin/uv)

@@ -19,7 +19,7 @@ from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.provenance import environment
 from tripletkd.training import run_record
-from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
+from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
 from tripletkd.training.compute import CORES
 from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.loop import Monitoring, TrainResult, fit
@@ -170,7 +170,7 @@ def _train_group(
         job.group_fingerprint(seeds),
         seeds,
         environment(setup.compute.device.type) | _numerics(job, setup),
-        _schedule(stage, more),
+        _save_policy(stage, more),
     )
     with ExitStack() as locks:
         for seed in seeds:
@@ -180,10 +180,10 @@ def _train_group(
         path.unlink(missing_ok=True)
 
 
-def _schedule(stage: Stage, more: bool) -> Schedule:
+def _save_policy(stage: Stage, more: bool) -> SavePolicy:
     """When to save and to stop; Ctrl-C is for the process that started a worker, which hands it on as SIGTERM."""
     signals = (signal.SIGTERM,) if stage.options.worker else (signal.SIGINT, signal.SIGTERM)
-    return Schedule(stage.config.run.checkpoint_minutes, stage.options.deadline, more, signals)
+    return SavePolicy(stage.config.run.checkpoint_minutes, stage.options.deadline, more, signals)
 
 
 def monitoring(stage: Stage, job: Job, teacher: Teacher | None) -> Monitoring:

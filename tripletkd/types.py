@@ -41,6 +41,8 @@ class Batch:
     teacher: Outputs | None = None  # t(x): eval mode, no gradient
     negative: Outputs | None = None  # s(x'): for each x an image of another class
     teacher_negative: Outputs | None = None  # t(x')
+    index: Tensor | None = None  # where the images x stand in the training split, [B], int64
+    contrast: Tensor | None = None  # how often each training image is drawn to contrast with each x, [B, images], int16
     epoch: Tensor | float = 1.0  # 1 in the first epoch, for weights that warm up
     adapters: Callable[..., Any] | None = None  # calls the module that the method's `adapters` made, of this seed
 

@@ -123,7 +123,11 @@ def test_what_is_wrong_is_named(override: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  triplet: {ce: 1, triplet: 2, margin: 5}", "  triplet: {ce: 1, triplet: 2}", "methods.triplet.margin"),
+        (
+            "triplet: 2, margin: 5, standardize: false}\n  kd_triplet",
+            "triplet: 2}\n  kd_triplet",
+            "methods.triplet.margin",
+        ),
         ("run:", "run: [", "params.yaml"),
         ("run:", "run: !!python/object:os.system", "params.yaml"),
         ("precision: float32", "precission: float32", "suites.digits.precission: unknown key"),
@@ -170,7 +174,12 @@ def test_overrides_reach_the_parameters() -> None:
     )
     suite = settings.for_suite("cifar10")
     assert suite.seeds == [7]
-    assert dataclasses.asdict(suite.methods["triplet"]) == {"ce": 1.0, "triplet": 2.0, "margin": 10.0}
+    assert dataclasses.asdict(suite.methods["triplet"]) == {
+        "ce": 1.0,
+        "triplet": 2.0,
+        "margin": 10.0,
+        "standardize": False,
+    }
 
 
 def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> None:
@@ -197,7 +206,12 @@ def test_params_has_no_interpolation_and_no_anchor() -> None:
 def test_the_paper_stands_in_params() -> None:
     """The method's and the protocol's numbers, from the authors' published run."""
     suite = config.load(ROOT).for_suite("cifar10")
-    assert dataclasses.asdict(suite.methods["triplet"]) == {"ce": 1.0, "triplet": 2.0, "margin": 5.0}
+    assert dataclasses.asdict(suite.methods["triplet"]) == {
+        "ce": 1.0,
+        "triplet": 2.0,
+        "margin": 5.0,
+        "standardize": False,
+    }
     assert suite.student.recipe == Recipe(
         epochs=500,
         batch_size=100,
@@ -211,7 +225,7 @@ def test_the_paper_stands_in_params() -> None:
 
 def test_copy_elsewhere_reads_the_copy(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace("margin: 5}", "margin: 6}"))
+    (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace("margin: 5,", "margin: 6,"))
     assert config.load(tmp_path).for_suite("digits").methods["triplet"].margin == 6.0
 
 

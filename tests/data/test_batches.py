@@ -1,5 +1,6 @@
 """Batches on the device: order, negatives, crops and flips, against plain loops and against what chance allows."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
 
@@ -42,6 +43,36 @@ def test_negatives_stand_beside_their_images() -> None:
     order, negative = Sampler(LABELS, PLAIN, negatives=True).draw(seed=1, epoch=1).index
     assert sorted(order.tolist()) == list(range(len(LABELS)))
     assert (LABELS[order] != LABELS[negative]).all()
+
+
+@pytest.mark.parametrize("contrasts", [4, 50])
+def test_contrasts_are_uniform_over_images_of_other_classes(contrasts: int) -> None:
+    """Each once at most where there are as many."""
+    sampler, rng, draws = Sampler(LABELS, PLAIN, False, contrasts), np.random.default_rng(0), 3000
+    for image, label in enumerate(LABELS):
+        counts = np.stack([sampler.contrast(np.intp(image), rng) for _ in range(draws)])
+        assert (counts.sum(1) == contrasts).all()
+        assert (counts.max() == 1) == (contrasts < (label != LABELS).sum())
+        assert (counts[:, label == LABELS] == 0).all()
+        found = counts[:, label != LABELS].sum(0)
+        assert chisquare(found).pvalue > 1e-3 and found.std() > 0
+
+
+def test_contrasts_are_drawn_batch_by_batch_and_a_function_of_the_seed_and_the_epoch() -> None:
+    sampler = Sampler(LABELS, AUGMENTED, negatives=False, contrasts=3)
+
+    def drawn(seeds: Sequence[int], epoch: int) -> list[torch.Tensor]:
+        plan = Plan.stack([sampler.draw(seed, epoch) for seed in seeds])
+        assert plan.contrast is None
+        return [batch.contrast for batch in plan.batches(4) if batch.contrast is not None]
+
+    group, alone = drawn([1, 2], 3), drawn([2], 3)
+    assert [tuple(contrast.shape) for contrast in group] == [(2, 4, 11), (2, 4, 11), (2, 3, 11)]
+    assert all(torch.equal(a[1], b[0]) for a, b in zip(group, alone, strict=True))
+    assert not torch.equal(group[0][0], group[0][1])
+    assert not torch.equal(alone[0], alone[1]) and not torch.equal(alone[0], drawn([2], 4)[0])
+    moved = next(sampler.draw(2, 3).map(lambda t: t.to("meta")).batches(4)).contrast
+    assert moved is not None and moved.is_meta
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

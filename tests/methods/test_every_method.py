@@ -1,6 +1,7 @@
 """What holds for every method in the training loop: several seeds under vmap, the layers it names, its warm-up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from tripletkd.methods import dkd
 from tripletkd.types import Batch, Outputs, total
 
 State = dict[str, Tensor]
-SEEDS, IMAGES, CLASSES = 3, 6, 10
+SEEDS, IMAGES, CLASSES, TRAINING_IMAGES = 3, 6, 10, 20
 
 
 @cache
@@ -44,6 +45,13 @@ def given(name: str, sizes: tuple[int, int]) -> dict[str, Any]:
         result["teacher"] = outputs(200, (5, 4, 8, 9), sizes[1], features)
     if "negative" in needs:
         result["negative"] = outputs(300, (3, 4, 6, 7), sizes[0], features)
+    if "teacher_negative" in needs:
+        result["teacher_negative"] = outputs(400, (5, 4, 8, 9), sizes[1], features)
+    if "index" in needs:
+        result["index"] = 7 * torch.arange(SEEDS * IMAGES).view(SEEDS, IMAGES) % TRAINING_IMAGES
+    if methods.contrasts(methods.load(name), params_of(name)):
+        drawn = fill((SEEDS, IMAGES, TRAINING_IMAGES), 500, 3.0)
+        result["contrast"] = drawn.abs().round().to(torch.int16)
     result["student"].map(Tensor.requires_grad_)
     return result | {"labels": (torch.arange(SEEDS * IMAGES) % CLASSES).view(SEEDS, IMAGES)}
 
@@ -53,7 +61,8 @@ def adapters_of(name: str, seen: dict[str, Any]) -> list[nn.Module]:
     if not hasattr(module, "adapters"):
         return []
     student, teacher = (seen[network].map(lambda t: t[0].detach()) for network in ("student", "teacher"))
-    make = partial(module.adapters, student, teacher, params_of(name))
+    images = {"images": TRAINING_IMAGES} if "index" in seen else {}
+    make = partial(module.adapters, student, teacher, params_of(name), **images)
     return [models.seeded(seed, make).double() for seed in range(SEEDS)]
 
 
@@ -77,8 +86,9 @@ def test_all_seeds_at_once_equal_each_alone(name: str, sizes: tuple[int, int]) -
 
     for seed in range(SEEDS):
         own: State = dict(modules[seed].named_parameters()) if modules else {}
+        buffers: State = dict(modules[seed].named_buffers()) if modules else {}
         alone = {key: of(seed, value) for key, value in seen.items()}
-        loss = loss_of_seed(name, modules[seed] if modules else None, alone, own, {})
+        loss = loss_of_seed(name, modules[seed] if modules else None, alone, own, buffers)
         assert together[seed].item() == pytest.approx(loss.item(), rel=1e-12)
     gradients = torch.autograd.grad(together.sum(), [seen["student"].logits, *state[0].values()])
     assert all(g.isfinite().all() for g in gradients)
@@ -95,6 +105,20 @@ def test_every_layer_named_gets_a_gradient(name: str) -> None:
     features = seen["student"].features
     gradients = torch.autograd.grad(loss, list(features.values()), allow_unused=True) if features else []
     assert [n for n, g in zip(features, gradients, strict=True) if g is not None and g.any()] == layers
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if hasattr(params_of(n), "standardize")])
+def test_standardized_logits_have_no_size_of_their_own(name: str) -> None:
+    """Whatever the student's logits are scaled and shifted by, but in the cross-entropy."""
+    seen = {key: value.map(lambda t: t[0]) for key, value in given(name, (8, 8)).items() if isinstance(value, Outputs)}
+    other = seen | {key: seen[key].map(lambda t: 3 * t + 1) for key in ("student", "negative") if key in seen}
+
+    def value(outputs: dict[str, Any], standardize: bool) -> float:
+        params = replace(params_of(name), ce=0, standardize=standardize)
+        return total(methods.load(name).loss(Batch(torch.arange(IMAGES), **outputs), params)).item()
+
+    assert value(other, True) == pytest.approx(value(seen, True), rel=1e-6)
+    assert value(other, False) != pytest.approx(value(seen, False), rel=0.01)
 
 
 def test_dkd_warms_up() -> None:

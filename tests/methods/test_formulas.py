@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import fill
 from torch import Tensor
 
-from tripletkd.methods import at, cc, dist, dkd, fitnet, logit_mse, nst, pair, pkt, rkd, sp, vid
+from tripletkd.methods import at, cc, crd, dist, dkd, fitnet, logit_mse, nst, pair, pkt, rkd, sp, vid
 from tripletkd.methods.functional import kl_divergence, same_size, triplet_margin, unit
 
 Vector = Sequence[float]
@@ -69,6 +69,47 @@ def loop_contrastive(first: Tensor, second: Tensor, similar: Tensor) -> float:
 def loop_kl_divergence(student: Tensor, teacher: Tensor) -> float:
     pairs = zip(student.tolist(), teacher.tolist(), strict=True)
     return mean(9 * divergence(softmax(t, 3), softmax(s, 3)) for s, t in pairs)
+
+
+def z_scores(row: Vector) -> list[float]:
+    centred = minus(row, [mean(iter(row))] * len(row))
+    return [x / (1e-7 + math.sqrt(dot(centred, centred) / (len(row) - 1))) for x in centred]
+
+
+def loop_standardized_divergence(student: Tensor, teacher: Tensor) -> float:
+    s, t = (
+        torch.tensor([z_scores(row) for row in logits.tolist()], dtype=logits.dtype) for logits in (student, teacher)
+    )
+    return loop_kl_divergence(s, t)
+
+
+def memory(like: Tensor) -> tuple[crd.Memory, Tensor, Tensor]:
+    """Of seven images, with constants that are fixed; where a batch's images stand, how often each is a negative."""
+    made = crd.Memory(4, 4, crd.Params(1, 1, ["embedding"], 4, 3, 0.5, 0.5), 7).to(like.dtype)
+    for i, name in enumerate(("student", "teacher")):
+        made.get_buffer(name).copy_(fill((7, 4), 15 + i, 1.0))
+        made.get_buffer(f"z_{name}").fill_(20.0 + i)
+    return made, 2 * torch.arange(len(like)) % 7, fill((len(like), 7), 17, 2.0).abs().round().long()
+
+
+def contrast(student: Tensor, teacher: Tensor) -> Tensor:
+    made, index, drawn = memory(student)
+    scores = made.compare(unit(student, dim=1), unit(teacher, dim=1), index, drawn)
+    return torch.stack([crd.noise_contrastive(score, index, drawn) for score in scores]).sum()
+
+
+def loop_contrast(student: Tensor, teacher: Tensor) -> float:
+    made, index, drawn = memory(student)
+    losses = []
+    for embeddings, remembered, z in ((student, made.teacher, 20.0), (teacher, made.student, 21.0)):
+        for row, own, counts in zip(embeddings.tolist(), index.tolist(), drawn.tolist(), strict=True):
+            scores = [math.exp(dot(scaled(row), other) / 0.5) / z for other in remembered.tolist()]
+            noise = sum(counts) / 7
+            losses.append(-math.log(scores[own] / (scores[own] + noise + 1e-7)))
+            losses += [
+                -math.log(noise / (s + noise + 1e-7)) for s, n in zip(scores, counts, strict=True) for _ in range(n)
+            ]
+    return math.fsum(losses) / len(student)
 
 
 def loop_mean_squares(student: Tensor, teacher: Tensor) -> float:
@@ -193,6 +234,8 @@ def formulas(count: int) -> dict[str, tuple[Callable[..., Tensor], list[Tensor],
         "triplet_margin": (partial(triplet_margin, margin=1.5), [t, s, s.flip(1)], loop_triplet_margin),
         "contrastive": (partial(pair.contrastive, margin=4), [t, s, (y % 2).double()], loop_contrastive),
         "kl_divergence": (partial(kl_divergence, temperature=3), [s, t], loop_kl_divergence),
+        "standardized": (partial(kl_divergence, temperature=3, standardize=True), [s, t], loop_standardized_divergence),
+        "contrast": (contrast, [s, t], loop_contrast),
         "logit_mse": (logit_mse.logit_mse, [s, t], loop_mean_squares),
         "hint": (fitnet.hint, of_equal_shape, loop_mean_squares),
         "attention": (at.attention, [map_s, map_t], loop_attention),
@@ -215,7 +258,8 @@ def formulas(count: int) -> dict[str, tuple[Callable[..., Tensor], list[Tensor],
 
 
 NAMES = list(formulas(1))
-WITH_NO_LOSS_OF_ITS_OWN_TEACHER = [n for n in NAMES if n not in ("triplet_margin", "contrastive", "information")]
+OF_THREE = ("triplet_margin", "contrastive", "contrast", "information")  # outputs, or of others than the two
+WITH_NO_LOSS_OF_ITS_OWN_TEACHER = [n for n in NAMES if n not in OF_THREE]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,9 +7,26 @@ import pytest
 import torch
 from conftest import fill, golden
 from torch import Tensor
+from torch.nn.functional import normalize, one_hot
 
 from tripletkd import methods
-from tripletkd.methods import at, cc, dist, dkd, fitnet, kd_triplet, logit_mse, nst, pair, pkt, rkd, sp, triplet, vid
+from tripletkd.methods import (
+    at,
+    cc,
+    crd,
+    dist,
+    dkd,
+    fitnet,
+    kd_triplet,
+    logit_mse,
+    nst,
+    pair,
+    pkt,
+    rkd,
+    sp,
+    triplet,
+    vid,
+)
 from tripletkd.methods.functional import kl_divergence, same_size, triplet_margin
 from tripletkd.types import Batch, Outputs, total
 
@@ -34,10 +51,11 @@ def vid_with_identity(student: Tensor, teacher: Tensor, hyper: dict[str, Any]) -
     return vid.information((student, log_scale), teacher, hyper["eps"])
 
 
-# family of golden/losses.json -> the project's function of (inputs, hyper-parameters)
+# family of the golden files' cases -> the project's function of (inputs, hyper-parameters)
 FAMILIES: dict[str, Callable[[Inputs, dict[str, Any]], Tensor]] = {
     "CE": lambda x, h: total_of(methods.load("scratch"), {"student": x["student"]}, ce=1),
     "KD": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"]),
+    "LSKD": lambda x, h: kl_divergence(x["student"], x["teacher"], h["T"], standardize=True),
     "LogitMSE": lambda x, h: logit_mse.logit_mse(x["student"], x["teacher"]),
     "Triplet": lambda x, h: triplet_margin(x["teacher"], x["student"], x["negative"], h["margin"]),
     "AuthorsTotalOld": lambda x, h: total_of(triplet, x, ce=1, triplet=2, margin=5),
@@ -69,7 +87,9 @@ FAMILIES: dict[str, Callable[[Inputs, dict[str, Any]], Tensor]] = {
     ),
 )
 
-CASES = [case for content in golden("cases") for case in content["cases"]]
+ALL = [case for content in golden("cases") for case in content["cases"]]
+CASES = [case for case in ALL if case["family"] != "CRD"]
+SEVERAL_STEPS = [case for case in ALL if case["family"] == "CRD"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -90,15 +110,57 @@ def test_loss_and_gradients_equal_the_reference(case: dict[str, Any]) -> None:
     assert loss.item() == pytest.approx(case["loss_f64"], rel=1e-10, abs=1e-14)
     loss.backward()
     for name, expected in case["grad"].items():
-        grad = inputs[name].grad
-        assert grad is not None
-        found = {
-            "l2": grad.norm().item(),
-            "sum": grad.sum().item(),
-            "dot": (grad * fill(tuple(grad.shape), 999, 1.0)).sum().item(),
-            "first8": grad.flatten()[:8].tolist(),
+        check_gradient(inputs[name], expected, f"gradient of {name}")
+
+
+def check_gradient(leaf: Tensor, expected: dict[str, Any], what: str) -> None:
+    assert leaf.grad is not None
+    found = {
+        "l2": leaf.grad.norm().item(),
+        "sum": leaf.grad.sum().item(),
+        "dot": (leaf.grad * fill(tuple(leaf.shape), 999, 1.0)).sum().item(),
+        "first8": leaf.grad.flatten()[:8].tolist(),
+    }
+    for key, value in found.items():
+        assert value == pytest.approx(expected[key], rel=1e-8, abs=1e-8 * expected["l2"]), f"{what}: {key}"
+
+
+def memory_of(case: dict[str, Any]) -> crd.Memory:
+    """As it is before the first step: rows of length 1 in float64, rounded to float32."""
+    hyper, (_, size) = case["hyper"], case["inputs"]["student"]["shape"]
+    params = crd.Params(1, 1, ["embedding"], size, hyper["K"], hyper["T"], hyper["momentum"])
+    memory = crd.Memory(size, size, params, hyper["n_data"]).double()
+    for i, name in enumerate(("student", "teacher")):
+        rows = fill((hyper["n_data"], size), hyper["seed"] + 100 + i, 1.0)
+        memory.get_buffer(name).copy_(normalize(rows, dim=1).float())
+    return memory
+
+
+@pytest.mark.parametrize("case", SEVERAL_STEPS, ids=[case["name"] for case in SEVERAL_STEPS])
+def test_losses_gradients_and_memories_follow_the_reference_step_by_step(case: dict[str, Any]) -> None:
+    hyper, shape, memory = case["hyper"], tuple(case["inputs"]["student"]["shape"]), memory_of(case)
+    i, j = torch.arange(shape[0]), torch.arange(hyper["K"])
+    for step, expected in enumerate(case["loss_f64"]):
+        leaves = {
+            name: fill(shape, hyper["seed"] + 2 * step + n, 1.0).requires_grad_()
+            for n, name in enumerate(("student", "teacher"))
         }
-        for key, value in found.items():
-            assert value == pytest.approx(expected[key], rel=1e-8, abs=1e-8 * expected["l2"]), (
-                f"gradient of {name}: {key}"
-            )
+        index = (5 * i + 3 * step + hyper["seed"]) % hyper["n_data"]
+        negatives = (7 * i[:, None] + 11 * j + 13 * step + hyper["seed"]) % hyper["n_data"]
+        drawn = one_hot(negatives, hyper["n_data"]).sum(1)
+        s, t = (normalize(leaf, dim=1) for leaf in leaves.values())
+        scores = memory.compare(s, t, index, drawn)
+        loss = torch.stack([crd.noise_contrastive(score, index, drawn, hyper["eps"]) for score in scores]).sum()
+        assert loss.item() == pytest.approx(expected, rel=1e-10)
+        loss.backward()
+        for name, leaf in leaves.items():
+            check_gradient(leaf, case["grad"][name][step], f"step {step}, gradient of {name}")
+    for name, constant in case["Z"].items():
+        assert memory.get_buffer(f"z_{name}").item() == pytest.approx(constant, rel=1e-10)
+    for name, sums in case["memory_after"].items():
+        rows = memory.get_buffer(name)
+        assert {"sum": rows.sum().item(), "l2": rows.norm().item()} == pytest.approx(sums, rel=1e-10)
+
+
+def test_there_are_references_over_several_steps() -> None:
+    assert SEVERAL_STEPS

@@ -1,6 +1,7 @@
 """The variations of the triplet: equal to the published methods where they should be, else to plain loops."""
 
 import math
+import statistics
 from itertools import product
 from typing import Any
 
@@ -43,11 +44,12 @@ def value(labels: Tensor = LABELS, **changes: Any) -> float:
         ("scratch", {"ce": 1, "kl": 0, "temperature": 1, "triplet": 0, "margin": 5}),
     ],
 )
-def test_it_holds_the_published_methods(name: str, weights: dict[str, float]) -> None:
-    module = methods.load(name)
-    own = module.Params(**{key: weights[key] for key in module.Params.__dataclass_fields__})
+@pytest.mark.parametrize("standardize", [False, True])
+def test_it_holds_the_published_methods(name: str, weights: dict[str, float], standardize: bool) -> None:
+    module, settings = methods.load(name), {**weights, "standardize": standardize}
+    own = module.Params(**{key: settings[key] for key in module.Params.__dataclass_fields__})
     everything = Batch(LABELS, LOGITS["student"], LOGITS["teacher"], LOGITS["negative"])
-    params = triplet_family.Params(**weights, **AS_PUBLISHED)  # type: ignore[arg-type]
+    params = triplet_family.Params(**settings, **AS_PUBLISHED)  # type: ignore[arg-type]
     expected = module.loss(everything, own)
     found = triplet_family.loss(batch(params), params)
     assert found.keys() == expected.keys()
@@ -59,9 +61,11 @@ def length(x: list[float]) -> float:
     return math.sqrt(math.fsum(v * v for v in x))
 
 
-def rows(name: str, normalise: bool) -> list[list[float]]:
+def rows(name: str, outputs: str) -> list[list[float]]:
     found: list[list[float]] = LOGITS[name].logits.tolist()
-    return [[v / length(row) for v in row] for row in found] if normalise else found
+    if outputs == "standardize":
+        return [[(v - statistics.mean(row)) / (1e-7 + statistics.stdev(row)) for v in row] for row in found]
+    return [[v / length(row) for v in row] for row in found] if outputs == "normalise" else found
 
 
 def candidates(kind: str, i: int, far: list[float]) -> list[int]:
@@ -75,15 +79,15 @@ def candidates(kind: str, i: int, far: list[float]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("anchor", "normalise", "kind"),
-    product(("teacher", "student"), (False, True), ("drawn", "batch", "hardest", "all")),
+    ("anchor", "outputs", "kind"),
+    product(("teacher", "student"), ("raw", "normalise", "standardize"), ("drawn", "batch", "hardest", "all")),
 )
-def test_every_variant_equals_plain_loops(anchor: str, normalise: bool, kind: str) -> None:
-    margin = 0.4 if normalise else 2.0
+def test_every_variant_equals_plain_loops(anchor: str, outputs: str, kind: str) -> None:
+    margin = 0.4 if outputs == "normalise" else 2.0
     other = "student" if anchor == "teacher" else "teacher"
     drawn = "negative" if anchor == "teacher" else "teacher_negative"
-    a, p = rows(anchor, normalise), rows(other, normalise)
-    n = rows(drawn, normalise) if kind == "drawn" else p
+    a, p = rows(anchor, outputs), rows(other, outputs)
+    n = rows(drawn, outputs) if kind == "drawn" else p
     hinges = []
     for i in range(IMAGES):
         near = length([x - y + 1e-6 for x, y in zip(a[i], p[i], strict=True)])
@@ -91,7 +95,8 @@ def test_every_variant_equals_plain_loops(anchor: str, normalise: bool, kind: st
         chosen = candidates(kind, i, far)
         hinges.append(math.fsum(max(0.0, near - far[j] + margin) for j in chosen) / len(chosen))
     expected = math.fsum(hinges) / IMAGES
-    found = value(anchor=anchor, normalise=normalise, negatives=kind, margin=margin)
+    changes: dict[str, Any] = {} if outputs == "raw" else {outputs: True}
+    found = value(anchor=anchor, negatives=kind, margin=margin, **changes)
     assert found == pytest.approx(expected, rel=1e-10)
     assert expected > 0
 

@@ -1,10 +1,12 @@
 """The networks: sizes, features, initial weights, what they refuse; dropout."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from tripletkd import models
 from tripletkd.errors import UserError
@@ -55,6 +57,37 @@ def test_forward_gives_logits_maps_and_an_embedding(name: str, size: int, channe
     assert features["embedding"].dim() == 2
 
 
+# --- what holds for every network, on the smallest images that it takes -----------------------------------------------
+
+
+def images() -> Tensor:
+    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_a_network_names_its_features_and_its_gradient_reaches_every_parameter(name: str) -> None:
+    network = models.build(name, (8, 8, 3), 10, seed=1).eval()  # in training, batch norm takes the bias before it away
+    logits, features = network(images())
+    assert logits.shape == (8, 10) and logits.isfinite().all()
+    assert set(features) == FEATURES and all(len(feature) == 8 for feature in features.values())
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True)
+    assert [n for n, g in zip(names, gradients, strict=True) if g is None or not (g.isfinite().all() and g.any())] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_a_network_s_file_holds_all_that_it_computes_with(name: str, tmp_path: Path) -> None:
+    """Batch norm's statistics too, which a pass in training mode has moved."""
+    network, other = (models.build(name, (8, 8, 3), 10, seed) for seed in (1, 2))
+    network(images())
+    save_file(models.weights(network), tmp_path / "weights.safetensors")
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    (logits, features), again = network.eval()(images()), other.eval()(images())
+    assert torch.equal(logits, again.logits)
+    assert all(torch.equal(feature, again.features[key]) for key, feature in features.items())
+
+
 # name -> shapes of stage1, stage2, stage3 and embedding for 32 x 32 pixels
 SHAPES = {
     "resnet8": [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)],
@@ -71,7 +104,7 @@ def test_features_have_the_study_s_shapes(name: str, shapes: list[tuple[int, ...
     assert [tuple(features[key].shape[1:]) for key in ("stage1", "stage2", "stage3", "embedding")] == shapes
 
 
-@pytest.mark.parametrize("name", [*SMALL, "torchvision/shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", [*models.NETWORKS, "torchvision/shufflenet_v2_x0_5"])
 def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(name: str) -> None:
     first, again, other = (models.weights(models.build(name, (32, 32, 3), 10, seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)

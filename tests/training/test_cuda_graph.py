@@ -55,8 +55,9 @@ def test_no_step_waits_for_the_device_or_copies_from_the_host(method: str, netwo
     trainer.begin_epoch(1)
     if trainer.objective.needs and trainer.objective.teacher:
         _ = trainer.objective.teacher.train_logits  # computed once, before the first step is captured
+    batch = next(plan.batches(20))  # drawn on the host, where a method contrasts images
     with OnDevice():
-        terms = trainer.step(next(plan.batches(20)))
+        terms = trainer.step(batch)
     assert {value.shape for value in terms.values()} == {(2,)}
 
 
@@ -156,6 +157,8 @@ CASES = [
     ("dkd", ("resnet14", "resnet8"), False),  # a weight that grows with the epoch
     ("vid", ("resnet14", "resnet8"), False),  # adapters
     ("vid", ("resnet14", "resnet8"), True),
+    ("crd", ("resnet14", "resnet8"), True),  # and what they remember
+    ("crd", PAPER, False),
     ("fitnet", ("resnet14", "resnet8"), True),  # batch norm among them, of fused maps
 ]
 

@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import CPU, SHORT, Small, digits, every_method, with_lr
+from small_run import AUGMENTED, CPU, PARAMS, SHORT, Small, digits, every_method, with_lr
 from torch.nn.functional import cross_entropy
 
 from tripletkd.data import sources
+from tripletkd.data.batches import Inputs
 from tripletkd.errors import Paused, UserError
-from tripletkd.training.checkpoint import Checkpoint, Schedule, read_header
+from tripletkd.methods import triplet_family
+from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import TrainResult, fit
 from tripletkd.types import Batch, Term
 
 LONG = with_lr(SHORT, 0.003, epochs=12)  # 60 steps; at 0.01 rounding errors grow tenfold an epoch, in any one run
 APART = Compute(CPU, torch.float64, fuse_seeds=False)
-AT_ONCE = Schedule(deadline=0)
+AT_ONCE = SavePolicy(deadline=0)
 SINGLE = Compute(CPU, torch.float32, fuse_seeds=True)
 NETWORKS = [("paper_teacher_quarter", student) for student in ("paper_student_quarter", "paper_teacher_quarter")]
 
@@ -63,6 +65,38 @@ def test_every_method_trains_ten_seeds_as_it_trains_one(method: str) -> None:
     """60 steps in float64, to 1e-9."""
     small = Small(method, recipe=LONG)
     same(small.fit(list(range(1, 11))), small.fit([7]), 7, 1e-9)
+
+
+@pytest.mark.parametrize("inputs", [AUGMENTED, Inputs((0.3,), (0.38,))])
+def test_a_teacher_s_outputs_for_x_prime_do_not_need_the_student_s(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images x' are drawn, and the same student comes out, whether or not it is asked for s(x')."""
+    small = Small("triplet_family", inputs=inputs, params=replace(PARAMS["triplet_family"], anchor="student"))
+    runs = []
+    for needs in ({"teacher", "teacher_negative"}, {"teacher", "teacher_negative", "negative"}):
+        monkeypatch.setattr(triplet_family, "needs", lambda _, needs=needs: frozenset(needs))
+        runs.append(small.fit([1, 2]))
+    same(runs[0], runs[1], 2, 1e-9)
+
+
+def test_an_adapter_s_buffers_are_each_seed_s_own_and_change_after_the_step() -> None:
+    """CRD's memories: the rows of the batch's images move, no other, and the constants are fixed at the first step."""
+    trainer = Small("crd").trainer(digits(), [1, 2])
+    before = [{name: tensor.clone() for name, tensor in trainer.adapter_buffers.items()}]
+    batches = list(trainer.plan(1).batches(SHORT.batch_size))
+    for batch in batches[:2]:
+        trainer.step(batch)
+        before.append({name: tensor.clone() for name, tensor in trainer.adapter_buffers.items()})
+    for network in ("student", "teacher"):
+        start, first, second = (state[f"embedding.{network}"] for state in before)
+        assert not torch.equal(start[0], start[1])
+        for seed in (0, 1):
+            moved = (start[seed] != first[seed]).any(1).nonzero().flatten()
+            assert torch.equal(moved, batches[0].index[seed, 0].sort().values)
+            assert torch.allclose(second[seed][batches[1].index[seed, 0]].norm(dim=1), torch.ones(1).double())
+        z = [state[f"embedding.z_{network}"] for state in before]
+        assert (z[0] == 0).all() and (z[1] > 0).all() and torch.equal(z[1], z[2]) and z[1][0] != z[1][1]
 
 
 def test_in_float32_a_group_learns_as_well_as_its_seeds_alone() -> None:
@@ -109,13 +143,13 @@ def test_bfloat16_is_of_the_passes_alone(networks: tuple[str, str], fused: bool)
 
 
 @pytest.mark.parametrize("networks", NETWORKS, ids=str)
-@pytest.mark.parametrize("method", ["kd_triplet", "vid"])
+@pytest.mark.parametrize("method", ["kd_triplet", "vid", "crd"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(networks: tuple[str, str], method: str, tmp_path: Path) -> None:
     small, path = Small(method, networks, compute=SINGLE), tmp_path / "checkpoint.safetensors"
     whole = small.fit([1, 2])
     for epoch in range(1, SHORT.epochs):  # a limit of no time at all: stops after every epoch
         with pytest.raises(Paused, match=f"epoch {epoch} of 6.*{path.name}"):
-            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], schedule=AT_ONCE))
+            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], policy=AT_ONCE))
     assert read_header(path) == ("same", [1, 2])
     before = json.loads(load_file(path)["progress"].numpy().tobytes())["seconds"]
     resumed = small.fit([1, 2], checkpoint=Checkpoint(path, "same"))
@@ -128,7 +162,7 @@ def test_a_run_that_moves_to_another_machine_names_both(tmp_path: Path) -> None:
     path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
     for machine in ("here", "here", "there"):
         with pytest.raises(Paused):
-            small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": machine}, schedule=AT_ONCE))
+            small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": machine}, policy=AT_ONCE))
     result = small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": "there"}))
     assert result.environments == [{"device": "here"}, {"device": "there"}]
     same(result, small.fit([1]), 1, 0.0)
@@ -152,7 +186,7 @@ def test_a_checkpoint_that_does_not_fit_is_moved_aside(
 ) -> None:
     path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
     with pytest.raises(Paused):
-        small.fit([1], checkpoint=Checkpoint(path, "one", schedule=AT_ONCE))
+        small.fit([1], checkpoint=Checkpoint(path, "one", policy=AT_ONCE))
     if damage != "other run":
         path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
         assert read_header(path) is None

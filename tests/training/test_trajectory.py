@@ -123,7 +123,7 @@ def test_student_follows_the_reference_trajectory(content: dict[str, Any], name:
     student = with_weights(PaperStudent(3, 32, 10), setup["student_params"], run["student_gain"])
     method = methods.load({"old": "triplet", "new": "kd_triplet"}[run["loss"]])
     weights = {"ce": 1.0, "kl": 1.0, "temperature": 1.0, "triplet": run["triplet_weight"], "margin": run["margin"]}
-    params = method.Params(**{key: weights[key] for key in method.Params.__dataclass_fields__})
+    params = method.Params(**{key: weights[key] for key in method.Params.__dataclass_fields__ if key in weights})
     objective = Objective(partial(method.loss, params=params), method.NEEDS, teacher)
     trainer = trainer_of(student, objective, run["weight_decay"], data, fused)
     for expected in run["steps"]:

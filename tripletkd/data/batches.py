@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tripletkd.data.dataset import Dataset, Split
 
-ORDER, NEGATIVES, AUGMENTATION = range(3)  # independent streams of random numbers, see `draw`
+ORDER, NEGATIVES, AUGMENTATION, CONTRAST = range(4)  # independent streams of random numbers, see `draw`
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,26 @@ class Plan:
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
     shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
+    draw_contrast: of an epoch, draws `contrast` for the images at a slice of N: all at once would not fit into memory.
+    contrast: of a batch, how often each image of the split is drawn to contrast with each x, [..., N, images].
     """
 
     index: Tensor
     shift: Tensor | None = None
     flip: Tensor | None = None
+    draw_contrast: Callable[[slice], Tensor] | None = None
+    contrast: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
         """Apply a function to every tensor."""
-        shift, flip = (None if t is None else function(t) for t in (self.shift, self.flip))
-        return Plan(function(self.index), shift, flip)
+        shift, flip, contrast = (None if t is None else function(t) for t in (self.shift, self.flip, self.contrast))
+        draw = self.draw_contrast
+        return Plan(function(self.index), shift, flip, draw and (lambda at: function(draw(at))), contrast)
 
     def copy_(self, other: "Plan") -> None:
         """Copy the numbers of a plan of the same shape into this one."""
-        for mine, its in ((self.index, other.index), (self.shift, other.shift), (self.flip, other.flip)):
+        for name in ("index", "shift", "flip", "contrast"):
+            mine, its = getattr(self, name), getattr(other, name)
             if mine is not None and its is not None:
                 mine.copy_(its)
 
@@ -61,7 +68,9 @@ class Plan:
         """Stack the plans of several seeds along a new first dimension."""
         shift = None if plans[0].shift is None else torch.stack([p.shift for p in plans if p.shift is not None])
         flip = None if plans[0].flip is None else torch.stack([p.flip for p in plans if p.flip is not None])
-        return Plan(torch.stack([p.index for p in plans]), shift, flip)
+        draws = [p.draw_contrast for p in plans if p.draw_contrast is not None]
+        draw_all = (lambda at: torch.stack([draw(at) for draw in draws])) if draws else None
+        return Plan(torch.stack([p.index for p in plans]), shift, flip, draw_all)
 
     def batches(self, size: int) -> Iterator["Plan"]:
         """Cut the plan into consecutive batches; the last one may be smaller."""
@@ -71,6 +80,7 @@ class Plan:
                 self.index[..., at],
                 None if self.shift is None else self.shift[..., at, :],
                 None if self.flip is None else self.flip[..., at],
+                contrast=None if self.draw_contrast is None else self.draw_contrast(at),
             )
 
 
@@ -80,8 +90,16 @@ class Sampler:
     All methods thus see the same images in the same order for the same seed, whether or not they use negatives.
     """
 
-    def __init__(self, labels: NDArray[np.int64], inputs: Inputs, negatives: bool) -> None:
-        self.labels, self.inputs, self.negatives = labels, inputs, negatives
+    def __init__(self, labels: NDArray[np.int64], inputs: Inputs, negatives: bool, contrasts: int = 0) -> None:
+        """Sort the images by class.
+
+        Args:
+            labels: of the split, [N].
+            inputs: says how images are augmented.
+            negatives: whether there is an x' for each x.
+            contrasts: how many images contrast with each x, at most 32767.
+        """
+        self.labels, self.inputs, self.negatives, self.contrasts = labels, inputs, negatives, contrasts
         self.by_class = np.argsort(labels, kind="stable")
         self.count = np.bincount(labels)
         self.first = np.cumsum(self.count) - self.count
@@ -93,14 +111,15 @@ class Sampler:
         if self.negatives:
             views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
         index = torch.from_numpy(np.stack(views))
+        contrast = partial(self._contrast, seed, epoch, order) if self.contrasts else None
         if not self.inputs.augments:
-            return Plan(index)
+            return Plan(index, draw_contrast=contrast)
         # A stream a view: whether there is an x' makes no difference to x.
         drawn = [
             self._augmentation(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in range(len(views))
         ]
         shift, flip = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
-        return Plan(index, shift, flip)
+        return Plan(index, shift, flip, contrast)
 
     def _augmentation(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         count = len(self.labels)
@@ -108,10 +127,28 @@ class Sampler:
         return shift, (rng.random(count) < 0.5) & self.inputs.flip
 
     def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-        """Draw for each image one of all images of other classes, uniformly: its own class is skipped over."""
+        """Draw for each image one of all images of other classes, uniformly."""
         label = self.labels[index]
-        draw = rng.integers(0, len(self.labels) - self.count[label])
-        return self.by_class[draw + np.where(draw >= self.first[label], self.count[label], 0)]
+        return self._outside(label, rng.integers(0, len(self.labels) - self.count[label]))
+
+    def _outside(self, label: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Take the image of this rank among those of all classes but the label's: that class is skipped over."""
+        return self.by_class[rank + np.where(rank >= self.first[label], self.count[label], 0)]
+
+    def _contrast(self, seed: int, epoch: int, order: NDArray[np.intp], at: slice) -> Tensor:
+        """Count how often each image of the split, [N], is drawn for each of order[at]."""
+        rng = np.random.default_rng([seed, epoch, CONTRAST, at.start])
+        return torch.from_numpy(np.stack([self.contrast(image, rng) for image in order[at]]))
+
+    def contrast(self, image: np.intp, rng: np.random.Generator) -> NDArray[np.int16]:
+        """Draw `contrasts` images of other classes than an image's, without replacement if there are so many.
+
+        Returns how often each image of the split, [N], is among them.
+        """
+        label = self.labels[image]
+        others = len(self.labels) - self.count[label]
+        rank = rng.choice(others, self.contrasts, replace=self.contrasts > others, shuffle=False)
+        return np.bincount(self._outside(label, rank), minlength=len(self.labels)).astype(np.int16)
 
 
 class DeviceSplit:

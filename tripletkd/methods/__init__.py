@@ -3,12 +3,16 @@
 A method's module defines
 
     NEEDS     what the method uses beside the student's logits for x, a frozenset of "teacher", "negative",
-              "teacher_negative" and "features"; where that depends on the parameters, a function needs(params) instead
+              "teacher_negative", "features" and "index"; where that depends on the parameters, a function
+              needs(params) instead
     Params    a frozen dataclass: the method's block in params.yaml, with the accepted ranges as annotations
     loss      loss(batch, params) returns the terms of the loss by name: {name: Term(weight, value)}
     adapters  optional: adapters(student, teacher, params) builds a module that is trained along with the student and
               dropped afterwards, shaped to the Outputs of both networks for two images; `loss` calls it as
-              batch.adapters
+              batch.adapters. Of a method that needs "index" it is adapters(student, teacher, params, images), with the
+              number of training images. What the module assigns to its buffers in `forward` is there in the next step
+    contrasts optional: contrasts(params) says how many training images of other classes are drawn for each x, by their
+              index: batch.contrast
 """
 
 import importlib
@@ -41,6 +45,11 @@ def needs(method: ModuleType, params: Any) -> frozenset[str]:
         params: an instance of its Params.
 
     Returns:
-        Some of "teacher", "negative", "teacher_negative" and "features".
+        Some of "teacher", "negative", "teacher_negative", "features" and "index".
     """
     return method.needs(params) if hasattr(method, "needs") else method.NEEDS
+
+
+def contrasts(method: ModuleType, params: Any) -> int:
+    """Say how many training images of other classes a method wants drawn for each x, by their index; most want none."""
+    return method.contrasts(params) if hasattr(method, "contrasts") else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, z_score
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher"})
@@ -23,6 +23,7 @@ class Params:
     nckd: NonNegative  # weight of the other classes' part; the paper's beta
     temperature: Positive
     warmup: NonNegative  # epochs in which tckd and nckd grow to these weights; 0: none
+    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024)
 
 
 def tckd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -87,7 +88,10 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + min(epoch / warmup, 1) * (tckd * target's part + nckd * other classes' part)."""
     assert batch.teacher is not None
     warm = torch.clamp(torch.as_tensor(batch.epoch) / params.warmup, max=1.0)
-    inputs = batch.student.logits, batch.teacher.logits, batch.labels, params.temperature
+    student, teacher = batch.student.logits, batch.teacher.logits
+    if params.standardize:
+        student, teacher = z_score(student), z_score(teacher)
+    inputs = student, teacher, batch.labels, params.temperature
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "tckd": Term(params.tckd * warm, tckd(*inputs)),

@@ -56,7 +56,26 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -torch.where(own, F.log_softmax(logits, dim=1), 0.0).sum(1).mean()
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def z_score(logits: Tensor) -> Tensor:
+    """Standardise the logits of each image: mean 0 and standard deviation 1 over the classes.
+
+        (z - m) / (d + 1e-7),  m = mean_c z_c,  d^2 = sum_c (z_c - m)^2 / (classes - 1)
+
+    Student and teacher then need not agree in the logits' size, only in how they relate to each other.
+
+    Args:
+        logits: z, [B, classes], of at least two classes.
+
+    Returns:
+        A tensor of the same shape.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427; d + 1e-7 as in
+    its code.
+    """
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, standardize: bool = False) -> Tensor:
     """Compute the divergence of the student's softened predictions from the teacher's.
 
         T^2 * mean_i sum_c p_ic (log p_ic - log q_ic),  p = softmax(teacher / T),  q = softmax(student / T)
@@ -67,18 +86,23 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
         student: logits, [B, classes].
         teacher: logits, [B, classes].
         temperature: T, by which the logits are divided.
+        standardize: whether both are replaced by their `z_score` first.
 
     Returns:
         The mean over the batch, a scalar.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
+    if standardize:
+        student, teacher = z_score(student), z_score(teacher)
     log_q = F.log_softmax(student / temperature, dim=1)
     log_p = F.log_softmax(teacher / temperature, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
 
 
-def triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+def triplet_margin(
+    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, standardize: bool = False
+) -> Tensor:
     """Compute the triplet loss: the anchor should be nearer to the positive than to the negative, by a margin.
 
         mean_i max(0, ||a_i - p_i + e||_2 - ||a_i - n_i + e||_2 + margin),  e = 1e-6 in every element
@@ -87,7 +111,8 @@ def triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
         anchor: a, in the paper the teacher's logits t(x), [B, classes].
         positive: p, in the paper the student's logits s(x), [B, classes].
         negative: n, in the paper the student's logits s(x') for images of other classes, [B, classes].
-        margin: in units of the logits.
+        margin: in units of the logits, or of their z-scores.
+        standardize: whether all three are replaced by their `z_score` first; not in the paper.
 
     Returns:
         The mean over the batch, a scalar.
@@ -95,6 +120,8 @@ def triplet_margin(anchor: Tensor, positive: Tensor, negative: Tensor, margin: f
     Source: Oki et al., "Triplet Loss for Knowledge Distillation", IJCNN 2020. The authors' code calls PyTorch's
     triplet_margin_loss, which this equals; that one has no batching rule and would run seed by seed under vmap.
     """
+    if standardize:
+        anchor, positive, negative = z_score(anchor), z_score(positive), z_score(negative)
     near = torch.linalg.vector_norm(anchor - positive + 1e-6, dim=1)
     far = torch.linalg.vector_norm(anchor - negative + 1e-6, dim=1)
     return F.relu(near - far + margin).mean()

@@ -18,6 +18,7 @@ class Params:
     ce: NonNegative  # weight of the cross-entropy
     kl: NonNegative  # weight of the divergence from the teacher
     temperature: Positive
+    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
@@ -25,5 +26,8 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     assert batch.teacher is not None
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
-        "kl": Term(params.kl, kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature)),
+        "kl": Term(
+            params.kl,
+            kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature, params.standardize),
+        ),
     }

@@ -16,7 +16,8 @@ class Params:
     kl: NonNegative  # weight of the divergence from the teacher
     temperature: Positive  # the authors' code has none, that is 1
     triplet: NonNegative  # weight of the triplet loss; the paper's lambda
-    margin: NonNegative  # in units of the logits
+    margin: NonNegative  # in units of the logits, or of their z-scores
+    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
@@ -25,6 +26,6 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     student, teacher, negative = batch.student.logits, batch.teacher.logits, batch.negative.logits
     return {
         "ce": Term(params.ce, cross_entropy(student, batch.labels)),
-        "kl": Term(params.kl, kl_divergence(student, teacher, params.temperature)),
-        "triplet": Term(params.triplet, triplet_margin(teacher, student, negative, params.margin)),
+        "kl": Term(params.kl, kl_divergence(student, teacher, params.temperature, params.standardize)),
+        "triplet": Term(params.triplet, triplet_margin(teacher, student, negative, params.margin, params.standardize)),
     }

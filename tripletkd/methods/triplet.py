@@ -19,7 +19,8 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     triplet: NonNegative  # weight of the triplet loss; the paper's lambda
-    margin: NonNegative  # in units of the logits
+    margin: NonNegative  # in units of the logits, or of their z-scores
+    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024)
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
@@ -34,6 +35,7 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
                 positive=batch.student.logits,
                 negative=batch.negative.logits,
                 margin=params.margin,
+                standardize=params.standardize,
             ),
         ),
     }

@@ -1,8 +1,8 @@
-"""Variants of triplet.py for the ablations: temperature, anchor, choice of negatives, normalised outputs.
+"""Variants of triplet.py for the ablations: temperature, anchor, choice of negatives, what is made of the outputs.
 
-With `kl: 0, anchor: teacher, negatives: drawn, normalise: false` this is triplet.py; with `kl: 1` instead,
-kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN 2020, have
-none of them.
+With `kl: 0, anchor: teacher, negatives: drawn, normalise: false, standardize: false` this is triplet.py; with `kl: 1`
+instead, kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN
+2020, have none of them.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, unit
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, unit, z_score
 from tripletkd.types import Batch, Term
 
 IN_BATCH = ("batch", "hardest", "all")  # choices of negatives that take them from the batch itself
@@ -30,6 +30,7 @@ class Params:
     anchor: Literal["teacher", "student"]  # teacher: t(x), with s(x) and s(x'); student: s(x), with t(x) and t(x')
     negatives: Literal["drawn", "batch", "hardest", "all"]  # drawn: x' as in the paper; else see `in_batch`
     normalise: bool  # compare logits of length 1, whose distances are 0 to 2; the paper: raw logits
+    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024), here and in the divergence
 
 
 def needs(params: Params) -> frozenset[str]:
@@ -100,6 +101,7 @@ def triplets(batch: Batch, params: Params) -> Tensor:
 
 
 def _logits(logits: Tensor, params: Params) -> Tensor:
+    logits = z_score(logits) if params.standardize else logits
     return unit(logits, dim=1) if params.normalise else logits
 
 
@@ -111,8 +113,8 @@ def loss(batch: Batch, params: Params) -> dict[str, Term]:
     terms = {"ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels))}
     if params.kl:
         assert batch.teacher is not None
-        divergence = kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature)
-        terms["kl"] = Term(params.kl, divergence)
+        student, teacher = batch.student.logits, batch.teacher.logits
+        terms["kl"] = Term(params.kl, kl_divergence(student, teacher, params.temperature, params.standardize))
     if params.triplet:
         terms["triplet"] = Term(params.triplet, triplets(batch, params))
     return terms

@@ -33,7 +33,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SavePolicy:
     """Says when a checkpoint is written, and when a run is stopped."""
 
     minutes: float = 5.0  # between two checkpoints
@@ -58,7 +58,7 @@ class Checkpoint:
         fingerprint: str,
         seeds: Sequence[int] = (),
         environment: Mapping[str, Any] | None = None,
-        schedule: Schedule | None = None,
+        policy: SavePolicy | None = None,
     ) -> None:
         """Describe the file and when it is written.
 
@@ -67,17 +67,17 @@ class Checkpoint:
             fingerprint: of all that the run depends on; not the machine.
             seeds: that are trained together, for whoever looks for a checkpoint of theirs.
             environment: of this machine; a run that moves from one to another has both in its progress.
-            schedule: when to write it.
+            policy: when to write it, and when to stop.
         """
         self.path, self.fingerprint, self.seeds = path, fingerprint, list(seeds)
         self.environment = dict(environment or {})
-        self.schedule = schedule or Schedule()
+        self.policy = policy or SavePolicy()
         self.saved = time.monotonic()
         self.signal: str | None = None
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Checkpoint":
-        for number in self.schedule.signals:
+        for number in self.policy.signals:
             self.handlers[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -99,11 +99,11 @@ class Checkpoint:
         """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is more to train."""
         now = time.monotonic()
         stop = self.signal or (
-            "--max-minutes" if self.schedule.deadline is not None and now >= self.schedule.deadline else None
+            "--max-minutes" if self.policy.deadline is not None and now >= self.policy.deadline else None
         )
-        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.schedule.minutes:
+        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.policy.minutes:
             self.save(tensors, progress)
-        if stop and (progress.epoch < epochs or self.schedule.more):
+        if stop and (progress.epoch < epochs or self.policy.more):
             raise Paused(
                 f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
             )

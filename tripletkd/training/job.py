@@ -93,6 +93,7 @@ def build_trainer(
     objective = Objective(
         loss=partial(method.loss, params=job.params),
         needs=methods.needs(method, job.params),
+        contrasts=methods.contrasts(method, job.params),
         teacher=teacher,
         adapters=_adapters(job, students, data, teacher),
     )
@@ -111,5 +112,6 @@ def _adapters(
     images = torch.zeros(2, channels, height, width, device="meta")  # shapes are all that is wanted
     first = next(iter(students.values()))
     outputs = [copy.deepcopy(network).float().to("meta").eval()(images) for network in (first, teacher.network)]
-    make = partial(method.adapters, *outputs, job.params)
+    images_known = {"images": len(data.train)} if "index" in methods.needs(method, job.params) else {}
+    make = partial(method.adapters, *outputs, job.params, **images_known)
     return [models.seeded(torch_seed(seed, "adapters"), make) for seed in students]

@@ -68,9 +68,15 @@ class Objective:
     """Says what a student is trained towards: a loss, and what it uses beside the student's logits for x."""
 
     loss: Loss
-    needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features"
+    needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features", "index"
     teacher: Teacher | None = None
     adapters: Sequence[nn.Module] | None = None  # one a seed, trained with the student and dropped afterwards
+    contrasts: int = 0  # how many training images of other classes are drawn for each x, by their index
+
+    @property
+    def draws_negatives(self) -> bool:
+        """Tell whether an image x' is drawn for each x: for the student, the teacher, or both."""
+        return not self.needs.isdisjoint({"negative", "teacher_negative"})
 
 
 class Trainer:
@@ -100,7 +106,8 @@ class Trainer:
         self.students = Ensemble(networks, compute, features="features" in objective.needs)
         self.adapters = copy.deepcopy(adapters[0]) if adapters else None
         self.adapter_params, self.adapter_buffers = stack(adapters, compute) if adapters else ({}, {})
-        self.sampler = Sampler(data.dataset.train.labels, data.train.inputs, "negative" in objective.needs)
+        labels, inputs = data.dataset.train.labels, data.train.inputs
+        self.sampler = Sampler(labels, inputs, objective.draws_negatives, objective.contrasts)
         self.epoch = torch.ones((), device=compute.device, dtype=compute.dtype)
         # x and x' share a forward pass where no buffer (batch norm's statistics, dropout's noise) tells them apart.
         # Worth it where kernels are small, as fusing is.
@@ -146,8 +153,15 @@ class Trainer:
             seen["teacher"] = self._ask_teacher(index, images)
         if "teacher_negative" in needs:
             seen["teacher_negative"] = self._ask_teacher(batch.index[:, 1], views[:, 1])
-        terms: Terms = torch.vmap(self._terms)(seen, self.adapter_params, self.adapter_buffers)
+        if "index" in needs:
+            seen["index"] = index
+        if batch.contrast is not None:
+            seen["contrast"] = batch.contrast
+        terms: Terms
+        terms, remembered = torch.vmap(self._terms)(seen, self.adapter_params, self.adapter_buffers)
         self.optimizer.step(torch.autograd.grad(terms["loss"].sum(), self.optimizer.params))
+        for name, buffer in self.adapter_buffers.items():  # only now: the gradient is of what was there before
+            buffer.copy_(remembered[name].detach())
         return {name: value.detach() for name, value in terms.items()}
 
     def _outputs(self, images: Tensor, negatives: Tensor | None) -> tuple[Outputs, Outputs | None]:
@@ -178,13 +192,13 @@ class Trainer:
         outputs = forward_autocast(network, images.flatten(0, 1), self.compute.autocast_dtype)
         return outputs.map(lambda t: t.unflatten(0, index.shape))
 
-    def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> Terms:
-        """Compute the terms of one seed."""
-        adapters = None
-        if self.adapters is not None:
-            adapters = partial(functional_call, self.adapters, (adapter_params, adapter_buffers))
+    def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> tuple[Terms, State]:
+        """Compute the terms of one seed, and what the adapters' buffers are to be afterwards."""
+        state = adapter_params | adapter_buffers  # in which functional_call leaves what `forward` assigns to a buffer
+        adapters = None if self.adapters is None else partial(functional_call, self.adapters, state)
         terms = self.objective.loss(Batch(**seen, epoch=self.epoch, adapters=adapters))
-        return {"loss": total(terms), **{name: term.value for name, term in terms.items()}}
+        values = {"loss": total(terms), **{name: term.value for name, term in terms.items()}}
+        return values, {name: state[name] for name in adapter_buffers}
 
     def tensors(self) -> dict[str, Tensor]:
         """Name all that changes in training: parameters, buffers, the optimizer's state; as they are, not copies."""
