@@ -34,7 +34,7 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	dvc exp run --set-param 'run.suites=[cifar10]' --set-param 'run.ablations=[weight_decay]'
 	@$(LEFT)
 
-cluster: env ## what is due, as jobs of a Slurm cluster; SBATCH="..." has options of sbatch, ARRAY=1 makes a job of each seed
+cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed
 	python -m stages.submit $(if $(ARRAY),--seed-array) $(SBATCH)
 
 export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there

@@ -1,4 +1,4 @@
-"""Submit the stages that are due to Slurm, a job each, in the order of DVC's graph: see docs/cluster.md.
+"""Submit the stages that are due to Slurm, a job each, in the order of DVC's graph: docs/cluster.md.
 
 python -m stages.submit [--seed-array] [any option of sbatch]; `make cluster` does it.
 """
@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,82 +18,123 @@ from stages._command import CODE, EX_TEMPFAIL, Stage, _errors_for_people
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
 
-RELOGGED = ("train_teacher", "distill", "ablate", "export")  # stages whose runs `make relog` adds to MLflow
-BY_SEEDS = ("distill", "ablate")  # stages that train a suite's seeds
-RESUMES = ("train_teacher", *BY_SEEDS)  # stages that go on where they were stopped, with or without a checkpoint
-NO_STORE = "MLFLOW_TRACKING_URI=nowhere://"
-HEAD = f"""\
+BY_SEEDS = ("distill", "ablate")  # train a suite's seeds
+TRAIN = ("train_teacher", *BY_SEEDS)  # go on where they were stopped, with or without a checkpoint
+RELOGGED = (*TRAIN, "export")  # have runs in MLflow that `make relog` can add later
+OPTIONS = ("--parsable", "--requeue", "--signal=B:TERM@120", "--open-mode=append", "--kill-on-invalid-dep=yes")
+# SIGTERM reaches this script alone, before the time limit, and ends its first `wait`. A job that was cancelled is not
+# running any more, and not queued again.
+SCRIPT = """\
 #!/bin/bash
-export PATH={{bin}}:$PATH OMP_NUM_THREADS=${{{{OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE}}}} {{variables}}
-python -m stages.submit --check {{commit}} || exit
-trap 'kill -TERM $child' TERM # which Slurm sends to this script alone, before the time limit
-{{command}} & child=$!
+export PATH=%(bin)s:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE} DVC_STAGE=%(stage)s %(variables)s
+python -m stages.submit --check %(commit)s || exit
+trap 'kill -TERM $child' TERM
+%(command)s & child=$!
 wait $child; code=$?
-[ $code -le 128 ] || {{{{ wait $child; code=$?; }}}} # a signal ends the first wait
-if [[ $code =~ ^({EX_TEMPFAIL}|{{again}})$ && $(squeue --noheader --format=%T --job=$SLURM_JOB_ID) = RUNNING ]]; then
-    scontrol requeue $SLURM_JOB_ID # unless it was cancelled
+if [ $code -gt 128 ]; then wait $child; code=$?; fi
+if [[ $code =~ ^(%(again)s)$ && $(squeue --noheader --format=%%T --job=$SLURM_JOB_ID) = RUNNING ]]; then
+    scontrol requeue $SLURM_JOB_ID
 fi
 [ $code = 0 ] || exit $code
 """
 COMMIT = """\
 trap '' TERM
-python -m stages.submit --check {commit} && exec dvc --wait-for-lock commit --force {stage}
+python -m stages.submit --check %(commit)s && dvc --wait-for-lock commit --force %(stage)s
 """
 
 
 @dataclass(frozen=True)
 class Due:
-    """A stage that `dvc repro` would run now."""
+    """A stage that `dvc repro` would run now.
+
+    Attributes:
+        name: As DVC has it, such as distill@digits-triplet.
+        command: What it runs.
+        after: Those stages that are due too and whose outputs it reads.
+    """
 
     name: str
     command: str
-    after: Sequence[str]  # of those that are due, the ones whose outputs it reads
+    after: Sequence[str]
 
     @property
     def kind(self) -> str:
-        """What dvc.yaml calls it, without what the matrix adds."""
+        """Its name in dvc.yaml."""
         return self.name.partition("@")[0]
+
+    @property
+    def suite(self) -> str:
+        """The suite that its command names."""
+        return next(word for word in self.command.split() if word.startswith("suite=")).removeprefix("suite=")
 
 
 @dataclass(frozen=True)
-class Submission:
-    """How this checkout's jobs are submitted.
+class Submitter:
+    """Submits jobs of this checkout.
 
     Attributes:
         commit: The commit whose code and params.yaml they are of.
         logs: The folder for what they print.
-        options: Options of sbatch.
+        options: The options of sbatch that a person chose.
+        server: Whether MLflow's store is a server, to which jobs on several nodes can log at the same time.
     """
 
     commit: str
     logs: Path
     options: Sequence[str]
+    server: bool
 
-    def job_name(self, name: str) -> str:
-        """Name a job so that another checkout's is not taken for it."""
-        return f"{name}.{fingerprint(str(Path.cwd().resolve()))[:8]}"
+    def waiting(self) -> Mapping[str, str]:
+        """Look up the numbers of this checkout's jobs that wait or run already, by name."""
+        lines = _output("squeue", "--me", "--noheader", "--format=%j %F").splitlines()
+        jobs = dict(line.rsplit(maxsplit=1) for line in lines)
+        return {name.removesuffix(self._suffix): job for name, job in jobs.items() if name.endswith(self._suffix)}
 
-    def waiting(self) -> dict[str, str]:
-        """The numbers of the jobs that wait or run already, by name."""
-        listed = _output("squeue", "--me", "--noheader", "--format=%j %F")
-        return dict(line.rsplit(maxsplit=1) for line in listed.splitlines())
-
-    def submit(self, name: str, script: str, dependency: str = "", array: int = 0) -> str:
-        """Submit a script, and return its job's number.
+    def stage(self, stage: Due, after: Sequence[str], seeds: Sequence[int]) -> str:
+        """Submit a stage's job, and return its number.
 
         Args:
-            name: What the job is called, without the checkout.
-            script: What it runs.
-            dependency: The jobs that it waits for, as sbatch takes it.
-            array: In how many tasks it is run; 0 is one job that is no array.
+            stage: What the job runs, and commits to dvc.lock.
+            after: The jobs that have to succeed before.
+            seeds: Seeds that an array of jobs trains before it, one each.
         """
-        words = ["--parsable", "--requeue", "--signal=B:TERM@120", "--open-mode=append"]
-        words += [f"--job-name={self.job_name(name)}", f"--output={self.logs / name}.%{'A_%a' if array else 'j'}.out"]
-        words += [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
-        words += [f"--array=0-{array - 1}"] if array else []
-        number = _output("sbatch", *words, *self.options, script=script).split(";")[0].strip()
-        print(f"job {number}: {name}{', ' if dependency else ''}{dependency}", flush=True)
-        return number
+        dependency = [":".join(["afterok", *after])] if after else []
+        if seeds:
+            script = self._script(stage, f"{stage.command} --only-seeds $SLURM_ARRAY_TASK_ID", log=False)
+            array = self._sbatch(f"{stage.name}.seeds", script, dependency, seeds)
+            dependency = [*dependency, f"afterany:{array}"]  # a run may go on without a seed that failed
+        script = self._script(stage, stage.command, log=self.server or stage.kind not in RELOGGED)
+        commit = COMMIT % {"commit": self.commit, "stage": stage.name}
+        return self._sbatch(stage.name, script + commit, dependency)
+
+    def relog(self, after: Sequence[str]) -> None:
+        """Submit the job that adds to MLflow what other jobs have left behind."""
+        relog = Due("relog", "python -m tripletkd.tracking.mlflow runs exports", ())
+        self._sbatch(relog.name, self._script(relog, relog.command, log=True), [":".join(["afterany", *after])])
+
+    def _script(self, stage: Due, command: str, log: bool) -> str:
+        return SCRIPT % {
+            "bin": shlex.quote(str(Path(sys.executable).parent)),
+            "stage": stage.name,
+            "variables": "" if log else "MLFLOW_TRACKING_URI=nowhere://",
+            "commit": self.commit,
+            "command": command,
+            "again": f"{EX_TEMPFAIL}|143" if stage.kind in TRAIN else EX_TEMPFAIL,  # 143: SIGTERM outside of training
+        }
+
+    def _sbatch(self, name: str, script: str, dependency: Sequence[str], tasks: Sequence[int] = ()) -> str:
+        words = [*OPTIONS, f"--job-name={name}{self._suffix}"]
+        words += [f"--output={self.logs}/{name}.{'%A_%a' if tasks else '%j'}.out"]
+        words += [f"--dependency={','.join(dependency)}"] if dependency else []
+        words += [f"--array={','.join(map(str, tasks))}"] if tasks else []
+        job = _output("sbatch", *words, *self.options, script=script).split(";")[0].strip()
+        print(", ".join([f"job {job}: {name}", *dependency]), flush=True)
+        return job
+
+    @property
+    def _suffix(self) -> str:
+        """What tells the names of this checkout's jobs from another's."""
+        return "." + fingerprint(str(Path.cwd().resolve()))[:8]
 
 
 def main(options: Sequence[str], seed_array: bool) -> None:
@@ -110,32 +151,20 @@ def main(options: Sequence[str], seed_array: bool) -> None:
             f"{changed}: not committed; jobs run later, and only on the code and the parameters that they were "
             "submitted with: commit, and submit again"
         )
-    submission = Submission(commit, Stage("submit", config).paths["logs"] / "slurm", options)
-    submission.logs.mkdir(parents=True, exist_ok=True)
-    jobs, submitted, relogged = submission.waiting(), [], False
-    numbers: dict[str, str] = {}
+    logs = Stage("submit", config).paths["logs"] / "slurm"
+    logs.mkdir(parents=True, exist_ok=True)
+    submitter = Submitter(commit, logs, options, server="MLFLOW_TRACKING_URI" in os.environ)
+    jobs, new = dict(submitter.waiting()), []
     for stage in due():
-        if number := jobs.get(submission.job_name(stage.name)):
-            print(f"job {number}: {stage.name} waits or runs already")
-            numbers[stage.name] = number
+        if stage.name in jobs:
+            print(f"job {jobs[stage.name]}: {stage.name} waits or runs already")
             continue
-        dependency = ":".join(["afterok", *(numbers[name] for name in stage.after)]) if stage.after else ""
-        later = stage.kind in RELOGGED and "MLFLOW_TRACKING_URI" not in os.environ
-        seeds = config.suites[_suite(stage)].seeds if seed_array and stage.kind in BY_SEEDS else []
-        if len(seeds) > 1:
-            script = _script(submission, stage, f"{stage.command} --only-seeds {_nth(seeds)}", NO_STORE)
-            array = submission.submit(f"{stage.name}.seeds", script, dependency, len(seeds))
-            dependency = f"{dependency},afterany:{array}"  # a seed that failed is no end of a run
-        script = _script(submission, stage, stage.command, NO_STORE if later else "")
-        numbers[stage.name] = submission.submit(
-            stage.name, script + COMMIT.format(commit=commit, stage=stage.name), dependency
-        )
-        submitted.append(numbers[stage.name])
-        relogged |= later
-    if relogged:
-        relog = Due("relog", "python -m tripletkd.tracking.mlflow runs exports", [])
-        submission.submit("relog", _script(submission, relog, relog.command), ":".join(["afterany", *submitted]))
-    print(f"{len(submitted)} stages submitted" + (f"; they print to {submission.logs}" if submitted else ""))
+        seeds = config.suites[stage.suite].seeds if seed_array and stage.kind in BY_SEEDS else ()
+        jobs[stage.name] = submitter.stage(stage, [jobs[name] for name in stage.after], seeds)
+        new.append(jobs[stage.name])
+    if new and not submitter.server:
+        submitter.relog(new)
+    print(f"{len(new)} stages submitted" + (f"; they print to {logs}" if new else ""))
 
 
 def due() -> list[Due]:
@@ -143,33 +172,15 @@ def due() -> list[Due]:
     dvc = (sys.executable, "-m", "dvc", "--wait-for-lock")
     changed = json.loads(_output(*dvc, "status", "--json"))
     edges = re.findall(r'^"(.+)" -> "(.+)";$', _output(*dvc, "dag", "--dot"), re.MULTILINE)
-    everything = _output(*dvc, "repro", "--dry", "--force")
+    all_stages = re.findall(
+        r"^Running stage '(.+)':\n> (.+)$", _output(*dvc, "repro", "--dry", "--force"), re.MULTILINE
+    )
     found: dict[str, Due] = {}
-    for name, command in re.findall(r"^Running stage '(.+)':\n> (.+)$", everything, re.MULTILINE):
+    for name, command in all_stages:
         after = [source for source, target in edges if target == name and source in found]
         if name in changed or after:
             found[name] = Due(name, command, after)
     return list(found.values())
-
-
-def _script(submission: Submission, stage: Due, command: str, variables: str = "") -> str:
-    """The job that runs a command of a stage, and is queued again where it was stopped."""
-    return HEAD.format(
-        bin=shlex.quote(str(Path(sys.executable).parent)),
-        variables=f"DVC_STAGE={stage.name} {variables}",
-        commit=submission.commit,
-        command=command,
-        again="143" if stage.kind in RESUMES else "",  # ended by SIGTERM before, or after, there was a checkpoint
-    )
-
-
-def _suite(stage: Due) -> str:
-    return dict(word.split("=", 1) for word in stage.command.split() if "=" in word)["suite"]
-
-
-def _nth(seeds: Sequence[int]) -> str:
-    """The seed of a task of an array, for bash."""
-    return f"$(set -- {' '.join(map(str, seeds))}; shift $SLURM_ARRAY_TASK_ID; echo $1)"
 
 
 def check(commit: str) -> None:
@@ -217,11 +228,11 @@ def _output(*words: str, script: str | None = None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="python -m stages.submit",
+        usage="%(prog)s [--seed-array] [any option of sbatch]",
         description=__doc__,
         allow_abbrev=False,
-        usage="%(prog)s [--seed-array] [sbatch's]",
     )
-    parser.add_argument("--seed-array", action="store_true", help="an array of jobs trains the seeds, one each")
+    parser.add_argument("--seed-array", action="store_true", help="train the seeds as arrays of jobs, one each")
     parser.add_argument("--check", metavar="COMMIT", help=argparse.SUPPRESS)
     known, others = parser.parse_known_args()
     with _errors_for_people():

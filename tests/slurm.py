@@ -66,6 +66,7 @@ class Cluster:
         host, ports = socket.gethostname().split(".")[0], free_ports(3)
         settings = SETTINGS.format(folder=self.folder, user=getpass.getuser(), host=host, ports=ports)
         Path(self.configuration).write_text(settings)
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # unused; version 2 asks for systemd
         with ExitStack() as stack:
             stack.callback(self.end)
             files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
