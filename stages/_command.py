@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]  # of the code, wherever the stage runs
 CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
 LOCKS = Path(".locks")
-EX_TEMPFAIL = (
-    75  # of sysexits.h: the same command can do it later: it was stopped at a checkpoint, or was refused as Busy
-)
+EX_TEMPFAIL = 75  # of sysexits.h: later the same command does it: it stopped at a checkpoint, or another was at work
 
 
 @dataclass(frozen=True)
