@@ -118,7 +118,7 @@ def test_what_is_stopped_and_what_loses_its_node_goes_on(cluster: Cluster, proje
         change(folder, "run", "ablations", value=[])
         change(folder, "run", "fuse_seeds", value="auto")
         change(folder, "run", "checkpoint_minutes", value=0.01)
-        change(folder, "suites", "digits", "student", value={"network": "paper_student", "recipe": {"epochs": 300}})
+        change(folder, "suites", "digits", "student", value={"network": "paper_student", "recipe": {"epochs": 150}})
         commit(folder)
     forget_output(project)
     job = submit(cluster, project)["distill@digits-triplet"]
