@@ -22,19 +22,20 @@ BY_SEEDS = ("distill", "ablate")  # train a suite's seeds
 TRAIN = ("train_teacher", *BY_SEEDS)  # go on where they were stopped, with or without a checkpoint
 RELOGGED = (*TRAIN, "export")  # have runs in MLflow that `make relog` can add later
 OPTIONS = ("--parsable", "--requeue", "--signal=B:TERM@120", "--open-mode=append", "--kill-on-invalid-dep=yes")
-# SIGTERM reaches this script alone, before the time limit, and ends its first `wait`. A job that was cancelled is not
-# running any more, and not queued again.
+# Before the time limit SIGTERM reaches this script alone, which hands it on; it ends the first `wait`. A job that is
+# cancelled or preempted is not running any more, has the signal in all its processes, and is Slurm's to queue again or
+# not. The number of an array's last task is the whole array's too, so that a task is named by both of its numbers.
 SCRIPT = """\
 #!/bin/bash
 export PATH=%(bin)s:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE} DVC_STAGE=%(stage)s %(variables)s
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+running() { [ "$(squeue --noheader --format=%%T --job=$job)" = RUNNING ]; }
 python -m stages.submit --check %(commit)s || exit
-trap 'kill -TERM $child' TERM
+trap 'running && kill -TERM $child' TERM
 %(command)s & child=$!
 wait $child; code=$?
 if [ $code -gt 128 ]; then wait $child; code=$?; fi
-if [[ $code =~ ^(%(again)s)$ && $(squeue --noheader --format=%%T --job=$SLURM_JOB_ID) = RUNNING ]]; then
-    scontrol requeue $SLURM_JOB_ID
-fi
+if [[ $code =~ ^(%(again)s)$ ]] && running; then scontrol requeue $job; fi
 [ $code = 0 ] || exit $code
 """
 COMMIT = """\

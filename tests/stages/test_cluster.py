@@ -58,7 +58,7 @@ def submit(cluster: Cluster, project: Path, *options: str) -> dict[str, str]:
 
 
 def printed_by(project: Path, name: str) -> str:
-    return "".join(path.read_text() for path in sorted((project / "logs/slurm").glob(f"{name}.*.out")))
+    return "".join(path.read_text() for path in sorted((project / "logs/slurm").glob(f"{name}.*out")))
 
 
 def forget_output(project: Path) -> None:
@@ -152,17 +152,28 @@ def test_a_wrong_parameter_cancels_what_depends_on_it(cluster: Cluster, project:
     assert lock(project) == before
 
 
-def test_what_is_cancelled_is_not_queued_again(cluster: Cluster, project: Path) -> None:
+def test_a_task_of_an_array_is_queued_again_alone_and_not_after_it_was_cancelled(
+    cluster: Cluster, project: Path
+) -> None:
     change(project, "suites", "digits", "teacher_floor", value=0)
     change(project, "suites", "digits", "seeds", value=[3, 4])
+    change(project, "suites", "digits", "student", "recipe", "epochs", value=600)
     commit(project)
     before = lock(project)
     forget_output(project)
-    job = submit(cluster, project)["distill@digits-triplet"]
-    wait_for(lambda: [*project.glob(f"checkpoints/{TRIPLET}/*.safetensors")])
-    cluster.ask("scancel", job)
+    jobs = submit(cluster, project, "--seed-array")
+    array = jobs["distill@digits-triplet.seeds"]
+
+    def printed(seed: int) -> str:
+        return printed_by(project, f"distill@digits-triplet.seeds.{array}_{seed}")
+
+    wait_for(lambda: len([*project.glob(f"checkpoints/{TRIPLET}/seeds-*.safetensors")]) == 2)
+    cluster.ask("scancel", "--batch", "--signal=TERM", f"{array}_4")  # whose number is the array's
+    wait_for(lambda: "going on after epoch" in printed(4))
+    assert printed(4).count("paused: stopped at epoch") == 1 and "paused" not in printed(3)
+    cluster.ask("scancel", *jobs.values())
     wait_for(lambda: not cluster.jobs())
-    assert "paused: stopped at epoch" in printed_by(project, "distill@digits-triplet")
+    assert printed(4).count("paused: stopped at epoch") == 2
     assert lock(project) == before
 
 
