@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
+.PHONY: help env repro resnets paper cluster export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,9 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
 	python -m stages.plan suite=cifar10 'run.ablations=[weight_decay]'
 	dvc exp run --set-param 'run.suites=[cifar10]' --set-param 'run.ablations=[weight_decay]'
 	@$(LEFT)
+
+cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed
+	python -m stages.submit $(if $(ARRAY),--seed-array) $(SBATCH)
 
 export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
 	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tripletkd.errors import UserError
+from tripletkd.errors import Busy, UserError
 from tripletkd.provenance import sha256
 from tripletkd.tracking.logger import Logger
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]  # of the code, wherever the stage runs
 CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
 LOCKS = Path(".locks")
-EX_TEMPFAIL = 75  # of sysexits.h: stopped at a checkpoint, the same command goes on from it
+EX_TEMPFAIL = 75  # of sysexits.h: later the same command does it: it stopped at a checkpoint, or another was at work
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def exclusive(*words: str) -> Iterator[None]:
     locks, nobody is refused.
 
     Raises:
-        UserError: if another process is in such a block.
+        Busy: if another process is in such a block.
     """
     from filelock import FileLock, Timeout
 
@@ -217,7 +217,7 @@ def exclusive(*words: str) -> Iterator[None]:
         path.write_text(str(os.getpid()))
     except Timeout:  # an OSError itself
         who = f"process {holder}" if holder else "another process"
-        raise UserError(
+        raise Busy(
             f"{path}: {who} does this here already; wait until it ends, or stop it, and run the same command again"
         ) from None
     except (OSError, NotImplementedError):
@@ -360,7 +360,7 @@ def errors_for_people() -> Iterator[None]:
         sys.exit(EX_TEMPFAIL)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EX_TEMPFAIL if isinstance(error, Busy) else 1)
     except OSError as error:  # no room, no rights: what stood there before is whole, see files.whole
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}; fix that and run the same command again", file=sys.stderr)

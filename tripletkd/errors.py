@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class Paused(UserError):
     """A run was stopped at a checkpoint; it goes on from there when it is started again."""
+
+
+class Busy(UserError):
+    """Another process is at the same work; later it can be done."""

@@ -420,7 +420,7 @@ def ended(process: subprocess.Popen[str], code: int) -> str:
 
 def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
     """What a process says that has found another one at work."""
-    line = ended(process, 1)
+    line = ended(process, 75)
     assert "\n" not in line
     lock = lock_of(Path(), name)
     assert line.startswith(f"error: {lock}: process {holder} does this here already; wait until it ends, or stop it")
@@ -886,7 +886,7 @@ def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path
         first = start(stage, folder, "distill", "--only-seeds", "1")
         wait_for(lambda: holder_of(folder / seed_lock), first)
         os.kill(first.pid, signal.SIGSTOP)
-        line = ended(start(stage, folder, "distill", "--only-seeds", "1"), 1)
+        line = ended(start(stage, folder, "distill", "--only-seeds", "1"), 75)
         os.kill(first.pid, signal.SIGCONT)
         assert line.startswith(f"error: {seed_lock}: process {first.pid} does this here already; wait until it ends")
         ended(first, 0)

@@ -1,0 +1,69 @@
+"""How a guide is followed to the letter.
+
+A block ```console holds commands after `$ `, continued after `> `; the lines below one must be in what it prints, `...`
+standing for anything, and a number for any number: training gives others elsewhere. What `python -c` computes must be
+the same to the digit. A block ```console on MACHINE is for such a machine only. A block ```LANGUAGE in FILE is written
+to that file; a block ```yaml under KEY: in params.yaml goes there.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+from shrunk import ENVIRONMENT
+
+BLOCK = re.compile(r"^```(\w+)(?: (in|on|under) ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def bash(folder: Path, command: str, **variables: str) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=ENVIRONMENT | variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert done.returncode == 0, f"$ {command}\n{done.stdout}"
+    return done.stdout
+
+
+def commands(block: str) -> list[tuple[str, list[str]]]:
+    """(command, the lines that are shown below it)."""
+    found: list[tuple[str, list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1] = (f"{found[-1][0]}\n{line[2:]}", [])
+        elif line:
+            found[-1][1].append(line)
+    return found
+
+
+def shown(line: str, exact: bool = False) -> re.Pattern[str]:
+    """What a line of a guide stands for; exact: its numbers stand for themselves."""
+    parts = re.split(r"(\.\.\.)" if exact else r"(\.\.\.|[+-]?\d+(?:\.\d+)?)", line)
+    return re.compile(
+        "".join(".*" if p == "..." else r"[+-]?\d+(?:\.\d+)?" if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    )
+
+
+def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None:
+    """What a guide says; of commands, those for one kind of machine."""
+    for language, relation, place, content in BLOCK.findall(text):
+        if language == "console" and machine != place:
+            continue
+        if language == "console":
+            for command, lines in commands(content):
+                printed, exact = bash(folder, command, **variables), command.startswith("python -c")
+                for line in lines:
+                    assert shown(line, exact).search(printed), f"$ {command}\nis to print: {line}\nprinted:\n{printed}"
+        elif relation == "in":
+            (folder / place).write_text(content)
+        elif relation == "under":
+            key = place.removesuffix(" in params.yaml")
+            params = folder / "params.yaml"
+            assert params.read_text().count(f"\n{key}\n") == 1
+            params.write_text(params.read_text().replace(f"\n{key}\n", f"\n{key}\n{content}", 1))
