@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages._command import CODE, EX_TEMPFAIL, Stage, _errors_for_people
+from stages._command import CODE, EX_TEMPFAIL, Stage, errors_for_people
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
 
@@ -236,5 +236,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed-array", action="store_true", help="train the seeds as arrays of jobs, one each")
     parser.add_argument("--check", metavar="COMMIT", help=argparse.SUPPRESS)
     known, others = parser.parse_known_args()
-    with _errors_for_people():
+    with errors_for_people():
         check(known.check) if known.check else main(others, known.seed_array)
