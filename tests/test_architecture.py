@@ -155,7 +155,7 @@ def test_stages_import_no_stage(path: Path) -> None:
     commands = {p.stem for p in STAGES if not p.stem.startswith("_")}
     found = imports(path)
     assert not {name.split(".")[1] for name in found if name.startswith("stages.")} & commands
-    assert not mentions(found, "dvc")
+    assert not mentions(found, "dvc") or path.stem == "share"  # which copies what DVC keeps
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *STAGES], ids=module_name)

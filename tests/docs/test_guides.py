@@ -8,8 +8,8 @@ from conftest import ROOT
 from guides import BLOCK, bash, commands, follow, shown
 from shrunk import GIT
 
-NOT_FOLLOWED = {"methods", "reliability", "mended"}  # of formulas, and of faults
-WITH_RESULTS = {"sharing"}  # followed where dvc.lock is; the others make their own
+NOT_FOLLOWED = {"methods", "reliability", "mended", "results", "working"}  # what is, and what takes a trained suite
+WITH_RESULTS = {"sharing", "trace"}  # followed where dvc.lock is; the others make their own
 GUIDES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOLLOWED)
 
 

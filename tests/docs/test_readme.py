@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-TEXTS = README + (ROOT / "docs/paper.md").read_text()
+TEXTS = README + "".join((ROOT / f"docs/{name}.md").read_text() for name in ("paper", "results"))
 TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", TEXTS, re.DOTALL)
 FIRST = {  # the rows of the first table -> where its numbers come from
     "| `digits`:": "results/digits/table.json",

@@ -25,6 +25,8 @@ def test_the_map_says_which_number_is_which_class(html: str) -> None:
 def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
     assert "3 claims, each compared over 4 seeds: 0 reproduced, 1 contradicted, 2 undecided" in html
     assert "<b>triplet</b> is worse than kd; is not distinguishable from triplet; is not judged" in html
+    assert "<b>No.</b> Over Hinton&#39;s distillation (the paper&#39;s claim): -1.0" in html
+    assert "<b>scratch</b>: trained on the labels alone; <b>kd</b>: " in html
     assert html.index("The claim.") < html.index("What we found.") < html.index("<table>")
     assert "A sentence &amp; more" in html
     assert "<script" not in html

@@ -40,6 +40,8 @@ RECORD: dict[str, Any] = {
     "trained_with": [1, 2],
     "failed": None,
     "weights_sha256": "a" * 64,
+    "history_sha256": "b" * 64,
+    "code": "c" * 64,
 }
 LOG = {"started": "2024-05-06T07:08:09Z", "seconds": 2.5, "commit": "c0ffee", "experiment": None}
 

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 TEMPLATE = "page.html.j2"
 PAPERS = ("triplet", "kd_triplet", "pair")  # the methods that the pictures of one method are of, the first that was run
 
+METHODS = {  # what the page's first screen says of those that its reader may not know; docs/methods.md has all
+    "scratch": "trained on the labels alone",
+    "kd": "Hinton's distillation, the divergence of softened predictions",
+    "logit_mse": "the squared difference of logits",
+    "pair": "a contrastive loss on pairs, our reading of the paper's",
+    "triplet": "the paper's loss, beside the cross-entropy",
+    "kd_triplet": "triplet and divergence, the loss of the authors' later code",
+}
+
 
 def pictures(results: Results) -> dict[str, str]:
     """Draw every picture that these results allow; returns the text of each SVG by its name."""
@@ -74,7 +83,9 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
     text = environment.get_template(TEMPLATE).render(
         results=results,
         about=results.about,
+        answer=answer(results),
         finding=finding(results),
+        defined={name: text for name, text in METHODS.items() if name in results.measured},
         in_short=tables.in_short(results),
         verdicts=tables.verdicts(results),
         comparison=tables.comparison(results),
@@ -109,6 +120,20 @@ def marked(text: str) -> "Markup":
         else escape(part)
         for part in parts
     )
+
+
+def answer(results: Results) -> str:
+    """Answer the page's question in a word, by the verdict of the paper's claim, and say what it is about."""
+    words = {"reproduced": "Yes", "contradicted": "No", "undecided": "Undecided"}
+    found = {given.over: given for given in results.verdicts if given.method == "triplet"}
+    parts = []
+    for base, whose in (
+        ("kd", "Over Hinton's distillation (the paper's claim)"),
+        ("scratch", "over training alone (ours)"),
+    ):
+        if base in found and (gap := found[base].difference) is not None:
+            parts.append(f"{whose}: {tables.with_interval(gap, None)} points, {found[base].verdict}")
+    return f"**{words[found['kd'].verdict]}.** {'; '.join(parts)}." if "kd" in found and parts else ""
 
 
 def finding(results: Results) -> str:

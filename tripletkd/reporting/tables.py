@@ -42,10 +42,10 @@ class Table:
 def comparison(results: Results) -> Table:
     """Make the main table: a row a method, and below one for each published figure of a method not run here.
 
-    Published figures are of the test images: on another split there are none, nor a column for them.
+    Where there are no published figures, as on another split than the test images, there is no column for them.
     """
     bases, split = results.bases(), results.split
-    over, beside = [f"over {base}" for base in bases], ["published"] if split == "test" else []
+    over, beside = [f"over {base}" for base in bases], ["published"] if results.published else []
     head = ["method", "n", f"{split} accuracy, %", "95 % interval", *over, *beside, f"best on {split}", "train, %"]
     rows = []
     for row in results.rows:
