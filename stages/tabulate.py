@@ -31,7 +31,9 @@ def main(stage: Stage) -> None:
     stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
     verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
     names = [str(file) for file in files]
-    stage.logger.files(StageFiles(stage.suite.name, "tabulate", summary, {}, names, stage.log(), verdicts))
+    accuracies = {f"{results.split}_accuracy/{method}": mean for method, mean in summary.items()}  # in percent
+    params = {"split": results.split, "seeds": stage.suite.seeds, "methods": stage.config.run.methods}
+    stage.logger.files(StageFiles(stage.suite.name, "tabulate", accuracies, params, names, stage.log(), verdicts))
 
 
 def gather(stage: Stage) -> Results:

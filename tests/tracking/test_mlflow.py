@@ -130,6 +130,9 @@ def test_a_job_is_a_parent_run_and_each_seed_a_run_in_it(tmp_path: Path, run: Pa
     assert (child.data.params["seed"], parent.data.tags["seeds"]) == ("2", "1, 2")
     for tag, value in {"stage": "distill", "log.commit": "c0ffee", "environment.device": "a processor"}.items():
         assert parent.data.tags[tag] == child.data.tags[tag] == value
+    for logged in (parent, child):
+        [used] = logged.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 36)
     history = client(tmp_path).get_metric_history(child.info.run_id, "triplet")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.5), (2, 2.0)]
     assert parent.data.metrics == pytest.approx({"lr": 0.1, "triplet": 1.5, "test_accuracy": 0.915})

@@ -142,6 +142,7 @@ def _create_parent(store: Store, identity: str, first: SeedRun) -> str:
     name = run_name(first.record, first.log)
     run_id = store.client.create_run(store.experiment, begin, tags, name).info.run_id
     store.log(run_id, first.record.params, {})
+    store.log_images(run_id, first.record.suite, first.record.data_sha256)
     return str(run_id)
 
 
@@ -149,6 +150,7 @@ def _log_seed(store: Store, seed: SeedRun, parent: str) -> None:
     """Add a seed's child run: parameters, the terms by epoch, its files."""
     with store.adding(seed.mirror(parent)) as run_id:
         store.log(run_id, {**seed.record.params, "seed": seed.record.seed}, {})
+        store.log_images(run_id, seed.record.suite, seed.record.data_sha256)
         rows = [(int(row["epoch"]), _metrics(seed.record, row)) for row in seed.history]
         metrics = [metric for epoch, values in rows for metric in as_metrics(values, epoch)]
         for start in range(0, len(metrics), METRICS_A_CALL):

@@ -30,6 +30,7 @@ RECORD_TAG = "tripletkd.record"  # which record, file or state of a folder a run
 NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
 STARTED_TAG = "log.started"
 METRICS_A_CALL = 1000  # the store's limit
+DIGEST = 36  # likewise, of the characters of a data set's hash
 SECONDS_TO_WAIT = 600  # for other processes that log to the same store
 
 
@@ -157,6 +158,13 @@ class Store:
     def log(self, run_id: str, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Log parameters, nested blocks under dotted names, and metrics without epochs."""
         self.client.log_batch(run_id, metrics=as_metrics(metrics), params=_as_params(params))
+
+    def log_images(self, run_id: str, suite: str, sha256: str) -> None:
+        """Name a suite's images as what a run was trained on, in MLflow's own column."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        images = Dataset(name=suite, digest=sha256[:DIGEST], source_type="local", source=f"data/{suite}")
+        self.client.log_inputs(run_id, [DatasetInput(images)])
 
 
 @contextmanager
