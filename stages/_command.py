@@ -78,7 +78,7 @@ class Stage:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Where each kind of file is, as dvc.yaml says."""
-        return {kind: Path(path) for kind, path in read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
+        return read_paths()
 
     def path(self, kind: str, *inner: str) -> Path:
         """Name a place: with "runs", "test", "triplet" it is runs/<suite>/test/triplet."""
@@ -109,6 +109,11 @@ class Stage:
             "stage": os.environ.get("DVC_STAGE"),
             **figures,
         }
+
+
+def read_paths() -> dict[str, Path]:
+    """Read where each kind of file is, as dvc.yaml says."""
+    return {kind: Path(path) for kind, path in read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
 
 
 def read_dependencies(stage: str, items: dict[str, str]) -> dict[str, str]:
@@ -211,17 +216,16 @@ def exclusive(*words: str) -> Iterator[None]:
     lock, holder = FileLock(path, blocking=False), ""
     with suppress(OSError):
         holder = path.read_text() if path.exists() else ""  # before acquiring, which empties it
-    try:
+    with suppress(OSError, NotImplementedError):  # where no lock can be had
         path.parent.mkdir(exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError itself
+            who = f"process {holder}" if holder else "another process"
+            raise Busy(
+                f"{path}: {who} does this here already; wait until it ends, or stop it, and run the same command again"
+            ) from None
         path.write_text(str(os.getpid()))
-    except Timeout:  # an OSError itself
-        who = f"process {holder}" if holder else "another process"
-        raise Busy(
-            f"{path}: {who} does this here already; wait until it ends, or stop it, and run the same command again"
-        ) from None
-    except (OSError, NotImplementedError):
-        pass
     try:
         yield
     finally:

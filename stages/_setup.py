@@ -102,7 +102,7 @@ def job_of_method(stage: Stage, setup: Setup, teacher_sha256: str) -> Job:
 
 
 def is_of(job: Job, record: Record, equivalent_code: Sequence[str]) -> bool:
-    """Whether a record is of a job: by its fingerprint, with this code or one that the suite calls equivalent."""
+    """Whether a record is of a job: by its fingerprint, with this code or one that params.yaml calls equivalent."""
     if record.code in equivalent_code:
         job = replace(job, conditions=replace(job.conditions, code=record.code))
     return record.fingerprint == job.fingerprint(record.seed)

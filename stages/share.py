@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages._command import errors_for_people, read_yaml
+from stages._command import errors_for_people, read_paths, read_yaml
+from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
 from tripletkd.files import whole
 from tripletkd.provenance import sha256
@@ -38,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Push or pull every suite that is asked for."""
     from dvc.repo import Repo
 
-    paths = {kind: Path(path) for kind, path in read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
+    paths = read_paths()
     for suite in arguments.suites:
         shared = list(outputs(suite, paths))
         if not shared:
@@ -66,7 +67,7 @@ def outputs(suite: str, paths: dict[str, Path]) -> Iterator[Output]:
         for out in block.get("outs", []):
             path = Path(out["path"])
             of_suite = any(path.is_relative_to(paths[kind] / suite) for kind in ("runs", "exports"))
-            if of_suite or path == paths["data"] / suite / "dataset.json":
+            if of_suite or path == paths["data"] / suite / DESCRIPTION:
                 yield Output(path, out["md5"])
 
 

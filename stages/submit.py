@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages._command import CODE, EX_TEMPFAIL, Stage, errors_for_people
+from stages._command import CODE, EX_TEMPFAIL, errors_for_people, read_paths
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
 
@@ -152,7 +152,7 @@ def main(options: Sequence[str], seed_array: bool) -> None:
             f"{changed}: not committed; jobs run later, and only on the code and the parameters that they were "
             "submitted with: commit, and submit again"
         )
-    logs = Stage("submit", config).paths["logs"] / "slurm"
+    logs = read_paths()["logs"] / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     submitter = Submitter(commit, logs, options, server="MLFLOW_TRACKING_URI" in os.environ)
     jobs, new = dict(submitter.waiting()), []

@@ -7,26 +7,15 @@ to that file; a block ```yaml under KEY: in params.yaml goes there.
 """
 
 import re
-import subprocess
 from pathlib import Path
 
-from shrunk import ENVIRONMENT
+import shrunk
 
 BLOCK = re.compile(r"^```(\w+)(?: (in|on|under) ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def bash(folder: Path, command: str, **variables: str) -> str:
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=ENVIRONMENT | variables,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}"
-    return done.stdout
+    return shrunk.command(folder, "bash", "-c", command, check=True, **variables)
 
 
 def commands(block: str) -> list[tuple[str, list[str]]]:

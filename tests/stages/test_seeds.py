@@ -15,8 +15,12 @@ from tripletkd.provenance import sha256
 
 def stage(folder: Path, *words: str, code: int = 0) -> str:
     """Run one; both of its outputs as one text."""
+    return python(folder, "-m", *words, code=code)
+
+
+def python(folder: Path, *words: str, code: int) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, *words],
         cwd=folder,
         env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
         text=True,
@@ -26,6 +30,16 @@ def stage(folder: Path, *words: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stdout
     return done.stdout
+
+
+def patched(folder: Path, patch: str, *words: str, code: int = 0) -> str:
+    """Run distill in a process in which something was patched before; both of its outputs as one text."""
+    program = (
+        f"import sys; sys.argv[0] = 'distill'\n{patch}"
+        "from stages import _command, distill\n"
+        "_command.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
+    )
+    return python(folder, "-c", program, *words, code=code)
 
 
 def hashes(folder: Path, method: str = "triplet") -> dict[str, str]:
@@ -140,70 +154,43 @@ def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) 
     before = hashes(project)
     printed = stage(project, *apart, "--processes", "2", "--max-minutes", "0", code=75)
     assert printed.splitlines()[-1].startswith("paused: every seed that was begun stopped at a checkpoint; the same")
-    program = (
-        "import sys; import stages._training as t; real = t._start_worker\n"
+    patch = (
+        "import stages._training as t; real = t._start_worker\n"
         "t._start_worker = lambda *words: print('a process for seed', words[2], flush=True) or real(*words)\n"
-        "import stages._command as c; sys.argv = ['distill', *sys.argv[1:]]\n"
-        "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *apart[1:], "--processes", "2"],
-        cwd=project,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    assert all(f"a process for seed {seed}\n" in done.stdout for seed in (1, 2))
-    assert (done.stdout + done.stderr).count("going on after epoch 1") == 2
+    printed = patched(project, patch, *apart[1:], "--processes", "2")
+    assert all(f"a process for seed {seed}\n" in printed for seed in (1, 2))
+    assert printed.count("going on after epoch 1") == 2
     assert hashes(project) == before
 
 
 @pytest.mark.fault
 def test_a_seeds_process_that_found_other_parameters_is_noticed(project: Path) -> None:
     """They are put back before the stage that started it ends."""
-    program = (
-        "import pathlib, sys, time; import stages._training as t; real = t._start_worker\n"
+    patch = (
+        "import pathlib; import stages._training as t; real = t._start_worker\n"
         "path = pathlib.Path('params.yaml'); text = path.read_text()\n"
         "def edited(*words):\n"
         "    path.write_text(text.replace('margin: 5', 'margin: 30'))\n"
         "    process = real(*words); process.wait(); path.write_text(text); return process\n"
         "t._start_worker = edited\n"
-        "import stages._command as c; sys.argv = ['distill', *sys.argv[1:]]\n"
-        "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *DISTILL[1:], "run.fuse_seeds=never", "--retrain", "--processes", "2"],
-        cwd=project,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "digits/triplet, seed 1: params.yaml or the code was changed before its process began" in done.stderr
+    words = [*DISTILL[1:], "run.fuse_seeds=never", "--retrain", "--processes", "2"]
+    printed = patched(project, patch, *words, code=1)
+    assert "digits/triplet, seed 1: params.yaml or the code was changed before its process began" in printed
 
 
 def test_a_change_of_what_the_stage_depends_on_while_it_runs_is_refused(project: Path) -> None:
     """DVC would store what was trained with a margin of 5 as of the margin that stands there now."""
-    program = (
-        "import pathlib, sys, yaml; import stages._command as c; real = c.refuse_changes\n"
+    patch = (
+        "import pathlib, yaml; import stages._command as c; real = c.refuse_changes\n"
         "def edit(stage):\n"
         "    path = pathlib.Path('params.yaml'); params = yaml.safe_load(path.read_text())\n"
         "    params['methods']['triplet']['margin'] = 30; path.write_text(yaml.safe_dump(params)); real(stage)\n"
-        "c.refuse_changes = edit; sys.argv = ['distill', 'suite=digits', 'method=triplet']\n"
-        "from stages import distill; c.run(distill.main, needs=('suite', 'method', 'split'), trains=True)\n"
+        "c.refuse_changes = edit\n"
     )
     before = hashes(project)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=project,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "methods.triplet: changed from" in done.stderr and '"margin": 30' in done.stderr
+    printed = patched(project, patch, *DISTILL[1:], code=1)
+    assert "methods.triplet: changed from" in printed and '"margin": 30' in printed
     assert hashes(project) == before
     assert "trained anew" in stage(project, *DISTILL)  # of the margin that stands there now

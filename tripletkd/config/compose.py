@@ -78,31 +78,23 @@ def _check_override(override: str, tree: dict[str, Any]) -> list[str]:
         The override as Hydra takes it. A key that a block of `tree` leaves out is added to it, for the schema to judge;
         a block is merged into the one that is there, or takes its place where it has another name.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     key = override.partition("=")[0][:80]
     _check_text(key, override)
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-        sweep = parsed.is_sweep_override()
-    except (HydraException, RecursionError, ValueError) as error:  # whose messages do not name the override
-        reason = str(error).splitlines()[0] if str(error) else "no text"
-        raise UserError(
-            f"{override!r} on the command line: cannot be read ({reason}); expected key=value, and a value of other "
-            "than ASCII letters in quotes"
-        ) from None
-    if sweep:
-        raise UserError(f"{key}: found several values, {override!r}; expected one: `dvc exp run --queue` tries several")
+    parsed = _parse(override, key)
     key = key.lstrip("+~")
     _check_reserved(key)
     if parsed.is_add() or parsed.is_force_add():
         return [override]
     parent, _, leaf = key.rpartition(".")
     if parent and not parsed.is_delete():
-        if ".recipe" in parent and not _is_there(parent, tree):  # what it leaves out stands in the suite's recipe
-            return [f"++{override}"]
-        block = _find(parent, tree)
+        try:
+            block = _find(parent, tree)
+        except UserError:
+            outside, recipe, _ = parent.partition(".recipe")
+            if not recipe:
+                raise
+            _find(outside, tree)
+            return [f"++{override}"]  # what a recipe leaves out stands in the suite's
         if isinstance(block, dict) and leaf not in block:
             return [f"++{override}"]
     target, value = _find(key, tree), parsed.value()
@@ -114,6 +106,25 @@ def _check_override(override: str, tree: dict[str, Any]) -> list[str]:
         anew = value.get("name", target.get("name")) != target.get("name")
         return [f"~{key}", f"+{override}"] if anew else [f"++{override}"]
     return [override]
+
+
+def _parse(override: str, key: str) -> Any:
+    """Return what Hydra reads in an override; UserError if it cannot be read, or means several."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        sweep = parsed.is_sweep_override()
+    except (HydraException, RecursionError, ValueError) as error:  # whose messages do not name the override
+        reason = str(error).splitlines()[0] if str(error) else "no text"
+        raise UserError(
+            f"{override!r} on the command line: cannot be read ({reason}); expected key=value, and a value of other "
+            "than ASCII letters in quotes"
+        ) from None
+    if sweep:
+        raise UserError(f"{key}: found several values, {override!r}; expected one: `dvc exp run --queue` tries several")
+    return parsed
 
 
 def _check_reserved(key: str) -> None:
@@ -139,17 +150,6 @@ def _find(key: str, tree: Any) -> Any:
             raise UserError(f"{'.'.join(parts[: i + 1])}: unknown key; expected one of {names}")
         tree = known[index]
     return tree
-
-
-def _is_there(key: str, tree: Any) -> bool:
-    """Whether each block that a key is in is there, below the last that must be."""
-    must, _, rest = key.partition(".recipe")
-    block = _find(must, tree)
-    for part in f"recipe{rest}".split("."):
-        if not isinstance(block, dict) or part not in block:
-            return False
-        block = block[part]
-    return True
 
 
 def _compose(folder: Path, overrides: list[str]) -> dict[str, Any]:

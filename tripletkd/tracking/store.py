@@ -163,7 +163,7 @@ class Store:
         """Name a suite's images as what a run was trained on, in MLflow's own column."""
         from mlflow.entities import Dataset, DatasetInput
 
-        images = Dataset(name=suite, digest=sha256[:DIGEST], source_type="local", source=f"data/{suite}")
+        images = Dataset(name=suite, digest=sha256[:DIGEST], source_type="local", source=suite)
         self.client.log_inputs(run_id, [DatasetInput(images)])
 
 
