@@ -273,7 +273,7 @@ def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:
     from mlflow import MlflowClient
 
     command(project, "git", "add", "-A")
-    command(project, *GIT, "commit", "-qm", "a baseline")
+    command(project, *GIT, "commit", "-q", "--allow-empty", "-m", "a baseline")
     command(project, "dvc", "exp", "run", "--temp", "-n", "wide", "-S", "methods.kd.temperature=8")
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
