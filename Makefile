@@ -79,8 +79,8 @@ ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_UR
 		*) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" ;; \
 	esac
 
-relog: env ## log every run record and export that MLflow does not have yet
-	python -m tripletkd.tracking.mlflow runs exports
+relog: env ## log every run record, export and table that MLflow does not have yet
+	python -m tripletkd.tracking.mlflow
 
 bench: env ## images per second, ours against a plain loop: see benchmarks/README.md
 	python -m benchmarks.step paper

@@ -20,7 +20,7 @@ from tripletkd.provenance import fingerprint
 
 BY_SEEDS = ("distill", "ablate")  # train a suite's seeds
 TRAIN = ("train_teacher", *BY_SEEDS)  # go on where they were stopped, with or without a checkpoint
-RELOGGED = (*TRAIN, "export")  # have runs in MLflow that `make relog` can add later
+RELOGGED = (*TRAIN, "export", "tabulate")  # have runs in MLflow that `make relog` can add later
 OPTIONS = ("--parsable", "--requeue", "--signal=B:TERM@120", "--open-mode=append", "--kill-on-invalid-dep=yes")
 # Before the time limit SIGTERM reaches this script alone, which hands it on; it ends the first `wait`. A job that is
 # cancelled or preempted is not running any more, has the signal in all its processes, and is Slurm's to queue again or
@@ -110,7 +110,7 @@ class Submitter:
 
     def relog(self, after: Sequence[str]) -> None:
         """Submit the job that adds to MLflow what other jobs have left behind."""
-        relog = Due("relog", "python -m tripletkd.tracking.mlflow runs exports", ())
+        relog = Due("relog", "python -m tripletkd.tracking.mlflow", ())
         self._sbatch(relog.name, self._script(relog, relog.command, log=True), [":".join(["afterany", *after])])
 
     def _script(self, stage: Due, command: str, log: bool) -> str:

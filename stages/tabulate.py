@@ -22,18 +22,15 @@ if TYPE_CHECKING:
 def main(stage: Stage) -> None:
     """Gather what was measured, write the files and log them."""
     from tripletkd.reporting import tables
-    from tripletkd.tracking.mlflow import StageFiles
+    from tripletkd.training.run_record import write_log
 
-    results = gather(stage)
-    summary, files = write(stage.path("results"), results)
+    results, place = gather(stage), stage.path("results")
+    write(place, results)
+    write_log(stage.path("logs", "tabulate.json"), place / "table.json", stage.log())
     answers = "\n".join(tables.verdicts(results).markdown())
-    report = f"the report: {stage.path('results') / 'report.html'}"
+    report = f"the report: {place / 'report.html'}"
     stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
-    verdicts = "\n".join([results.about + ".", "", *(f"- {line}" for line in tables.in_short(results))])
-    names = [str(file) for file in files]
-    accuracies = {f"{results.split}_accuracy/{method}": mean for method, mean in summary.items()}  # in percent
-    params = {"split": results.split, "seeds": stage.suite.seeds, "methods": stage.config.run.methods}
-    stage.logger.files(StageFiles(stage.suite.name, "tabulate", accuracies, params, names, stage.log(), verdicts))
+    stage.logger.results(place)
 
 
 def gather(stage: Stage) -> Results:
@@ -188,8 +185,8 @@ def refuse_strangers(teacher: Measurement, students: Iterable[Measurement]) -> N
                 )
 
 
-def write(place: Path, results: Results) -> tuple[dict[str, float], list[Path]]:
-    """Write all files of the table into a folder; returns the summary and the files that people look at."""
+def write(place: Path, results: Results) -> None:
+    """Write all files of the table into a folder."""
     from tripletkd.analysis import comparison
     from tripletkd.reporting import figures, page, tables
 
@@ -205,12 +202,19 @@ def write(place: Path, results: Results) -> tuple[dict[str, float], list[Path]]:
         beside.mkdir()
         for name, svg in pictures.items():
             write_text(beside / f"{name}.svg", figures.standalone(svg))
-    rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
-    write_json(place / "table.json", {"suite": results.suite, "rows": rows, "verdicts": verdicts})
-    summary = {row.method: round(row.test.mean, 4) for row in results.rows}
-    write_json(place / "summary.json", summary)
+    write_json(place / "table.json", table(results))
+    write_json(place / "summary.json", {row.method: round(row.test.mean, 4) for row in results.rows})
     write_csv(place / "curves.csv", [asdict(point) for point in comparison.curves(results.histories)])
-    return summary, [*(place / name for name in (*texts, "table.json")), *sorted((place / "figures").iterdir())]
+
+
+def table(results: Results) -> dict[str, Any]:
+    """Return the table and the verdicts as data, with what they are of."""
+    from tripletkd.reporting import tables
+
+    methods = {name: each.params["method"] for name, each in results.measured.items() if name != "teacher"}
+    about = {"suite": results.suite, "about": results.about, "split": results.split, "methods": methods}
+    rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
+    return about | {"rows": rows, "verdicts": verdicts, "in_short": tables.in_short(results)}
 
 
 if __name__ == "__main__":

@@ -87,10 +87,11 @@ def test_mlflow_has_a_parent_a_stage_and_a_child_a_seed(project: Path) -> None:
 
 def test_logging_a_record_again_gives_no_double(project: Path) -> None:
     relog = ("python", "-m", "tripletkd.tracking.mlflow")
-    printed = command(project, *relog, "runs", "exports").splitlines()
-    folders = [f"{split}/teacher" for split in ("test", "validation")] + ["test/scratch", "test/triplet"]
-    folders += [f"validation/ablations/margin/margin-{margin}" for margin in (1, 5)]
-    assert sorted(printed) == sorted(f"runs/digits/{folder}: already there" for folder in folders)
+    printed = command(project, *relog, "runs", "exports", "results/digits").splitlines()
+    folders = [f"runs/digits/{split}/teacher" for split in ("test", "validation")]
+    folders += ["runs/digits/test/scratch", "runs/digits/test/triplet", "results/digits"]
+    folders += [f"runs/digits/validation/ablations/margin/margin-{margin}" for margin in (1, 5)]
+    assert sorted(printed) == sorted(f"{folder}: already there" for folder in folders)
     elsewhere = f"sqlite:///{project}/other.db"
     printed = [command(project, *relog, f"runs/{TRIPLET}", MLFLOW_TRACKING_URI=elsewhere) for _ in range(2)]
     assert printed == [f"runs/{TRIPLET}: logged\n", f"runs/{TRIPLET}: already there\n"]

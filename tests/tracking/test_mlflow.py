@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from tripletkd.files import write_json, write_text
 from tripletkd.provenance import sha256
 from tripletkd.tracking import mlflow as mirror
 from tripletkd.tracking.logger import Logger
 from tripletkd.tracking.store import Address, as_metrics, open_store
+from tripletkd.training.run_record import write_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's, about itself, on import
 
@@ -212,20 +214,34 @@ def test_a_log_of_another_record_is_not_believed(tmp_path: Path, run: Path) -> N
     assert "log.commit" not in runs(tmp_path)["digits/triplet/seed-1"].data.tags
 
 
-def test_files_of_a_stage_are_logged_once_with_their_origin(tmp_path: Path) -> None:
-    (tmp_path / "table.md").write_text("a table")
-    made = mirror.StageFiles(
-        "digits", "tabulate", {"accuracy/kd": 93.0}, {"split": "test"}, [str(tmp_path / "table.md")], LOG, "**kd** wins"
-    )
-    assert mirror.log_files(tmp_path, made) and not mirror.log_files(tmp_path, made)
+def test_a_table_is_logged_once_with_its_origin(tmp_path: Path) -> None:
+    results = write_table(tmp_path, 93.0, "**kd** wins.", LOG)
+    assert mirror.log_results(tmp_path, results) and not mirror.log_results(tmp_path, results)
     found = runs(tmp_path)["digits/tabulate"]
-    assert (found.data.metrics, found.data.params) == ({"accuracy/kd": 93.0}, {"split": "test"})
+    assert found.data.metrics == {"test_accuracy/kd": 93.0}
+    assert found.data.params == {"split": "test", "methods.kd.temperature": "4"}
     assert found.data.tags["log.commit"] == found.data.tags["mlflow.source.git.commit"] == "c0ffee"
-    assert [file.path for file in client(tmp_path).list_artifacts(found.info.run_id)] == ["table.md"]
-    of_dvc = mirror.StageFiles("digits", "tabulate", {}, {}, [], LOG | {"experiment": "wide"}, "**kd** loses")
-    assert mirror.log_files(tmp_path, of_dvc)
-    assert "digits/tabulate [wide]" in runs(tmp_path)
-    assert client(tmp_path).get_experiment_by_name("digits").tags["mlflow.note.content"] == "**kd** wins"
+    files = {file.path for file in client(tmp_path).list_artifacts(found.info.run_id)}
+    assert files == {"table.json", "table.md", "table.csv", "report.html", "curves.svg"}
+
+
+def test_an_experiment_leaves_the_description_of_what_was_committed(tmp_path: Path) -> None:
+    mirror.log_results(tmp_path, write_table(tmp_path, 93.0, "**kd** wins.", LOG))
+    mirror.log_results(tmp_path, write_table(tmp_path, 91.0, "**kd** loses.", LOG | {"experiment": "wide"}))
+    assert {"digits/tabulate", "digits/tabulate [wide]"} <= runs(tmp_path).keys()
+    assert client(tmp_path).get_experiment_by_name("digits").tags["mlflow.note.content"].endswith("- **kd** wins.")
+
+
+def write_table(folder: Path, accuracy: float, sentence: str, log: dict[str, Any]) -> Path:
+    """What tabulate leaves in results/digits and logs/digits."""
+    results = folder / "results/digits"
+    for name in ("table.md", "table.csv", "report.html", "figures/curves.svg"):
+        write_text(results / name, "text")
+    rows = [{"method": "kd", "test": {"mean": accuracy}}]
+    table = {"suite": "digits", "about": "Small", "split": "test", "methods": {"kd": {"temperature": 4}}, "rows": rows}
+    write_json(results / "table.json", table | {"in_short": [sentence]})
+    write_log(folder / "logs/digits/tabulate.json", results / "table.json", log)
+    return results
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

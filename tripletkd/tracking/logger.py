@@ -21,8 +21,8 @@ SECONDS_TO_LOG = 600  # that a stage waits for MLflow at its end
 class Logger:
     """A process that imports MLflow while the stage computes, and cannot fail, slow or hang it.
 
-    Enter it early, then call `runs`, `export` or `files` once. It does what `make relog` does: mirror folders. If that
-    fails, one line says so: results do not depend on it.
+    Enter it early, then call `runs`, `export`, `results` or `files` once. It does what `make relog` does: mirror
+    folders. If that fails, one line says so: results do not depend on it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,6 +61,10 @@ class Logger:
     def export(self, folder: Path) -> None:
         """Mirror the folder of an exported network."""
         self._send("the export is whole: `make relog` logs it later", folders=[str(folder)])
+
+    def results(self, folder: Path) -> None:
+        """Mirror the folder of a suite's table."""
+        self._send("its files are whole: `make relog` logs them later", folders=[str(folder)])
 
     def files(self, made: StageFiles) -> None:
         """Mirror figures and files of a stage that trains nothing."""

@@ -1,6 +1,6 @@
-"""The mirror of run folders, exports and other stages' files in MLflow; also a command: `make relog`.
+"""The mirror of run folders, exports, tables and other stages' files in MLflow; also a command: `make relog`.
 
-    python -m tripletkd.tracking.mlflow runs exports
+    python -m tripletkd.tracking.mlflow [folder ...]
 
 What lies in the folders is the truth: a store that is lost, or was out of reach, is filled again from them. What all
 seeds of a method share is a parent run, each seed a run in it with every term by epoch. Mirroring again adds what the
@@ -35,6 +35,8 @@ from tripletkd.training.run_record import HISTORY, RECORD, Record, read_history,
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+FOLDERS = ("runs", "exports", "results")  # in which the project has what is mirrored
+TABLE = "table.json"  # of a suite's results
 JOB_TAG = "tripletkd.job"  # what all seeds of a cell have in common, as a hash
 OF_SEEDS = ("environment.", "log.", "failed.", "mlflow.source.")  # a parent's tags that its seeds decide
 
@@ -365,6 +367,36 @@ def log_files(root: Path, made: StageFiles) -> bool:
     return True
 
 
+def log_results(root: Path, folder: Path) -> bool:
+    """Mirror a suite's table: its accuracies, what the methods were trained with, the files that people look at.
+
+    The verdicts are the run's description.
+
+    Args:
+        root: The project's folder; see open_store.
+        folder: results/<suite>.
+
+    Returns:
+        Whether the store lacked it.
+    """
+    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+    suite, accuracy = table["suite"], f"{table['split']}_accuracy"
+    files = [
+        *(folder / name for name in ("report.html", "table.md", "table.csv", TABLE)),
+        *(folder / "figures").iterdir(),
+    ]
+    made = StageFiles(
+        suite=suite,
+        stage="tabulate",
+        metrics={f"{accuracy}/{row['method']}": row["test"]["mean"] for row in table["rows"]},  # in percent
+        params={"split": table["split"], "methods": table["methods"]},
+        files=sorted(map(str, files)),
+        log=read_log(folder.resolve().parents[1] / "logs" / suite / "tabulate.json", folder / TABLE),
+        description="\n".join([f"{table['about']}.", "", *(f"- {line}" for line in table["in_short"])]),
+    )
+    return log_files(root, made)
+
+
 # --- all that lies in folders -----------------------------------------------------------------------------------------
 
 
@@ -378,14 +410,14 @@ class Outcome:
 
 
 def relog(root: Path, folders: Iterable[Path]) -> Iterator[Outcome]:
-    """Mirror every run folder and every export in these folders and below; a fault at one does not stop the others.
+    """Mirror each run, export and table in these folders and below; a fault at one does not stop the others.
 
     Args:
         root: The project's folder; see open_store.
         folders: Where to look.
 
     Yields:
-        What came of each folder that holds a run or an export.
+        What came of each folder that holds a run, an export or a table.
     """
     for kind, folder in _mirrored(folders):
         try:
@@ -395,9 +427,9 @@ def relog(root: Path, folders: Iterable[Path]) -> Iterator[Outcome]:
 
 
 def _mirrored(folders: Iterable[Path]) -> Iterator[tuple[Callable[[Path, Path], bool], Path]]:
-    """Give each run folder and each export with the function that mirrors it; not what a stage is just writing."""
+    """Give each folder with the function that mirrors it; not what a stage is just writing."""
     folders = list(folders)
-    for file, up, kind in ((RECORD, 1, log_run), ("export.json", 0, log_export)):
+    for file, up, kind in ((RECORD, 1, log_run), ("export.json", 0, log_export), (TABLE, 0, log_results)):
         found = [path for folder in folders for path in sorted(folder.rglob(file))]
         whole = [path for path in found if not any(part.endswith(".partial") for part in path.parts)]
         for folder in dict.fromkeys(path.parents[up] for path in whole):
@@ -423,4 +455,4 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:] or FOLDERS)
