@@ -61,6 +61,9 @@ WRONG = {
     "suites.digits.data=[1]": "suites.digits.data: found a list, expected a block",
     "run.methods=kd": "run.methods: found a single value, expected a list",
     "suites.digits.seeds=1": "suites.digits.seeds: found a single value, expected a list",
+    "suites.digits.seeds=20-11": "suites.digits.seeds: found '20-11', expected a list, or a range such as 11-20",
+    "suites.digits.seeds=1-2000": "suites.digits.seeds: found '1-2000', expected a list, or a range such as 11-20",
+    "suites.digits.seeds=0-5": "suites.digits.teacher.seed: found 0, which is in suites.digits.seeds",
     "claims={method: kd}": "claims: found a block of parameters, expected a list",
     "run.deterministic=maybe": "run.deterministic: found 'maybe', expected true or false",
     "~run.device": "run.device: missing; every key of the block must be given",
@@ -131,17 +134,17 @@ def test_what_is_wrong_is_named(override: str) -> None:
         ("run:", "run: [", "params.yaml"),
         ("run:", "run: !!python/object:os.system", "params.yaml"),
         ("precision: float32", "precission: float32", "suites.digits.precission: unknown key"),
-        ("seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]", "seeds: 5", "suites.digits.seeds"),
+        ("seeds: 11-20", "seeds: 5", "suites.digits.seeds"),
         (
-            "seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]",
+            "seeds: 11-20",
             "seeds: [[1]]",
             "suites.digits.seeds[0]: found a list, expected a whole number",
         ),
-        ("seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]", "seeds: &a [*a]", "params.yaml, line 34: an alias, *a"),
+        ("seeds: 11-20", "seeds: &a [*a]", "params.yaml, line 46: an alias, *a"),
         (
-            "seeds: [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]",
+            "seeds: 11-20",
             "seeds: " + 5000 * "[",
-            "params.yaml, line 34: more than 20 blocks and lists",
+            "params.yaml, line 46: more than 20 blocks and lists",
         ),
         ("holdout: 30", f"holdout: {5000 * '9'}", "suites.digits.holdout: 5000 characters"),
         ("device: auto", "device: ${oc.env:HOME}", "run.device: found '${oc.env:HOME}', expected the value itself"),
@@ -180,6 +183,28 @@ def test_overrides_reach_the_parameters() -> None:
         "margin": 10.0,
         "standardize": False,
     }
+
+
+def test_a_range_of_seeds_is_written_out() -> None:
+    settings = config.load(ROOT, ["suites.cifar10.seeds=[7]"])
+    assert settings.suites["digits"].seeds == [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
+    assert settings.suites["cifar10"].seeds == [7]
+    assert config.load(ROOT, ["suites.digits.seeds=3-4"]).suites["digits"].seeds == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["methods.triplet.margin=7", "run.ablation_split=test", "suites.digits.recipe.epochs=2", "suites.digits.seeds=1-5"],
+)
+def test_what_dvc_exp_run_sets_changes_one_line(override: str, tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides  # what it calls
+
+    before = (ROOT / "params.yaml").read_text().splitlines()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    apply_overrides(tmp_path / "params.yaml", [override])
+    after = (tmp_path / "params.yaml").read_text().splitlines()
+    assert len(after) == len(before)
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
 
 
 def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> None:

@@ -24,6 +24,8 @@ from tripletkd.errors import UserError
 from tripletkd.streams import check_distinct
 from tripletkd.training.optim import Recipe
 
+MAX_SEEDS = 1000  # in a range
+
 
 @dataclass(frozen=True)
 class Config(Settings):
@@ -94,7 +96,7 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
         UserError: Something is wrong; the message names the key, what was found and what is expected.
     """
     try:
-        config = Config(**vars(check(Settings, compose(folder, overrides), "")), root=folder)
+        config = Config(**vars(check(Settings, _with_seeds(compose(folder, overrides)), "")), root=folder)
         _check_names(config)
         _check_selection(config, allow_teacher)
         for name, block in config.suites.items():
@@ -105,6 +107,23 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
     except UserError as problem:  # which may quote anything
         raise UserError(" ".join(str(problem).split())) from None
     return config
+
+
+def _with_seeds(tree: dict[str, Any]) -> dict[str, Any]:
+    """Write out ranges of seeds: 11-13 is 11, 12, 13."""
+    suites = tree.get("suites")
+    for name, block in suites.items() if isinstance(suites, dict) else ():
+        seeds = block.get("seeds") if isinstance(block, dict) else None
+        if not isinstance(seeds, str):
+            continue
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,9})", seeds)
+        first, last = map(int, found.groups()) if found else (0, -1)
+        if not first <= last < first + MAX_SEEDS:
+            raise UserError(
+                f"suites.{name}.seeds: found {seeds!r}, expected a list, or a range such as 11-20 of at most {MAX_SEEDS}"
+            )
+        block["seeds"] = list(range(first, last + 1))
+    return tree
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
