@@ -119,9 +119,8 @@ def _with_seeds(tree: dict[str, Any]) -> dict[str, Any]:
         found = re.fullmatch(r"(\d{1,9})-(\d{1,9})", seeds)
         first, last = map(int, found.groups()) if found else (0, -1)
         if not first <= last < first + MAX_SEEDS:
-            raise UserError(
-                f"suites.{name}.seeds: found {seeds!r}, expected a list, or a range such as 11-20 of at most {MAX_SEEDS}"
-            )
+            expected = f"expected a list, or a range such as 11-20 of at most {MAX_SEEDS}"
+            raise UserError(f"suites.{name}.seeds: found {seeds!r}, {expected}")
         block["seeds"] = list(range(first, last + 1))
     return tree
 
