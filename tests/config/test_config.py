@@ -292,8 +292,8 @@ def test_the_command_line_changes_blocks_that_are_written_and_blocks_that_are_no
 def test_an_ablation_varies_the_recipe_by_its_leaves() -> None:
     words = [
         "run.ablations=[longer,margin]",
-        "ablations.margin=[{margin: 1, normalise: true}, "
-        "{normalise: true, recipe: {optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}}]",
+        "ablations.margin=[{margin: 1, outputs: unit}, "
+        "{outputs: unit, recipe: {optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}}]",
     ]
     found = config.load(ROOT, words).for_suite("digits").ablations
     assert [variant.label for variant in found["longer"]] == [

@@ -1,5 +1,6 @@
 """The variations of the triplet: equal to the published methods where they should be, else to plain loops."""
 
+import dataclasses
 import math
 import statistics
 from itertools import product
@@ -20,7 +21,7 @@ LOGITS = {
     name: Outputs(fill((IMAGES, CLASSES), 10 + i, 3.0), {})
     for i, name in enumerate(["student", "teacher", "negative", "teacher_negative"])
 }
-AS_PUBLISHED = {"anchor": "teacher", "negatives": "drawn", "normalise": False}
+AS_PUBLISHED = {"anchor": "teacher", "negatives": "drawn", "outputs": "logits"}
 
 
 def batch(params: triplet_family.Params, labels: Tensor = LABELS) -> Batch:
@@ -57,15 +58,36 @@ def test_it_holds_the_published_methods(name: str, weights: dict[str, float], st
     assert triplet_family.needs(params) == methods.needs(module, own)
 
 
+COMPARED: dict[str, dict[str, Any]] = {  # parameters of what is compared
+    "logits": {},
+    "unit": {"outputs": "unit"},
+    "z-scores": {"standardize": True},
+    "probabilities": {"outputs": "probabilities", "temperature": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(1, 4.0), (2, 3.5), (5, 2.0), (6, 2.0), (torch.tensor(3), 3.0)], ids=str
+)
+def test_the_margin_goes_from_the_first_to_the_last_in_its_epochs(epoch: Any, expected: float) -> None:
+    changing = triplet_family.Params(1, 0, 1, 1, 2, **AS_PUBLISHED, margin_epochs=4, first_margin=4)  # type: ignore[arg-type]
+    constant = triplet_family.Params(1, 0, 1, 1, expected, **AS_PUBLISHED)  # type: ignore[arg-type]
+    at = dataclasses.replace(batch(changing), epoch=epoch)
+    found, same = (total(triplet_family.loss(at, params)) for params in (changing, constant))
+    assert found.item() == pytest.approx(same.item(), rel=1e-7) and found.item() > 0
+
+
 def length(x: list[float]) -> float:
     return math.sqrt(math.fsum(v * v for v in x))
 
 
 def rows(name: str, outputs: str) -> list[list[float]]:
     found: list[list[float]] = LOGITS[name].logits.tolist()
-    if outputs == "standardize":
+    if outputs == "z-scores":
         return [[(v - statistics.mean(row)) / (1e-7 + statistics.stdev(row)) for v in row] for row in found]
-    return [[v / length(row) for v in row] for row in found] if outputs == "normalise" else found
+    if outputs == "probabilities":
+        return [[math.exp(v / 3) / math.fsum(math.exp(w / 3) for w in row) for v in row] for row in found]
+    return [[v / length(row) for v in row] for row in found] if outputs == "unit" else found
 
 
 def candidates(kind: str, i: int, far: list[float]) -> list[int]:
@@ -80,10 +102,10 @@ def candidates(kind: str, i: int, far: list[float]) -> list[int]:
 
 @pytest.mark.parametrize(
     ("anchor", "outputs", "kind"),
-    product(("teacher", "student"), ("raw", "normalise", "standardize"), ("drawn", "batch", "hardest", "all")),
+    product(("teacher", "student"), COMPARED, ("drawn", "batch", "hardest", "all")),
 )
 def test_every_variant_equals_plain_loops(anchor: str, outputs: str, kind: str) -> None:
-    margin = 0.4 if outputs == "normalise" else 2.0
+    margin = 0.4 if outputs in ("unit", "probabilities") else 2.0
     other = "student" if anchor == "teacher" else "teacher"
     drawn = "negative" if anchor == "teacher" else "teacher_negative"
     a, p = rows(anchor, outputs), rows(other, outputs)
@@ -95,8 +117,7 @@ def test_every_variant_equals_plain_loops(anchor: str, outputs: str, kind: str) 
         chosen = candidates(kind, i, far)
         hinges.append(math.fsum(max(0.0, near - far[j] + margin) for j in chosen) / len(chosen))
     expected = math.fsum(hinges) / IMAGES
-    changes: dict[str, Any] = {} if outputs == "raw" else {outputs: True}
-    found = value(anchor=anchor, negatives=kind, margin=margin, **changes)
+    found = value(anchor=anchor, negatives=kind, margin=margin, **COMPARED[outputs])
     assert found == pytest.approx(expected, rel=1e-10)
     assert expected > 0
 

@@ -165,7 +165,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """What is changed, in words, for example "normalise true, margin 0.5"."""
+        """What is changed, in words, for example "outputs unit, margin 0.5"."""
         values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changed.items()}
         return ", ".join(f"{key} {value}" for key, value in values.items()) or "as configured"
 

@@ -1,8 +1,8 @@
-"""Variants of triplet.py for the ablations: temperature, anchor, choice of negatives, what is made of the outputs.
+"""Variants of triplet.py for the ablations: temperature, anchor, negatives, what is made of the outputs, the margin.
 
-With `kl: 0, anchor: teacher, negatives: drawn, normalise: false, standardize: false` this is triplet.py; with `kl: 1`
-instead, kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are ours: Oki et al., IJCNN
-2020, have none of them.
+With `kl: 0, anchor: teacher, negatives: drawn, outputs: logits, standardize: false, margin_epochs: 0` this is
+triplet.py; with `kl: 1` instead, kd_triplet.py; with `triplet: 0`, kd.py; with neither, scratch.py. The variants are
+ours: Oki et al., IJCNN 2020, have none of them.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     kl: NonNegative  # weight of the divergence from the teacher
-    temperature: Positive  # of that divergence
+    temperature: Positive  # of that divergence, and of probabilities
     triplet: NonNegative  # weight of the triplets; the paper's lambda
     margin: NonNegative  # in units of the outputs that are compared
     anchor: Literal["teacher", "student"]  # teacher: t(x), with s(x) and s(x'); student: s(x), with t(x) and t(x')
     negatives: Literal["drawn", "batch", "hardest", "all"]  # drawn: x' as in the paper; else see `in_batch`
-    normalise: bool  # compare logits of length 1, whose distances are 0 to 2; the paper: raw logits
-    standardize: bool = False  # compare z-scores of the logits (Sun et al., CVPR 2024), here and in the divergence
+    outputs: Literal["logits", "unit", "probabilities"]  # what is compared; unit: logits scaled to length 1
+    standardize: bool = False  # z-scores take the logits' place (Sun et al., CVPR 2024), here and in the divergence
+    margin_epochs: NonNegative = 0  # in which the margin goes from first_margin to margin; 0: it stays as it is
+    first_margin: NonNegative = 0
 
 
 def needs(params: Params) -> frozenset[str]:
@@ -41,7 +43,7 @@ def needs(params: Params) -> frozenset[str]:
     return frozenset(wanted)
 
 
-def hinge(near: Tensor, far: Tensor, weight: Tensor, margin: float) -> Tensor:
+def hinge(near: Tensor, far: Tensor, weight: Tensor, margin: Tensor | float) -> Tensor:
     """Compute the triplet loss with several weighted negatives for each anchor.
 
         mean_i sum_j w_ij max(0, near_i - far_ij + margin)
@@ -85,24 +87,38 @@ def in_batch(kind: str, labels: Tensor, far: Tensor) -> Tensor:
     return ((place == chosen[:, None]) & other).to(far.dtype)
 
 
+def margin(params: Params, epoch: Tensor | float) -> Tensor | float:
+    """Compute the margin of an epoch e, from 1 on: linear over the first E epochs, then constant.
+
+    first_margin + (margin - first_margin) * min(1, (e - 1) / E)
+    """
+    if not params.margin_epochs:
+        return params.margin
+    share = torch.clamp((torch.as_tensor(epoch) - 1) / params.margin_epochs, max=1.0)
+    return params.first_margin + (params.margin - params.first_margin) * share
+
+
 def triplets(batch: Batch, params: Params) -> Tensor:
-    """Compute the triplet loss of the variant that params.anchor, .negatives and .normalise describe, a scalar."""
+    """Compute the triplet loss of the variant that the parameters describe, a scalar."""
     assert batch.teacher is not None
-    student, teacher = _logits(batch.student.logits, params), _logits(batch.teacher.logits, params)
+    student, teacher = _compared(batch.student.logits, params), _compared(batch.teacher.logits, params)
     anchor, positive = (teacher, student) if params.anchor == "teacher" else (student, teacher)
-    near = distance(anchor, positive)
+    near, apart = distance(anchor, positive), margin(params, batch.epoch)
     if params.negatives in IN_BATCH:
         far = distance(anchor[:, None], positive[None])  # what is positive for x_j is negative for x_i
-        return hinge(near, far, in_batch(params.negatives, batch.labels, far), params.margin)
+        return hinge(near, far, in_batch(params.negatives, batch.labels, far), apart)
     drawn = batch.negative if params.anchor == "teacher" else batch.teacher_negative
     assert drawn is not None
-    far = distance(anchor, _logits(drawn.logits, params))[:, None]
-    return hinge(near, far, torch.ones_like(far), params.margin)
+    far = distance(anchor, _compared(drawn.logits, params))[:, None]
+    return hinge(near, far, torch.ones_like(far), apart)
 
 
-def _logits(logits: Tensor, params: Params) -> Tensor:
+def _compared(logits: Tensor, params: Params) -> Tensor:
+    """Return what the distances are of: the logits, their direction, or softmax(logits / T)."""
     logits = z_score(logits) if params.standardize else logits
-    return unit(logits, dim=1) if params.normalise else logits
+    if params.outputs == "probabilities":
+        return (logits / params.temperature).softmax(1)
+    return unit(logits, dim=1) if params.outputs == "unit" else logits
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
