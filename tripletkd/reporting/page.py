@@ -159,7 +159,7 @@ def _origin(results: Results) -> dict[str, str]:
 
 
 def _runs(results: Results) -> dict[str, dict[str, str]]:
-    """Say of each method its run's name in MLflow, its parameters, and each seed's weights and accuracy."""
+    """Say of each method its run's name in MLflow, its code and parameters, and each seed's weights and accuracy."""
     return {name: _run(each) for name, each in results.measured.items()}
 
 
@@ -168,6 +168,7 @@ def _run(measured: Measurement) -> dict[str, str]:
     return {
         "MLflow run": f"{measured.suite}/{measured.name}{split}",
         "network": measured.network,
+        "code, sha256": ", ".join(measured.code),
         **{group: _flat(values) for group, values in measured.params.items()},
         **{
             f"seed {seed}": f"{accuracies[seed]:.2f} %, weights sha256 {digest}"
