@@ -209,12 +209,13 @@ def write(place: Path, results: Results) -> None:
 
 def table(results: Results) -> dict[str, Any]:
     """Return the table and the verdicts as data, with what they are of."""
-    from tripletkd.reporting import tables
+    from tripletkd.reporting import page, tables
 
     methods = {name: each.params["method"] for name, each in results.measured.items() if name != "teacher"}
     about = {"suite": results.suite, "about": results.about, "split": results.split, "methods": methods}
     rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
-    return about | {"rows": rows, "verdicts": verdicts, "in_short": tables.in_short(results)}
+    in_short = [line for line in (page.answer(results), *tables.in_short(results)) if line]
+    return about | {"rows": rows, "verdicts": verdicts, "in_short": in_short}
 
 
 if __name__ == "__main__":

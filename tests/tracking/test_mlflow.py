@@ -229,7 +229,7 @@ def test_an_experiment_leaves_the_description_of_what_was_committed(tmp_path: Pa
     mirror.log_results(tmp_path, write_table(tmp_path, 93.0, "**kd** wins.", LOG))
     mirror.log_results(tmp_path, write_table(tmp_path, 91.0, "**kd** loses.", LOG | {"experiment": "wide"}))
     assert {"digits/tabulate", "digits/tabulate [wide]"} <= runs(tmp_path).keys()
-    assert client(tmp_path).get_experiment_by_name("digits").tags["mlflow.note.content"].endswith("- **kd** wins.")
+    assert client(tmp_path).get_experiment_by_name("digits").tags["mlflow.note.content"] == "**kd** wins.\n\nSmall."
 
 
 def write_table(folder: Path, accuracy: float, sentence: str, log: dict[str, Any]) -> Path:

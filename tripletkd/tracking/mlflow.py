@@ -392,7 +392,7 @@ def log_results(root: Path, folder: Path) -> bool:
         params={"split": table["split"], "methods": table["methods"]},
         files=sorted(map(str, files)),
         log=read_log(folder.resolve().parents[1] / "logs" / suite / "tabulate.json", folder / TABLE),
-        description="\n".join([f"{table['about']}.", "", *(f"- {line}" for line in table["in_short"])]),
+        description="\n\n".join([*table["in_short"], f"{table['about']}."]),  # folded, its first line is seen
     )
     return log_files(root, made)
 
