@@ -6,8 +6,12 @@ import re
 import pytest
 from conftest import ROOT
 
+from tripletkd.analysis import ablation
+from tripletkd.evaluation.measurement import read_ablation
+from tripletkd.reporting import tables
+
 README = (ROOT / "README.md").read_text()
-TEXTS = README + "".join((ROOT / f"docs/{name}.md").read_text() for name in ("paper", "results"))
+TEXTS = README + "".join((ROOT / f"docs/{name}.md").read_text() for name in ("ablation", "paper", "results"))
 TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", TEXTS, re.DOTALL)
 FIRST = {  # the rows of the first table -> where its numbers come from
     "| `digits`:": "results/digits/table.json",
@@ -22,6 +26,13 @@ def test_tables_are_the_committed_ones(source: str, title: str, shown: str) -> N
     section = (ROOT / source).read_text().split(f"# {title}\n", 1)[1]
     table = next(block for block in section.split("\n\n") if block.strip().startswith("|"))
     assert shown.strip() == table.strip()
+
+
+def test_the_revised_losses_tables_are_those_of_their_measurements() -> None:
+    text = (ROOT / "docs/revised/table.md").read_text()
+    for split, name in (("validation", "revised"), ("test", "final")):
+        measured = read_ablation(ROOT / f"docs/revised/{split}.json", "digits_resnet", name)
+        assert "\n".join(tables.ablation(split, ablation.lines(measured)).markdown()) in text
 
 
 def test_there_are_tables() -> None:
