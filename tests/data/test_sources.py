@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torchvision
 from conftest import ROOT
+from numpy.typing import NDArray
 from PIL import Image
 from served import (
     BATCHES,
@@ -459,6 +461,9 @@ def test_the_canonical_data_set_is_read_as_it_was_written(tmp_path: Path) -> Non
         np.testing.assert_array_equal(wrote.images, found.images)
         np.testing.assert_array_equal(wrote.labels, found.labels)
     assert loaded.classes == dataset.classes
+    arrays: dict[str, NDArray[Any]] = {"train_images": dataset.train.images, "test_images": dataset.test.images}
+    arrays |= {"train_labels": dataset.train.labels, "test_labels": dataset.test.labels}
+    assert (tmp_path / data.IMAGES).read_bytes() == safetensors.numpy.save(arrays)
     assert json.loads((tmp_path / data.DESCRIPTION).read_text()) == json.loads(json.dumps(description))
     assert description["images_per_class"] == {"train": [2, 2], "test": [2, 2]}
     pixels = dataset.train.images / 255
@@ -476,7 +481,7 @@ def test_no_changed_byte_is_read_as_another_data_set(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"(cannot be read|a file was changed).* run the fetch stage again"):
             data.load(tmp_path)
     path.write_bytes(whole.replace(b'"U8"', b'"I8"'))
-    with pytest.raises(UserError, match="a file was changed"):
+    with pytest.raises(UserError, match=r"cannot be read .*train_images are I8, expected U8"):
         data.load(tmp_path)
     for length in (0, 7, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
