@@ -11,7 +11,7 @@ from tripletkd.errors import UserError
 from tripletkd.evaluation.measurement import refuse_unlike
 from tripletkd.provenance import fingerprint
 from tripletkd.training import run_record
-from tripletkd.training.compute import Compute, select_compute, set_up_process
+from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.job import Conditions, Job, RunKey
 from tripletkd.training.run_record import Record, TrainedRun
 from tripletkd.training.trainer import Teacher
@@ -25,14 +25,14 @@ KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")
 
 @dataclass(frozen=True)
 class Setup:
-    """A suite's data on the device, and how to compute there."""
+    """A suite's data for the device, and how to compute there."""
 
     data: DeviceData
     compute: Compute
 
 
 def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
-    """Set up this process as the suite and `run` say, and put the suite's data, checked by its hash, on the device.
+    """Set up this process as the suite and `run` say, and open the suite's data, checked by its hash.
 
     Args:
         stage: whose suite and split it is.
@@ -48,7 +48,8 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
     height, _, channels = dataset.image_shape
     compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
     set_up_process(compute, suite.precision, run.deterministic, height)
-    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype)
+    resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
+    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype, resident)
     return Setup(data, compute)
 
 

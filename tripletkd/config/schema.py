@@ -29,6 +29,7 @@ class RunSettings:
     split: Split  # the one that the table is measured on
     ablation_split: Split
     device: Literal["auto", "cpu", "cuda"]
+    residence: Literal["auto", "device", "host"]
     deterministic: bool
     equivalent_code: list[str]  # sha256, as in records, of code that was shown to compute the same bytes
     cuda_graph: bool

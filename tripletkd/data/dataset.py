@@ -73,9 +73,8 @@ class Split:
 
     def hashes(self) -> NDArray[np.uint8]:
         """Hash each image's pixels with sha256: [N, 32]."""
-        images = (image for chunk in self.chunks() for image in chunk)
-        digests = (hashlib.sha256(image.data).digest() for image in images)
-        return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
+        digests = (hashlib.sha256(image.data).digest() for chunk in self.chunks() for image in chunk)
+        return np.fromiter(digests, "S32", len(self.labels)).view(np.uint8).reshape(-1, 32)
 
     def per_class(self, count: int) -> NDArray[np.intp]:
         """Find the indices of the first `count` images of each class, in the order of the split."""
@@ -112,8 +111,12 @@ class Dataset:
         """Hash as `sha256` does, but in any order of the images: whether two sources hold the same ones."""
         digest = hashlib.sha256(json.dumps([self.classes, self.image_shape]).encode())
         for split in (self.train, self.test):
-            labelled = sorted(zip(split.labels.tolist(), map(bytes, split.hashes()), strict=True))
-            digest.update(json.dumps([(label, pixels.hex()) for label, pixels in labelled]).encode())
+            hashes = split.hashes()
+            order = np.lexsort((hashes.view("S32")[:, 0], split.labels))
+            for place, image in enumerate(order):  # a list in JSON, an item at a time
+                item = json.dumps([int(split.labels[image]), hashes[image].tobytes().hex()])
+                digest.update(f"{', ' if place else '['}{item}".encode())
+            digest.update(b"]")
         return digest.hexdigest()
 
     def duplicates(self) -> dict[str, int]:
