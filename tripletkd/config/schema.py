@@ -46,6 +46,7 @@ class DataSettings:
     name: str | None = None  # torchvision: the class's name
     path: str | None = None  # folder, archive: where it is
     sha256: str | None = None  # archive: what it must be
+    image_size: Annotated[int, ">= 8"] | None = None  # folder, archive: pixels of either side, after resize and crop
     per_class: Annotated[int, ">= 1"] | None = None  # only the first N images of each class, of either split
 
 
