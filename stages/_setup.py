@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from stages._command import Stage
 from tripletkd import methods
@@ -29,6 +30,11 @@ class Setup:
 
     data: DeviceData
     compute: Compute
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash the data set, once for all jobs: it may be larger than memory."""
+        return self.data.dataset.sha256()
 
 
 def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
@@ -61,7 +67,7 @@ def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) ->
         precision=stage.suite.precision,
         deterministic=stage.config.run.deterministic,
         evaluate_every=stage.suite.evaluate_every,
-        data_sha256=setup.data.dataset.sha256(),
+        data_sha256=setup.data_sha256,
         teacher_sha256=teacher_sha256,
         code=fingerprint(code),
     )

@@ -70,9 +70,10 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
 
 
 def resizing(settings: DataSettings) -> dict[str, Any]:
-    """Say by which rule images were resized, for their description."""
-    rule = "shorter side resized (bilinear, antialiased), centre cropped"
-    return {"resized": {"image_size": settings.image_size, "rule": rule}} if settings.image_size else {}
+    """Say by which rule images were resized, for their description; nothing where they were not."""
+    from tripletkd.data.sources import RESIZE_RULE
+
+    return {"resized": {"image_size": settings.image_size, "rule": RESIZE_RULE}} if settings.image_size else {}
 
 
 def summary(description: dict[str, Any]) -> str:

@@ -170,6 +170,12 @@ def test_images_of_many_sizes_are_resized_and_cropped_as_torchvision_does(kind: 
     np.testing.assert_array_equal(by_path(dataset), expected)
 
 
+@pytest.mark.fault
+def test_a_line_of_pixels_is_not_resized_to_a_huge_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train/a/1.png: .*\(too narrow to be resized\)"):
+        read("folder", tmp_path, GOOD | {FIRST: encoded(random_pixels(1, 101, 3))}, image_size=10)
+
+
 def test_val_is_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
     """ImageNet's layout."""
     expected = read("folder", tmp_path / "test", GOOD).sha256()

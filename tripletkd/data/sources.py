@@ -29,6 +29,8 @@ IGNORED = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers, beside n
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
 MAX_FILE_BYTES = 2**28  # of one image: more is a decompression bomb, or no image
 MAX_ARCHIVE_BYTES = 2**35  # of all that is unpacked to the disk: many small files can be a bomb too
+MAX_ASPECT = 100  # of an image that is resized, longer side to shorter: a line of pixels would become a huge image
+RESIZE_RULE = "shorter side resized (bilinear, antialiased), centre cropped"  # as `resized` does
 GREYSCALE = ("L", "LA", "1")  # modes of Pillow that become one channel
 
 
@@ -378,6 +380,8 @@ def resized(image: Image.Image, size: int) -> Image.Image:
     """Resize an image so that its shorter side has `size` pixels, bilinear and antialiased, and crop its centre."""
     from torchvision.transforms import functional
 
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError("too narrow to be resized")
     shorter = functional.resize(image, [size], functional.InterpolationMode.BILINEAR, antialias=True)
     return functional.center_crop(shorter, [size])
 
