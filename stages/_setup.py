@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from stages._command import Stage
 from tripletkd import methods
@@ -11,7 +12,7 @@ from tripletkd.errors import UserError
 from tripletkd.evaluation.measurement import refuse_unlike
 from tripletkd.provenance import fingerprint
 from tripletkd.training import run_record
-from tripletkd.training.compute import Compute, select_compute, set_up_process
+from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.job import Conditions, Job, RunKey
 from tripletkd.training.run_record import Record, TrainedRun
 from tripletkd.training.trainer import Teacher
@@ -25,14 +26,19 @@ KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")
 
 @dataclass(frozen=True)
 class Setup:
-    """A suite's data on the device, and how to compute there."""
+    """A suite's data for the device, and how to compute there."""
 
     data: DeviceData
     compute: Compute
 
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash the data set, once for all jobs: it may be larger than memory."""
+        return self.data.dataset.sha256()
+
 
 def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
-    """Set up this process as the suite and `run` say, and put the suite's data, checked by its hash, on the device.
+    """Set up this process as the suite and `run` say, and open the suite's data, checked by its hash.
 
     Args:
         stage: whose suite and split it is.
@@ -48,7 +54,8 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
     height, _, channels = dataset.image_shape
     compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
     set_up_process(compute, suite.precision, run.deterministic, height)
-    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype)
+    resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
+    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype, resident)
     return Setup(data, compute)
 
 
@@ -60,7 +67,7 @@ def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) ->
         precision=stage.suite.precision,
         deterministic=stage.config.run.deterministic,
         evaluate_every=stage.suite.evaluate_every,
-        data_sha256=setup.data.dataset.sha256(),
+        data_sha256=setup.data_sha256,
         teacher_sha256=teacher_sha256,
         code=fingerprint(code),
     )

@@ -77,7 +77,7 @@ def write(stage: Stage) -> Path:
         check = replace(check, test_accuracy=None)
     exported = describe(chosen, model, dataset, check)
     times = measure_latency(stage, method, model, dataset)
-    examples = {"inputs": dataset.test.images[:EXAMPLES].tolist()}
+    examples = {"inputs": dataset.test.take(slice(EXAMPLES)).tolist()}
     folder = stage.path("exports", method)
     with whole(folder) as beside:
         beside.mkdir()
@@ -199,7 +199,7 @@ def measure_latency(stage: Stage, method: str, model: bytes, dataset: Dataset) -
     return {
         f"{name}_batch_{batch}": round(milliseconds, 4)
         for batch in BATCHES
-        for name, milliseconds in export.latency(exported, dataset.test.images, batch).items()
+        for name, milliseconds in export.latency(exported, dataset.test.take(slice(batch)), batch).items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations  # the types' modules import PyTorch
 
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,10 @@ def main(stage: Stage) -> None:
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
     with whole(target) as beside:
         beside.mkdir()
-        dataset = obtain(settings, beside)
-        if settings.per_class:
-            dataset = dataset.limited(settings.per_class)
-        stage.suite.inputs.build(dataset.image_shape[2])
-        description = data.save(dataset, beside, origin)
+        with obtain(settings, beside) as whole_set:
+            dataset = whole_set.limited(settings.per_class) if settings.per_class else whole_set
+            stage.suite.inputs.build(dataset.image_shape[2])
+            description = data.save(dataset, beside, origin, resizing(settings))
     stage.say(f"{target}: {summary(description)}")
     counts = {
         "train_images": description["images"]["train"],
@@ -43,25 +43,37 @@ def main(stage: Stage) -> None:
     stage.logger.files(StageFiles(stage.suite.name, "fetch", counts, params, files, stage.log()))
 
 
-def obtain(settings: DataSettings, folder: Path) -> Dataset:
-    """Return the images of any of the sources, in memory.
+def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Dataset]:
+    """Open the images of any of the sources.
 
     What is downloaded or unpacked lies below `folder` meanwhile.
     """
     from tripletkd.data import sources
 
+    if settings.image_size and settings.source not in ("folder", "archive"):
+        raise UserError(
+            f"data.image_size: found with data.source: {settings.source}, whose images have one size; expected with "
+            "folder or archive"
+        )
     if settings.source == "digits":
-        return sources.digits()
+        return nullcontext(sources.digits())
     if settings.source == "torchvision":
         if not settings.name:
             raise UserError("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        return sources.torchvision(settings.name, folder)
+        return nullcontext(sources.torchvision(settings.name, folder))
     if not settings.path:
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
-        return sources.folder(Path(settings.path))
-    return sources.archive(Path(settings.path), settings.sha256, folder)
+        return nullcontext(sources.folder(Path(settings.path), settings.image_size))
+    return sources.archive(Path(settings.path), settings.sha256, folder, settings.image_size)
+
+
+def resizing(settings: DataSettings) -> dict[str, Any]:
+    """Say by which rule images were resized, for their description; nothing where they were not."""
+    from tripletkd.data.sources import RESIZE_RULE
+
+    return {"resized": {"image_size": settings.image_size, "rule": RESIZE_RULE}} if settings.image_size else {}
 
 
 def summary(description: dict[str, Any]) -> str:

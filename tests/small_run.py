@@ -45,6 +45,7 @@ class Small:
     inputs: Inputs = AUGMENTED
     compute: Compute = FUSED
     params: Any = None  # of the method; params.yaml's where it is None
+    resident: bool = True  # whether the images lie on the device
 
     def job(self, seeds: list[int]) -> Job:
         """The job that a stage would make of it."""
@@ -56,7 +57,7 @@ class Small:
 
     def trainer(self, dataset: Dataset, seeds: list[int], loss: Loss | None = None) -> Trainer:
         """Its trainer; loss: in the place of the method's."""
-        data = DeviceData.load(dataset, self.inputs, self.compute.device, self.compute.dtype)
+        data = DeviceData.load(dataset, self.inputs, self.compute.device, self.compute.dtype, self.resident)
         teacher = Teacher(models.build(self.networks[0], dataset.image_shape, len(dataset.classes), 1), data)
         trainer = build_trainer(self.job(seeds), seeds, data, self.compute, teacher)
         if loss:

@@ -276,6 +276,7 @@ UNLISTED = {
     "split": "which of the stages it is, as its name says",
     "run.split": "the default of split",
     "run.device": "where, not what: a seed trained on another machine is accepted, and its record names the machine",
+    "run.residence": "from where images come, not which",
     "run.cuda_graph": "how fast, not what",
     "run.fuse_seeds": "how fast, not what, but for rounding",
     "run.checkpoint_minutes": "how much is lost when the process dies, not what is computed",

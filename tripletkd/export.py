@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -103,8 +103,8 @@ def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
         UserError: If they disagree on a single image's class, or on a probability by more than TOLERANCE.
     """
     session = _session(model)
-    expected = np.concatenate([_by_pytorch(classifier, images) for images in _batches(split.images)])
-    found = np.concatenate([_by_onnx(session, images) for images in _batches(split.images)])
+    expected = np.concatenate([_by_pytorch(classifier, images) for images in split.chunks(BATCH)])
+    found = np.concatenate([_by_onnx(session, images) for images in split.chunks(BATCH)])
     check = compare(expected, found, split.labels)
     if check.other_class or not check.max_difference <= TOLERANCE:
         raise UserError(
@@ -163,11 +163,6 @@ def _session(model: bytes, threads: int = 0) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise UserError(f"onnxruntime {onnxruntime.__version__} cannot read the exported model: {error}") from None
-
-
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH]
 
 
 @torch.no_grad()

@@ -140,11 +140,11 @@ def test_what_is_wrong_is_named(override: str) -> None:
             "seeds: [[1]]",
             "suites.digits.seeds[0]: found a list, expected a whole number",
         ),
-        ("seeds: 11-20", "seeds: &a [*a]", "params.yaml, line 46: an alias, *a"),
+        ("seeds: 11-20", "seeds: &a [*a]", "params.yaml, line 47: an alias, *a"),
         (
             "seeds: 11-20",
             "seeds: " + 5000 * "[",
-            "params.yaml, line 46: more than 20 blocks and lists",
+            "params.yaml, line 47: more than 20 blocks and lists",
         ),
         ("holdout: 30", f"holdout: {5000 * '9'}", "suites.digits.holdout: 5000 characters"),
         ("device: auto", "device: ${oc.env:HOME}", "run.device: found '${oc.env:HOME}', expected the value itself"),

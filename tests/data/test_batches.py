@@ -153,15 +153,19 @@ def test_normalise_is_a_channel_s_mean_and_deviation(inputs: Inputs) -> None:
         assert found[image, channel, row, column].item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("inputs", [replace(PLAIN, mean=(0.3,)), replace(AUGMENTED, std=(0.5,))])
-def test_device_split_gives_the_planned_images(inputs: Inputs) -> None:
+def test_device_split_gives_the_planned_images(inputs: Inputs, resident: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (len(LABELS), 6, 6, 1), dtype=np.uint8)
-    split = DeviceSplit(Split(pixels, LABELS), inputs, torch.device("cpu"), torch.float64)
+    split = DeviceSplit(Split(pixels, LABELS), inputs, torch.device("cpu"), torch.float64, resident)
     plan = Plan.stack([Sampler(LABELS, inputs, negatives=True).draw(seed, epoch=1) for seed in (1, 2)])
     images = torch.from_numpy(pixels)[plan.index]
     if plan.shift is not None and plan.flip is not None:
         images = crop_and_flip(images, plan.shift, plan.flip, inputs.crop_padding)
-    assert torch.equal(split.take(plan), normalise(images, *inputs.statistics(CPU, torch.float64)))
+    batches = list(split.batches(plan, 4))
+    assert [batch.images is None for batch in batches] == [resident] * 3
+    taken = torch.cat([split.take(batch) for batch in batches], dim=2)
+    assert torch.equal(taken, normalise(images, *inputs.statistics(CPU, torch.float64)))
     chunks = list(split.chunks(4))
     assert torch.equal(torch.cat([labels for _, labels in chunks]), torch.from_numpy(LABELS))
     expected = normalise(torch.from_numpy(pixels), *inputs.statistics(CPU, torch.float64))

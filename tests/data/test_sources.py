@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torchvision
 from conftest import ROOT
+from numpy.typing import NDArray
 from PIL import Image
 from served import (
     BATCHES,
@@ -83,11 +85,21 @@ def in_folder(path: Path, contents: Contents) -> Path:
     return path
 
 
-def read(kind: str, tmp_path: Path, contents: Contents) -> data.Dataset:
+def in_memory(dataset: data.Dataset) -> data.Dataset:
+    train, test = (data.Split(split.images, split.labels) for split in (dataset.train, dataset.test))
+    return data.Dataset(train, test, dataset.classes)
+
+
+def from_archive(path: Path, sha256: str | None = None, **options: Any) -> data.Dataset:
+    with sources.archive(path, sha256, **options) as dataset:
+        return in_memory(dataset)
+
+
+def read(kind: str, tmp_path: Path, contents: Contents, image_size: int | None = None) -> data.Dataset:
     if kind == "folder":
-        return sources.folder(in_folder(tmp_path / "images", contents))
+        return in_memory(sources.folder(in_folder(tmp_path / "images", contents), image_size))
     write: Callable[[Path, Contents], Path] = in_zip if kind == "zip" else in_tar
-    return sources.archive(write(tmp_path / f"images.{kind}", contents), None)
+    return from_archive(write(tmp_path / f"images.{kind}", contents), image_size=image_size)
 
 
 def by_path(dataset: data.Dataset) -> list[Pixels]:
@@ -104,6 +116,7 @@ def test_class_folders_give_exact_pixels_in_the_order_of_names(kind: str, tmp_pa
     assert dataset.train.images.dtype == np.uint8 and dataset.train.labels.dtype == np.int64
 
 
+SIZES = [(30, 40), (40, 30), (21, 21)]
 COLOURS = random_pixels(8, 8, 3)
 ALPHA = random_pixels(8, 8, 4)
 GREY = random_pixels(8, 8)
@@ -142,6 +155,34 @@ def test_images_that_are_all_greyscale_keep_one_channel(kind: str, tmp_path: Pat
     with_alpha = {"test/a/1.png": encoded(Image.merge("LA", [Image.fromarray(grey["test/a/1.png"])] * 2))}
     dataset = read(kind, tmp_path, {path: encoded(image) for path, image in grey.items()} | with_alpha)
     np.testing.assert_array_equal(by_path(dataset), [grey[path][..., None] for path in sorted(grey)])
+
+
+PHOTOS = {path: Image.fromarray(random_pixels(*SIZES[i % 3], 3)) for i, path in enumerate(IMAGES)}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_images_of_many_sizes_are_resized_and_cropped_as_torchvision_does(kind: str, tmp_path: Path) -> None:
+    """Greyscale among them, and one that is smaller than asked for."""
+    photos = PHOTOS | {"train/b/2.png": Image.fromarray(random_pixels(5, 6))}
+    dataset = read(kind, tmp_path, {path: encoded(photo) for path, photo in photos.items()}, image_size=10)
+    rule = torchvision.transforms.Compose([torchvision.transforms.Resize(10), torchvision.transforms.CenterCrop(10)])
+    expected = [np.asarray(rule(photos[path]).convert("RGB")) for path in sorted(photos)]
+    np.testing.assert_array_equal(by_path(dataset), expected)
+
+
+@pytest.mark.fault
+def test_a_line_of_pixels_is_not_resized_to_a_huge_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train/a/1.png: .*\(too narrow to be resized\)"):
+        read("folder", tmp_path, GOOD | {FIRST: encoded(random_pixels(1, 101, 3))}, image_size=10)
+
+
+def test_val_is_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
+    """ImageNet's layout."""
+    expected = read("folder", tmp_path / "test", GOOD).sha256()
+    renamed = {path.replace("test/", "val/").replace(".png", ".JPEG"): content for path, content in GOOD.items()}
+    assert read("folder", tmp_path / "val", renamed).sha256() == expected
+    assert read("tar", tmp_path / "val", renamed).sha256() == expected
+    assert read("folder", tmp_path / "both", GOOD | {"val/c/1.png": b""}).sha256() == expected
 
 
 IGNORED: dict[str, dict[str, bytes]] = {
@@ -215,7 +256,7 @@ DAMAGED: dict[str, tuple[Contents, str]] = {
     ),
     "mixed sizes": (
         GOOD | {"train/b/2.png": encoded(random_pixels(8, 9, 3))},
-        r"train/b/2.png: 9 x 8 pixels, \S+ has 8 x 8",
+        r"train/b/2.png: 9 x 8 pixels, \S+ has 8 x 8; .*data.image_size: 64 would make them 64 x 64",
     ),
     "PNG that claims a huge size": (GOOD | {FIRST: png(50_000, 50_000, 8)}, "train/a/1.png: .*decompression bomb"),
     "PNG that claims a large size": (GOOD | {FIRST: png(10_000, 9_500, 8)}, "train/a/1.png: .*decompression bomb"),
@@ -365,19 +406,23 @@ def test_a_bad_archive_gives_one_message_that_names_the_member(case: str, tmp_pa
     path = write(tmp_path / "images.x")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as found:
-        sources.archive(path, None)
+        from_archive(path)
     assert str(found.value).startswith(str(path)) and "\n" not in str(found.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.fault
-def test_more_images_than_memory_should_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_the_disk_has_room_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small files that decode to large images: none of them is a bomb alone."""
     black = encoded(Image.new("L", (4000, 4000)))
     path = in_zip(tmp_path / "images.zip", dict.fromkeys(GOOD, black))
-    monkeypatch.setattr(sources, "MAX_PIXEL_BYTES", 2**26)
-    with pytest.raises(UserError, match=rf"{len(GOOD)} images as large as train/a/1.png take 0 GiB"):
-        sources.archive(path, None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**27, 2**26, 2**26))
+    with (
+        sources.archive(path, None) as dataset,
+        pytest.raises(UserError, match=r"take 0\.1 GiB of disk, 0\.1 GiB are free: .*\(data.image_size\)"),
+    ):
+        data.save(dataset, tmp_path, "a test")
+    assert not (tmp_path / data.IMAGES).exists()
 
 
 @pytest.mark.fault
@@ -386,7 +431,7 @@ def test_an_archive_that_unpacks_to_more_than_a_disk_should_hold_is_refused(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_ARCHIVE_BYTES", 3 * len(GOOD[FIRST]))
     with pytest.raises(UserError, match=r"images.tar: unpacks to more than 0 GiB, which is refused"):
-        sources.archive(in_tar(tmp_path / "images.tar", GOOD), None)
+        from_archive(in_tar(tmp_path / "images.tar", GOOD))
 
 
 @pytest.mark.fault
@@ -395,9 +440,9 @@ def test_what_is_unpacked_lies_in_the_given_place_and_is_removed(kind: str, tmp_
     place = tmp_path / "place"
     place.mkdir()
     write: Callable[[Path, Contents], Path] = in_zip if kind == "zip" else in_tar
-    sources.archive(write(tmp_path / f"images.{kind}", GOOD), None, place)
+    from_archive(write(tmp_path / f"images.{kind}", GOOD), place=place)
     with pytest.raises(UserError, match="not an image"):
-        sources.archive(write(tmp_path / f"images.{kind}", GOOD | {FIRST: b""}), None, place)
+        from_archive(write(tmp_path / f"images.{kind}", GOOD | {FIRST: b""}), place=place)
     assert not list(place.iterdir())
 
 
@@ -406,25 +451,25 @@ def test_a_zip_of_two_equal_names_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = in_zip(tmp_path / "images.zip", GOOD, (zipfile.ZipInfo(FIRST), GOOD[FIRST]))
     with pytest.raises(UserError, match=r"train/a/1.png: is there twice"):
-        sources.archive(path, None)
+        from_archive(path)
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
     within = in_zip(tmp_path / "within.zip", {"x": b"y"}).read_bytes()
     path = in_tar(tmp_path / "images.tar", GOOD | {"zz.zip": within})
     assert zipfile.is_zipfile(path)
-    assert sources.archive(path, None).classes == ("a", "b")
+    assert from_archive(path).classes == ("a", "b")
 
 
 @pytest.mark.fault
 def test_an_archive_is_the_one_with_the_given_sha256(tmp_path: Path) -> None:
     path = in_tar(tmp_path / "images.tar", GOOD)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert sources.archive(path, digest.upper()).classes == ("a", "b")
+    assert from_archive(path, digest.upper()).classes == ("a", "b")
     with pytest.raises(
         UserError, match=f"images.tar: sha256 is {digest}, data.sha256 says 0000; fetch the archive again"
     ):
-        sources.archive(path, "0000")
+        from_archive(path, "0000")
 
 
 @pytest.mark.data
@@ -435,9 +480,9 @@ def test_folder_and_archives_of_true_images_give_their_exact_pixels(cifar: Path,
     truth = np.load(npz)
     contents = {str(p.relative_to(images)): p.read_bytes() for p in images.rglob("*.png")}
     datasets = [
-        sources.folder(images),
-        sources.archive(in_tar(tmp_path / "images.tar.gz", contents), None),
-        sources.archive(in_zip(tmp_path / "images.zip", contents), None),
+        in_memory(sources.folder(images)),
+        from_archive(in_tar(tmp_path / "images.tar.gz", contents)),
+        from_archive(in_zip(tmp_path / "images.zip", contents)),
     ]
     assert len({dataset.sha256() for dataset in datasets}) == 1
     assert datasets[0].classes == tuple(truth["classes"])
@@ -459,6 +504,9 @@ def test_the_canonical_data_set_is_read_as_it_was_written(tmp_path: Path) -> Non
         np.testing.assert_array_equal(wrote.images, found.images)
         np.testing.assert_array_equal(wrote.labels, found.labels)
     assert loaded.classes == dataset.classes
+    arrays: dict[str, NDArray[Any]] = {"train_images": dataset.train.images, "test_images": dataset.test.images}
+    arrays |= {"train_labels": dataset.train.labels, "test_labels": dataset.test.labels}
+    assert (tmp_path / data.IMAGES).read_bytes() == safetensors.numpy.save(arrays)
     assert json.loads((tmp_path / data.DESCRIPTION).read_text()) == json.loads(json.dumps(description))
     assert description["images_per_class"] == {"train": [2, 2], "test": [2, 2]}
     pixels = dataset.train.images / 255
@@ -476,7 +524,7 @@ def test_no_changed_byte_is_read_as_another_data_set(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"(cannot be read|a file was changed).* run the fetch stage again"):
             data.load(tmp_path)
     path.write_bytes(whole.replace(b'"U8"', b'"I8"'))
-    with pytest.raises(UserError, match="a file was changed"):
+    with pytest.raises(UserError, match=r"cannot be read .*train_images are I8, expected U8"):
         data.load(tmp_path)
     for length in (0, 7, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -780,7 +828,7 @@ def test_digits_are_fetched_and_logged(
 def command(project: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """The fetch stage in a process of its own, with no MLflow store that could be reached."""
     return subprocess.run(
-        [sys.executable, "-m", "stages.fetch", "suite=digits", *(f"suites.digits.{o}" for o in overrides)],
+        [sys.executable, "-m", "stages.fetch", "suite=digits", *(f"++suites.digits.{o}" for o in overrides)],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nonsense://"},
         capture_output=True,
@@ -795,6 +843,22 @@ def test_the_command_needs_no_tracking(project: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "warning: not logged to MLflow" in ended.stderr
     assert data.load(project / "data/digits").sha256() == sources.folder(images).sha256()
+
+
+def test_the_description_names_the_rule_by_which_images_were_resized(project: Path) -> None:
+    images = in_folder(project / "images", {path: encoded(photo) for path, photo in PHOTOS.items()})
+    ended = command(project, "data.source=folder", f"data.path={images}", "data.image_size=10")
+    assert ended.returncode == 0, ended.stderr
+    description = json.loads((project / "data/digits" / data.DESCRIPTION).read_text())
+    rule = "shorter side resized (bilinear, antialiased), centre cropped"
+    assert description["resized"] == {"image_size": 10, "rule": rule}
+    assert description["image_shape"] == [10, 10, 3]
+
+
+def test_only_class_folders_are_resized(project: Path) -> None:
+    ended = command(project, "data.image_size=10")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error: data.image_size: found with data.source: digits")
 
 
 def test_the_command_fails_with_a_message(project: Path) -> None:

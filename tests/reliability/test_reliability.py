@@ -365,13 +365,18 @@ def test_killed_while_images_are_decoded(
     words += [f"++suites.digits.data.path={path}"]
     sound = copied(states, "fetch", tmp_path / "sound")
     assert stage(sound, "fetch", *words) == 0, stage.printed()
-    moments = [*(f"_pixels {n}" for n in (1, 2, 10, 19, 20)), "_class_folders 1", "_by_class 1", "_read 1"]
+    moments = [
+        *(f"Decoder.decode {n}" for n in (1, 2, 10, 19, 20)),
+        "Decoder.common_shape 1",
+        "_class_folders 1",
+        "_by_class 1",
+    ]
     for moment in moments:
         folder = with_earlier_outputs("fetch", states, earlier, tmp_path / moment)
         with trial("kill -9 in fetch, while a folder or an archive of images is decoded") as fault:
             code = stage(folder, "fetch", *words, fault=f"kill tripletkd.data.sources:{moment}")
             assert code == -signal.SIGKILL, stage.printed()
-            assert contents(folder, "data") == contents(earlier, "data")
+            assert contents(folder, "data/digits") == contents(earlier, "data/digits")
             assert stage(folder, "fetch", *words) == 0, stage.printed()
             assert everything(folder) == everything(sound)
             fault.seen = "nothing; the same command again ends with the undisturbed bytes"

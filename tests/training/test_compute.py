@@ -1,12 +1,21 @@
 """How the machine computes: what it lacks is said, and float32 is float32."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tripletkd.errors import UserError
-from tripletkd.training.compute import PRECISIONS, Compute, select_compute, set_up_process
+from tripletkd.training import compute
+from tripletkd.training.compute import (
+    PRECISIONS,
+    Compute,
+    are_resident,
+    memory_bytes,
+    select_compute,
+    set_up_process,
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a CUDA device")
@@ -27,6 +36,30 @@ def test_seeds_are_fused_where_images_are_small(fuse_seeds: str, height: int, fu
     assert select_compute("cpu", "float32", fuse_seeds, True, height) == Compute(
         torch.device("cpu"), torch.float32, None, fused, cuda_graph=False
     )
+
+
+def test_images_are_resident_where_they_take_a_small_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(compute, "memory_bytes", lambda _: 4000)
+    assert are_resident("auto", 1000, cpu) and not are_resident("auto", 1001, cpu)
+    assert are_resident("device", 9999, cpu) and not are_resident("host", 1, cpu)
+
+
+@pytest.mark.parametrize(
+    ("groups", "limit"), [("0::/job/step\n", "job/memory.max"), ("3:memory:/job\n", "memory/job/memory.limit_in_bytes")]
+)
+def test_memory_is_what_the_control_group_allows(
+    groups: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = memory_bytes(torch.device("cpu"))
+    (tmp_path / "cgroup").write_text(groups)
+    monkeypatch.setattr(compute, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(compute, "CGROUP_LIMITS", tmp_path)
+    file = tmp_path / limit
+    file.parent.mkdir(parents=True)
+    for text, expected in (("max\n", machine), (f"{2**20}\n", 2**20), (f"{2**63 - 4096}\n", machine)):
+        file.write_text(text)
+        assert memory_bytes(torch.device("cpu")) == expected
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ class RunSettings:
     split: Split  # the one that the table is measured on
     ablation_split: Split
     device: Literal["auto", "cpu", "cuda"]
+    residence: Literal["auto", "device", "host"]
     deterministic: bool
     equivalent_code: list[str]  # sha256, as in records, of code that was shown to compute the same bytes
     cuda_graph: bool
@@ -45,6 +46,7 @@ class DataSettings:
     name: str | None = None  # torchvision: the class's name
     path: str | None = None  # folder, archive: where it is
     sha256: str | None = None  # archive: what it must be
+    image_size: Annotated[int, ">= 8"] | None = None  # folder, archive: pixels of either side, after resize and crop
     per_class: Annotated[int, ">= 1"] | None = None  # only the first N images of each class, of either split
 
 

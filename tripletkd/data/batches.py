@@ -1,8 +1,9 @@
 """Batches of a split on the device: order, different-class negatives, augmentation, normalisation."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Plan:
     shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
     draw_contrast: of an epoch, draws `contrast` for the images at a slice of N: all at once would not fit into memory.
     contrast: of a batch, how often each image of the split is drawn to contrast with each x, [..., N, images].
+    images: of a batch, its images as they are stored, [..., views, N, H, W, C]; None where the device has them all.
     """
 
     index: Tensor
@@ -49,16 +51,18 @@ class Plan:
     flip: Tensor | None = None
     draw_contrast: Callable[[slice], Tensor] | None = None
     contrast: Tensor | None = None
+    images: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
         """Apply a function to every tensor."""
-        shift, flip, contrast = (None if t is None else function(t) for t in (self.shift, self.flip, self.contrast))
+        optional = (self.shift, self.flip, self.contrast, self.images)
+        shift, flip, contrast, images = (None if t is None else function(t) for t in optional)
         draw = self.draw_contrast
-        return Plan(function(self.index), shift, flip, draw and (lambda at: function(draw(at))), contrast)
+        return Plan(function(self.index), shift, flip, draw and (lambda at: function(draw(at))), contrast, images)
 
     def copy_(self, other: "Plan") -> None:
         """Copy the numbers of a plan of the same shape into this one."""
-        for name in ("index", "shift", "flip", "contrast"):
+        for name in ("index", "shift", "flip", "contrast", "images"):
             mine, its = getattr(self, name), getattr(other, name)
             if mine is not None and its is not None:
                 mine.copy_(its)
@@ -152,42 +156,95 @@ class Sampler:
 
 
 class DeviceSplit:
-    """Holds a split on the device, and makes network inputs of its images."""
+    """Makes network inputs of a split's images, which lie on the device, or on the host and travel in batches."""
 
-    def __init__(self, split: Split, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> None:
-        self.images = torch.from_numpy(split.images).to(device)
+    def __init__(
+        self, split: Split, inputs: Inputs, device: torch.device, dtype: torch.dtype, resident: bool = True
+    ) -> None:
+        """Copy the labels to the device, and, where they are to be resident there, the images."""
+        self.split, self.inputs, self.device, self.dtype = split, inputs, device, dtype
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.inputs, self.dtype = inputs, dtype
         self.mean, self.std = inputs.statistics(device, dtype)
+        self.images = self._copy() if resident else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" and not resident else None
+
+    def _copy(self) -> Tensor:
+        """Copy all images to the device, a few at a time."""
+        images = torch.empty(self.split.shape, dtype=torch.uint8, device=self.device)
+        begin = 0
+        for chunk in self.split.chunks():
+            images[begin : begin + len(chunk)] = torch.from_numpy(chunk).to(self.device)
+            begin += len(chunk)
+        return images
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batches(self, plan: Plan, size: int) -> Iterator[Plan]:
+        """Cut an epoch's plan, which is on the host, into batches on the device."""
+        batches = plan.map(lambda t: t.to(self.device)).batches(size)
+        if self.images is not None:
+            yield from batches
+            return
+        for batch, images in zip(batches, self._arriving(plan.index.split(size, dim=-1)), strict=True):
+            yield replace(batch, images=images)
+
     def take(self, plan: Plan) -> Tensor:
         """Take the planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
-        images = self.images[plan.index]
+        images = plan.images if self.images is None else self.images[plan.index]
+        assert images is not None
         if plan.shift is not None and plan.flip is not None:
             images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
         return normalise(images, self.mean, self.std)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs [B, C, H, W], labels [B]) in the order of the split, not augmented, for evaluation."""
-        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+        places = (slice(start, start + size) for start in range(0, len(self), size))
+        chunks = self._arriving(places) if self.images is None else iter(self.images.split(size))
+        for images, labels in zip(chunks, self.labels.split(size), strict=True):
             yield normalise(images, self.mean, self.std), labels
+
+    def _arriving(self, places: Iterable[Tensor | slice]) -> Iterator[Tensor]:
+        """Give the images at each of these places on the device, which is sent the next ones meanwhile."""
+        for images, _ in pairwise(chain(map(self._send, places), [None])):
+            assert images is not None
+            if self.stream:
+                torch.cuda.current_stream().wait_stream(self.stream)
+                images.record_stream(torch.cuda.current_stream())
+            yield images
+
+    def _send(self, at: Tensor | slice) -> Tensor:
+        """Gather images on the host; a GPU gets them on a stream of their own, and nobody waits."""
+        images = torch.from_numpy(self.split.take(at if isinstance(at, slice) else at.numpy()))
+        if self.stream is None:
+            return images
+        with torch.cuda.stream(self.stream):
+            return images.pin_memory().to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class DeviceData:
-    """Holds a data set, and both of its splits on the device."""
+    """Holds a data set, and makes network inputs of both of its splits."""
 
     dataset: Dataset
     train: DeviceSplit
     test: DeviceSplit
 
     @classmethod
-    def load(cls, dataset: Dataset, inputs: Inputs, device: torch.device, dtype: torch.dtype) -> "DeviceData":
-        """Copy both splits to the device; their images become inputs of that type, batch by batch."""
-        return cls(dataset, *(DeviceSplit(split, inputs, device, dtype) for split in (dataset.train, dataset.test)))
+    def load(
+        cls, dataset: Dataset, inputs: Inputs, device: torch.device, dtype: torch.dtype, resident: bool = True
+    ) -> "DeviceData":
+        """Set up both splits; their images become inputs of that type, batch by batch.
+
+        Args:
+            dataset: whose images may be mapped from a file.
+            inputs: what is made of the images.
+            device: where the inputs are wanted.
+            dtype: of the inputs.
+            resident: whether all images are copied to the device now.
+        """
+        train, test = (DeviceSplit(split, inputs, device, dtype, resident) for split in (dataset.train, dataset.test))
+        return cls(dataset, train, test)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

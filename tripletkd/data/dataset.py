@@ -1,35 +1,80 @@
-"""The canonical data set, and batches of it on the device: order, different-class negatives, augmentation."""
+"""The canonical data set: two splits of labelled images in one file, and a description with counts and hashes."""
 
 import hashlib
 import json
-from collections import defaultdict
+import math
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tripletkd.errors import UserError
 from tripletkd.files import write_json
 
 IMAGES, DESCRIPTION = "images.safetensors", "dataset.json"
+CHUNK_BYTES = 2**24  # of images that are in memory at once, where all are gone through
+
+
+class Images(Protocol):
+    """uint8 [N, H, W, C]: an array in memory, one that is mapped from a file, or what decodes images when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return N, H, W and C."""
+
+    def __getitem__(self, at: Any, /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 [N, H, W, C]; labels: int64 [N]."""
+    """Holds labelled images: all that `stored` has, or those at some places of it.
 
-    images: NDArray[np.uint8]
+    stored: uint8 [M, H, W, C]; labels: int64 [N]; places: of the images in `stored`, [N], None for all.
+    """
+
+    stored: Images
     labels: NDArray[np.int64]
+    places: NDArray[np.intp] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return the number of images, their height, width and channels."""
+        _, height, width, channels = self.stored.shape
+        return len(self.labels), height, width, channels
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes the images have."""
+        return math.prod(self.shape)
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Return all images, in memory: [N, H, W, C]."""
+        return self.take(slice(None))
+
+    def take(self, at: slice | NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return some of the images, in memory."""
+        return np.require(self.stored[at if self.places is None else self.places[at]], requirements=["C", "W"])
+
+    def chunks(self, size: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """Yield all images in order, so many at a time; by default as many as fill CHUNK_BYTES."""
+        size = size or max(1, CHUNK_BYTES // math.prod(self.shape[1:]))
+        for start in range(0, len(self.labels), size):
+            yield self.take(slice(start, start + size))
 
     def select(self, index: NDArray[np.intp]) -> "Split":
-        """Take the images at these places."""
-        return Split(np.ascontiguousarray(self.images[index]), self.labels[index])
+        """Keep the images at these places; none is copied."""
+        return Split(self.stored, self.labels[index], index if self.places is None else self.places[index])
 
-    def hashes(self) -> list[bytes]:
-        """Hash each image's pixels with sha256."""
-        return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
+    def hashes(self) -> NDArray[np.uint8]:
+        """Hash each image's pixels with sha256: [N, 32]."""
+        digests = (hashlib.sha256(image.data).digest() for chunk in self.chunks() for image in chunk)
+        return np.fromiter(digests, "S32", len(self.labels)).view(np.uint8).reshape(-1, 32)
 
     def per_class(self, count: int) -> NDArray[np.intp]:
         """Find the indices of the first `count` images of each class, in the order of the split."""
@@ -49,15 +94,16 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Return height, width and channels of an image."""
-        height, width, channels = self.train.images.shape[1:]
+        _, height, width, channels = self.train.shape
         return height, width, channels
 
     def sha256(self) -> str:
         """Hash pixels, labels and class names; the order of the images counts."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update(json.dumps(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(json.dumps(split.shape).encode())
+            for chunk in split.chunks():
+                digest.update(chunk.data)
             digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
         return digest.hexdigest()
 
@@ -65,20 +111,26 @@ class Dataset:
         """Hash as `sha256` does, but in any order of the images: whether two sources hold the same ones."""
         digest = hashlib.sha256(json.dumps([self.classes, self.image_shape]).encode())
         for split in (self.train, self.test):
-            labelled = sorted(zip(split.labels.tolist(), split.hashes(), strict=True))
-            digest.update(json.dumps([(label, pixels.hex()) for label, pixels in labelled]).encode())
+            hashes = split.hashes()
+            order = np.lexsort((hashes.view("S32")[:, 0], split.labels))
+            for place, image in enumerate(order):  # a list in JSON, an item at a time
+                item = json.dumps([int(split.labels[image]), hashes[image].tobytes().hex()])
+                digest.update(f"{', ' if place else '['}{item}".encode())
+            digest.update(b"]")
         return digest.hexdigest()
 
     def duplicates(self) -> dict[str, int]:
         """Count the different images that stand in both splits, and under several labels; equal bytes are one image."""
-        places: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
-        for part, split in (("train", self.train), ("test", self.test)):
-            for pixels, label in zip(split.hashes(), split.labels.tolist(), strict=True):
-                places[pixels].add((part, label))
-        return {
-            "train_and_test": sum(len({part for part, _ in where}) > 1 for where in places.values()),
-            "contradicting_labels": sum(len({label for _, label in where}) > 1 for where in places.values()),
-        }
+        hashes = np.concatenate([self.train.hashes(), self.test.hashes()])
+        _, image = np.unique(hashes, axis=0, return_inverse=True)
+        part = np.repeat([0, 1], [len(self.train.labels), len(self.test.labels)])
+        label = np.concatenate([self.train.labels, self.test.labels])
+
+        def in_several(groups: NDArray[np.int64]) -> int:
+            pairs = np.unique(np.stack([image.ravel(), groups], axis=1), axis=0)
+            return int((np.bincount(pairs[:, 0]) > 1).sum())
+
+        return {"train_and_test": in_several(part), "contradicting_labels": in_several(label)}
 
     def limited(self, per_class: int) -> "Dataset":
         """Keep the first `per_class` images of each class, of either split."""
@@ -100,18 +152,33 @@ class Dataset:
         return Dataset(train, holdout, self.classes)
 
 
-def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
-    """Write the canonical files, images.safetensors and dataset.json; returns what the latter says."""
-    from safetensors.numpy import save as serialised
+def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write the canonical files, images.safetensors and dataset.json, a few images at a time.
 
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    # Of an array that is not contiguous, safetensors would write other values.
-    (folder / IMAGES).write_bytes(serialised({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-    mean, std = _channel_statistics(dataset.train.images)
+    Args:
+        dataset: Its images may lie anywhere; what decodes them is asked for each once.
+        folder: Where to write.
+        source: What dataset.json is to say of their source.
+        more: What else it is to say.
+
+    Returns:
+        What dataset.json says.
+
+    Raises:
+        UserError: If there is no room for the images.
+    """
+    needed, free = (dataset.train.nbytes + dataset.test.nbytes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder.parent}: the images take {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free: "
+            "make room, or take fewer (data.per_class) or smaller ones (data.image_size)"
+        )
+    _write(dataset, folder / IMAGES, f"writing {source}")
+    dataset = Dataset(*_map(folder / IMAGES), dataset.classes)
+    mean, std = _channel_statistics(dataset.train)
     description = {
         "source": source,
+        **(more or {}),
         "sha256": dataset.sha256(),
         "unordered_sha256": dataset.unordered_sha256(),
         "image_shape": dataset.image_shape,
@@ -129,12 +196,61 @@ def save(dataset: Dataset, folder: Path, source: str) -> dict[str, Any]:
     return description
 
 
-def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+def _write(dataset: Dataset, path: Path, title: str) -> None:
+    """Write a safetensors file to the byte as the library would, which needs all images in memory."""
+    splits = {"test": dataset.test, "train": dataset.train}  # the library sorts by width, then by name
+    header, end = {}, 0
+    for kind, dtype in (("labels", "I64"), ("images", "U8")):
+        for name, split in splits.items():
+            shape, begin = split.shape if kind == "images" else split.shape[:1], end
+            end += split.nbytes if kind == "images" else 8 * len(split.labels)
+            header[f"{name}_{kind}"] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    images = sum(len(split.labels) for split in splits.values())
+    with path.open("wb") as file, tqdm(total=images, desc=title, unit="image", disable=None, leave=False) as bar:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for split in splits.values():
+            file.write(split.labels.astype("<i8").data)
+        for chunk in (chunk for split in splits.values() for chunk in split.chunks()):
+            file.write(chunk.data)
+            bar.update(len(chunk))
+
+
+def _map(path: Path) -> tuple[Split, Split]:
+    """Map the images of both splits, train and test, and read their labels.
+
+    safetensors would copy an array, and map a tensor for writing, which is refused for a file larger than memory.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "np"):  # which checks that the header fits the file
+        content = np.asarray(np.memmap(path, np.uint8, "r"))
+    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:begin].tobytes())
+
+    def array(name: str, dtype: str, kind: str) -> NDArray[Any]:
+        tensor = header[name]
+        if tensor["dtype"] != dtype:
+            raise ValueError(f"{name} are {tensor['dtype']}, expected {dtype}")
+        at = slice(*(begin + offset for offset in tensor["data_offsets"]))
+        return content[at].view(kind).reshape(tensor["shape"])
+
+    train, test = (
+        Split(array(f"{part}_images", "U8", "u1"), np.array(array(f"{part}_labels", "I64", "<i8")))
+        for part in ("train", "test")
+    )
+    return train, test
+
+
+def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation a channel of pixels / 255, exactly: from a histogram of the 256 values."""
-    values = np.arange(256) / 255
+    values, channels = np.arange(256) / 255, split.shape[3]
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for chunk in split.chunks():
+        counts += [np.bincount(chunk[..., channel].ravel(), minlength=256) for channel in range(channels)]
     means, stds = [], []
-    for channel in np.moveaxis(images, -1, 0):
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+    for share in counts / counts.sum(axis=1, keepdims=True):
         mean = float(share @ values)
         means.append(round(mean, 6))
         stds.append(round(float(np.sqrt(share @ (values - mean) ** 2)), 6))
@@ -142,9 +258,8 @@ def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[fl
 
 
 def load(folder: Path) -> Dataset:
-    """Read what `save` wrote and check its sha256; UserError if the files are not there or not what they were."""
+    """Map what `save` wrote and check its sha256; UserError if the files are not there or not what they were."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     for path in (folder / DESCRIPTION, folder / IMAGES):
         if not path.is_file():
@@ -157,17 +272,11 @@ def load(folder: Path) -> Dataset:
         raise UserError(f"{folder / DESCRIPTION}: cannot be read ({error!r}); {again}") from None
     try:
         (folder / IMAGES).open("rb").close()  # safetensors calls a file that may not be read "not there"
-        arrays = load_file(folder / IMAGES)
-        train, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test"))
+        dataset = Dataset(*_map(folder / IMAGES), classes)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{folder / IMAGES}: cannot be read ({error!r}); {again}") from None
-    dataset = Dataset(train, test, classes)
-    types = {array.dtype for array in arrays.values()}  # which the sha256 does not cover
-    if (found := dataset.sha256()) != expected or types != {np.dtype(np.uint8), np.dtype(np.int64)}:
+    if (found := dataset.sha256()) != expected:
         raise UserError(
             f"{folder}: sha256 of the images is {found}, {DESCRIPTION} says {expected}; a file was changed: {again}"
         )
     return dataset
-
-
-# --- batches on the device --------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from tripletkd.data.dataset import Dataset, Split
+from tripletkd.data.dataset import Dataset, Images, Split
 from tripletkd.errors import UserError
 from tripletkd.provenance import sha256
 
@@ -27,7 +29,9 @@ IGNORED = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # of file managers, beside n
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no others: some of Pillow's decoders start programs
 MAX_FILE_BYTES = 2**28  # of one image: more is a decompression bomb, or no image
 MAX_ARCHIVE_BYTES = 2**35  # of all that is unpacked to the disk: many small files can be a bomb too
-MAX_PIXEL_BYTES = 2**35  # of all images: they are held in memory
+MAX_ASPECT = 100  # of an image that is resized, longer side to shorter: a line of pixels would become a huge image
+RESIZE_RULE = "shorter side resized (bilinear, antialiased), centre cropped"  # as `resized` does
+GREYSCALE = ("L", "LA", "1")  # modes of Pillow that become one channel
 
 
 def digits() -> Dataset:
@@ -115,8 +119,10 @@ def _from_torchvision(part: Any, title: str) -> Split:
 # --- class folders ----------------------------------------------------------------------------------------------------
 
 
-def folder(path: Path) -> Dataset:
+def folder(path: Path, image_size: int | None = None) -> Dataset:
     """Read class folders, {train,test}/<class>/<image>; classes and images in the order of their names.
+
+    Where there is no test/, val/ is taken for it, as in ImageNet's layout.
 
     A file's content counts, not its extension: PNG, JPEG, WebP, BMP or GIF. Images become RGB: palettes are looked up,
     CMYK is converted, transparency and orientation tags are dropped. If every image is greyscale, or black and white,
@@ -127,28 +133,37 @@ def folder(path: Path) -> Dataset:
 
     Args:
         path: The folder that holds train/ and test/.
+        image_size: Pixels of the shorter side after resizing, and of either side after the crop; None to take images
+            as they are, which must then have one size.
 
     Returns:
-        The images, in memory.
+        The images, each decoded when it is asked for.
 
     Raises:
-        UserError: With the file's name, for an image that cannot be decoded, has several frames, 16 bits a channel, or
-            another size than the first one; for a class without images, or in one split only; for a file where a folder
-            is expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
+        UserError: With the file's name, for an image that cannot be decoded (some when they are asked for), has several
+            frames, 16 bits a channel, or another size than the first one; for a class without images, or in one split
+            only; for a file where a folder is expected, or the other way round; for a link, a device, a file above 256
+            MiB, a name that is not Unicode.
     """
-    return _class_folders(path, path, [])
+    return _class_folders(path, path, [], image_size)
 
 
-def archive(path: Path, expected_sha256: str | None, place: Path | None = None) -> Dataset:
-    """Read a .tar, .tar.gz or .zip of class folders, as in `folder`; {train,test} stand at the top or in one folder.
+@contextmanager
+def archive(
+    path: Path, expected_sha256: str | None, place: Path | None = None, image_size: int | None = None
+) -> Iterator[Dataset]:
+    """Unpack a .tar, .tar.gz or .zip of class folders and read them as `folder` does, for the time of a block.
+
+    {train,test} stand at the top or in one folder.
 
     Args:
         path: The archive.
         expected_sha256: Its hash, if it is known.
-        place: Where to unpack it to, for the time of the call; by default where temporary files are.
+        place: Where to unpack it to; by default where temporary files are.
+        image_size: As in `folder`.
 
-    Returns:
-        The images, in memory.
+    Yields:
+        The images, each decoded when it is asked for.
 
     Raises:
         UserError: As in `folder`; also for names that lead out of the archive or stand there twice, if it unpacks to
@@ -176,8 +191,9 @@ def archive(path: Path, expected_sha256: str | None, place: Path | None = None) 
         names = {file.name for file in top.iterdir()} | {path.parts[0] for path in folders}
         if len(names) == 1 and not names & {"train", "test"}:
             name = names.pop()
-            return _class_folders(path / name, top / name, [folder.relative_to(name) for folder in folders])
-        return _class_folders(path, top, folders)
+            path, top = path / name, top / name
+            folders = [folder.relative_to(name) for folder in folders]
+        yield _class_folders(path, top, folders, image_size)
 
 
 class Member(NamedTuple):
@@ -257,28 +273,36 @@ def _refuse(source: Path, path: PurePosixPath, mode: int, size: int) -> None:
         raise UserError(f"{source}/{path}: {reason}")
 
 
-def _class_folders(source: Path, top: Path, folders: list[PurePosixPath]) -> Dataset:
+def _class_folders(source: Path, top: Path, folders: list[PurePosixPath], image_size: int | None) -> Dataset:
     """Read the class folders in `top`; messages name them as `source`, which is where a person knows them.
 
     `folders` are those that an archive has besides, empty ones among them.
     """
-    inside = [path for path in folders if path.parts[:1] in (("train",), ("test",))]
-    entries = [*((path, False) for path in inside), *_entries(source, top)]
-    classes = _by_class(source, entries)
-    images = _read(source, top, [path for path, is_file in entries if is_file])
+    parts = ("train", _test_folder(top, folders))
+    inside = [path for path in folders if path.parts and path.parts[0] in parts]
+    entries = [*((path, False) for path in inside), *_entries(source, top, parts)]
+    classes = _by_class(source, entries, parts)
     names = sorted(classes["train"])
+    decoder = Decoder(source, top, image_size)
+    shape = decoder.common_shape([path for path, is_file in entries if is_file])
     splits = []
     for groups in classes.values():
-        pixels = np.stack([images[path] for name in names for path in sorted(groups[name])])
+        files = [path for name in names for path in sorted(groups[name])]
         labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(groups[name]) for name in names])
-        splits.append(Split(pixels, labels))
+        splits.append(Split(Decoded(decoder, files, shape), labels))
     train, test = splits
     return Dataset(train, test, tuple(names))
 
 
-def _entries(source: Path, top: Path) -> Iterator[tuple[PurePosixPath, bool]]:
+def _test_folder(top: Path, folders: list[PurePosixPath]) -> str:
+    """Name the folder of the test split: test, or val where that is there alone."""
+    there = {name for name in ("test", "val") if (top / name).exists() or PurePosixPath(name) in folders}
+    return "val" if there == {"val"} else "test"
+
+
+def _entries(source: Path, top: Path, parts: Sequence[str]) -> Iterator[tuple[PurePosixPath, bool]]:
     """Give the path of each file and folder in train/ and test/, and whether it is a file."""
-    for part in ("train", "test"):
+    for part in parts:
         for found in sorted((top / part).rglob("*")):  # which follows no links
             path, status = PurePosixPath(found.relative_to(top)), found.lstat()
             if not _is_ignored(path):
@@ -286,9 +310,11 @@ def _entries(source: Path, top: Path) -> Iterator[tuple[PurePosixPath, bool]]:
                 yield path, stat.S_ISREG(status.st_mode)
 
 
-def _by_class(source: Path, entries: list[tuple[PurePosixPath, bool]]) -> dict[str, dict[str, list[PurePosixPath]]]:
+def _by_class(
+    source: Path, entries: list[tuple[PurePosixPath, bool]], parts: tuple[str, str]
+) -> dict[str, dict[str, list[PurePosixPath]]]:
     """Group the images of train and of test: at least two classes, the same in both, none without images."""
-    classes: dict[str, dict[str, list[PurePosixPath]]] = {"train": {}, "test": {}}
+    classes: dict[str, dict[str, list[PurePosixPath]]] = {part: {} for part in parts}
     for path, is_file in entries:
         part, *below = path.parts
         if len(below) != 2 if is_file else len(below) > 1:
@@ -296,7 +322,7 @@ def _by_class(source: Path, entries: list[tuple[PurePosixPath, bool]]) -> dict[s
             raise UserError(f"{source / path}: a {kind} out of place in {LAYOUT}; move it away")
         if below:
             classes[part].setdefault(below[0], []).extend([path] if is_file else [])
-    for part, other in (("test", "train"), ("train", "test")):
+    for part, other in (parts[::-1], parts):
         if not classes[other]:
             raise UserError(
                 f"{source / other}: no class folders; expected {LAYOUT}; give another data.path, {OTHERWISE}"
@@ -315,28 +341,75 @@ def _by_class(source: Path, entries: list[tuple[PurePosixPath, bool]]) -> dict[s
     return classes
 
 
-def _read(source: Path, top: Path, files: list[PurePosixPath]) -> dict[PurePosixPath, NDArray[np.uint8]]:
-    """Read the images, which must have one size, and give them one number of channels."""
-    images: dict[PurePosixPath, NDArray[np.uint8]] = {}
-    for path in tqdm(files, desc=f"reading {source.name}", disable=None, leave=False):
-        images[path] = pixels = _pixels(source / path, top / path)
-        if len(files) * pixels.nbytes > MAX_PIXEL_BYTES:
-            raise UserError(
-                f"{source}: {len(files)} images as large as {path} take {len(files) * pixels.nbytes / 2**30:.0f} "
-                f"GiB of memory, more than {MAX_PIXEL_BYTES >> 30} are refused: make them smaller, or take fewer"
-            )
-        (height, width), (first_height, first_width) = (images[file].shape[:2] for file in (path, files[0]))
-        if (height, width) != (first_height, first_width):
-            raise UserError(
-                f"{source / path}: {width} x {height} pixels, {files[0]} has {first_width} x {first_height}; "
-                "all images must have one size: resize them first"
-            )
-    channels = max(image.shape[2] for image in images.values())
-    return {path: np.broadcast_to(image, (*image.shape[:2], channels)) for path, image in images.items()}
+class Decoder(NamedTuple):
+    """Decodes the images of a folder; messages name it as `source`, which is where a person knows it."""
+
+    source: Path
+    top: Path
+    image_size: int | None
+
+    def common_shape(self, files: Sequence[PurePosixPath]) -> tuple[int, int, int]:
+        """Find height, width and channels of all images, of which only the heads are read.
+
+        Raises:
+            UserError: If they have several sizes and are not to be resized.
+        """
+        first, channels = None, 1
+        for path in tqdm(files, desc=f"looking at {self.source.name}", unit="image", disable=None, leave=False):
+            with _opened(self.source / path, self.top / path) as image:
+                size, channels = image.size, max(channels, 1 if image.mode in GREYSCALE else 3)
+            first = first or size
+            if size != first and self.image_size is None:
+                raise UserError(
+                    f"{self.source / path}: {size[0]} x {size[1]} pixels, {files[0]} has {first[0]} x {first[1]}; all "
+                    "images must have one size: data.image_size: 64 would make them 64 x 64"
+                )
+        assert first is not None
+        width, height = (self.image_size, self.image_size) if self.image_size else first
+        return height, width, channels
+
+    def decode(self, path: PurePosixPath) -> NDArray[np.uint8]:
+        """Decode an image to pixels [height, width, 1 or 3], resized and cropped where that is asked for."""
+        with _opened(self.source / path, self.top / path) as image:
+            converted = image.convert("L" if image.mode in GREYSCALE else "RGB")
+            pixels = np.asarray(resized(converted, self.image_size) if self.image_size else converted)
+        return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _pixels(name: Path, file: Path) -> NDArray[np.uint8]:
-    """Decode a file to pixels [height, width, 1 or 3]; a message calls it by `name`."""
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """Resize an image so that its shorter side has `size` pixels, bilinear and antialiased, and crop its centre."""
+    from torchvision.transforms import functional
+
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError("too narrow to be resized")
+    shorter = functional.resize(image, [size], functional.InterpolationMode.BILINEAR, antialias=True)
+    return functional.center_crop(shorter, [size])
+
+
+@dataclass(frozen=True)
+class Decoded(Images):
+    """Images that are decoded when they are asked for, one after the other, to pixels of one shape."""
+
+    decoder: Decoder
+    files: Sequence[PurePosixPath]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return how many images there are, their height, width and channels."""
+        return len(self.files), *self.image_shape
+
+    def __getitem__(self, at: slice | NDArray[np.intp], /) -> NDArray[np.uint8]:
+        places = np.arange(len(self.files))[at]
+        pixels = np.empty((len(places), *self.image_shape), dtype=np.uint8)
+        for image, place in zip(pixels, places, strict=True):
+            image[:] = self.decoder.decode(self.files[place])  # greyscale to all channels
+        return pixels
+
+
+@contextmanager
+def _opened(name: Path, file: Path) -> Iterator[Image.Image]:
+    """Open an image to decode it in a block; messages call it by `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
@@ -346,12 +419,11 @@ def _pixels(name: Path, file: Path) -> NDArray[np.uint8]:
                     raise UserError(f"{name}: several frames, one is expected; keep one")
                 if ";16B" in str(image.tile):  # Pillow itself would drop the lower half of a colour image
                     raise UserError(f"{name}: 16 bits a channel; convert it to 8 first")
-                pixels = np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
+                yield image
     except UserError:
         raise
     except Exception as error:  # whatever the decoders raise for bytes that anyone may have made
         raise _unreadable(name, "unknown format" if isinstance(error, UnidentifiedImageError) else error) from None
-    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _unreadable(name: Path, reason: object) -> UserError:

@@ -111,7 +111,7 @@ def measure_seed(
 @torch.no_grad()
 def predict(network: nn.Module, split: DeviceSplit) -> Tensor:
     """Compute a network's logits [N, classes] of a whole split in eval mode; the network itself is left as it was."""
-    frozen = copy.deepcopy(network).to(split.images.device, split.dtype).eval()
+    frozen = copy.deepcopy(network).to(split.device, split.dtype).eval()
     return torch.cat([frozen(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
 
 

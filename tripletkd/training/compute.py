@@ -4,6 +4,8 @@ import ctypes
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,8 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bfloat16": (torch.float32, torch.bfloat16),
 }
 SMALL_IMAGE = 16  # pixels of height up to which one seed's kernels leave a processor idle
+CGROUPS, CGROUP_LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+RESIDENT_SHARE = 0.25  # of the device's memory up to which a data set's images are copied to it
 CORES = torch.get_num_threads()  # what PyTorch takes unless told otherwise; OMP_NUM_THREADS limits it
 
 
@@ -53,6 +57,31 @@ def select_compute(device: str, precision: str, fuse_seeds: str, cuda_graph: boo
     dtype, autocast_dtype = PRECISIONS[precision]
     fuse = {"auto": image_height <= SMALL_IMAGE or on.type == "cuda", "always": True, "never": False}[fuse_seeds]
     return Compute(on, dtype, autocast_dtype, fuse, cuda_graph and on.type == "cuda")
+
+
+def are_resident(residence: str, image_bytes: int, device: torch.device) -> bool:
+    """Decide whether all images are copied to the device, or stay on the host, mapped from their file.
+
+    Args:
+        residence: auto, device or host; auto copies at most RESIDENT_SHARE of the device's memory.
+        image_bytes: of both splits.
+        device: a GPU has its own memory, a CPU the machine's.
+    """
+    return {"auto": image_bytes <= RESIDENT_SHARE * memory_bytes(device), "device": True, "host": False}[residence]
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return a GPU's memory, or the machine's, of which a control group (a container, a job) may allow a part only."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    groups = CGROUPS.read_text(encoding="utf-8").splitlines() if CGROUPS.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in groups):
+        group = CGROUP_LIMITS / controllers / path.lstrip("/")
+        for folder, name in product((group, *group.parents), ("memory.max", "memory.limit_in_bytes")):  # of v2, of v1
+            with suppress(OSError, ValueError):  # not there, or "max"
+                limits.append(int((folder / name).read_text(encoding="utf-8")))
+    return min(limits)
 
 
 def set_up_process(compute: Compute, precision: str, deterministic: bool, image_height: int) -> None:

@@ -62,7 +62,7 @@ def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Chec
             started = time.monotonic()
             epoch = done.epoch + 1
             trainer.begin_epoch(epoch)
-            terms = _train_epoch(step, plan.map(lambda t: t.to(trainer.compute.device)), trainer, reporter)
+            terms = _train_epoch(step, plan, trainer, reporter)
             plan = _next_plan(trainer, done, ahead=1)  # drawn while a GPU is still at work on this epoch
             evaluated = epoch % shown.evaluate_every == 0 or epoch == trainer.recipe.epochs
             rows = _rows(trainer, epoch, terms, _measure(trainer, shown.metrics_fn) if evaluated else {}, done)
@@ -84,7 +84,7 @@ def _next_plan(trainer: Trainer, done: Progress, ahead: int = 0) -> Plan | None:
 def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, reporter: "_Reporter") -> Terms:
     """Pass once over the training split; returns the terms of every step, [steps, S], not waiting for the device."""
     rows = []
-    for batch in plan.batches(trainer.recipe.batch_size):
+    for batch in trainer.data.train.batches(plan, trainer.recipe.batch_size):
         rows.append(step(batch))
         reporter.bar.update()
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -37,7 +37,7 @@ class Teacher:
 
     def __init__(self, network: nn.Module, data: DeviceData) -> None:
         """Copy the network to the device of the data."""
-        self.network = copy.deepcopy(network).to(data.train.images.device, data.train.dtype)
+        self.network = copy.deepcopy(network).to(data.train.device, data.train.dtype)
         self.network.eval().requires_grad_(False)
         self.data = data
 

@@ -1,0 +1,92 @@
+"""Images that stay on the host: the same bytes as from the device, and no more memory than a few batches."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from shrunk import ENVIRONMENT
+from small_run import FUSED, SHORT, Small, digits
+
+from tripletkd.data import dataset as data
+from tripletkd.training.optim import MultiStep
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("holdout", [0, 2])
+@pytest.mark.parametrize("method", ["triplet", "kd", "crd"])  # with negatives, without, with contrasts
+def test_training_from_the_host_gives_the_same_bytes(method: str, holdout: int, fused: bool, tmp_path: Path) -> None:
+    """The images, augmented, come from the canonical file; those of a validation split stand scattered in it."""
+    data.save(digits(), tmp_path, "a test")
+    dataset = data.load(tmp_path).with_holdout(holdout) if holdout else data.load(tmp_path)
+    networks = ("resnet14", "resnet8") if method == "crd" else Small.networks
+    recipe = replace(SHORT, epochs=2, schedule=MultiStep(decay_epochs=(1,), decay_factor=0.1))
+    small = Small(method, networks, recipe, compute=replace(FUSED, fuse_seeds=fused))
+    device, host = (replace(small, resident=resident).fit([1, 2], dataset) for resident in (True, False))
+    assert host.history == device.history
+    for seed, network in device.networks.items():
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, host.networks[seed].state_dict()[name]), (seed, name)
+
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+
+import numpy as np
+
+from stages import _setup
+from stages._command import Stage
+from tripletkd import models
+from tripletkd.config.load import load
+from tripletkd.data import dataset as data
+from tripletkd.training.job import build_trainer
+from tripletkd.training.trainer import Teacher
+
+images, limit = int(sys.argv[1]), int(sys.argv[2])
+stage = Stage("distill", load(Path.cwd(), ["suite=digits", "method=triplet", *sys.argv[3:]]))
+classes, folder = tuple("0123456789"), stage.path("data")
+
+def made_up(images):
+    return data.Split(np.broadcast_to(np.uint8(100), (images, 32, 32, 3)), np.arange(images) % 10)
+
+def train(setup):
+    teacher = Teacher(models.build("paper_teacher_quarter", (32, 32, 3), 10, 1), setup.data)
+    trainer = build_trainer(_setup.job_of_method(stage, setup, ""), [1, 2], setup.data, setup.compute, teacher)
+    trainer.begin_epoch(1)
+    for _, batch in zip(range(4), setup.data.train.batches(trainer.plan(1), 50)):
+        trainer.step(batch)
+    teacher.test_logits, trainer.predictions(setup.data.test)
+
+train(_setup.set_up(stage, data.Dataset(made_up(400), made_up(20), classes)))  # what PyTorch itself needs
+status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+resource.setrlimit(resource.RLIMIT_DATA, (int(status["VmData"].split()[0]) * 1024 + limit, -1))
+folder.mkdir(parents=True)
+data.save(data.Dataset(made_up(images), made_up(20), classes), folder, "made up")
+train(_setup.set_up(stage))
+"""
+MIB = 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize(("mib", "limit"), [(256, 128), pytest.param(4096, 512, marks=pytest.mark.slow)])
+def test_training_from_the_host_takes_the_memory_of_a_few_batches(mib: int, limit: int, tmp_path: Path) -> None:
+    """Written, checked, a validation split held out and trained beside, within a limit where the device has no room."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    words = [sys.executable, "-c", PROGRAM, str(mib * MIB // 3072), str(limit * MIB), "split=validation"]
+    words += ["suites.digits.inputs.flip=true"]  # or the teacher would be asked of all images before
+
+    def run(residence: str) -> "subprocess.CompletedProcess[str]":
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+        command = [*words, f"run.residence={residence}"]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    on_host, on_device = run("host"), run("device")
+    assert on_host.returncode == 0, on_host.stderr
+    assert "can't allocate memory" in on_device.stderr
