@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper cluster export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
+.PHONY: help env repro experiments resnets paper cluster export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,14 +23,18 @@ env: .venv/.synced ## the environment, from uv.lock
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
 	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
 	dvc repro $(if $(QUIET),--quiet)
+	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
+
+experiments: env ## experiments side by side: their metrics, and what of params.yaml differs between them
+	@dvc exp show --no-pager --only-changed --drop '^[^:]*/[^:]*$$|lock$$'
 
 resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets: 17 minutes on two CPU cores
 	dvc exp run --set-param 'run.suites=[digits_resnet]' --set-param 'run.methods=$(RESNETS)' \
 		--set-param 'run.ablations=[]' --set-param 'run.splits=[test]'
 	@$(LEFT)
 
-paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU
-	python -m stages.plan suite=cifar10 'run.ablations=[weight_decay]'
+paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work
+	@python -m stages.plan suite=cifar10 'run.ablations=[weight_decay]' $(if $(YES),,--ask)
 	dvc exp run --set-param 'run.suites=[cifar10]' --set-param 'run.ablations=[weight_decay]'
 	@$(LEFT)
 

@@ -46,6 +46,7 @@ class Options:
     retrain: bool = False  # seeds that are finished too
     processes: int | None = None  # over which seeds are spread; as many as there are processors where it is None
     worker: str | None = None  # one of those processes, and the run that it trains; its parent does the rest
+    ask: bool = False  # before days of work
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def run(
     logs: bool = True,
     allow_teacher: bool = False,
     trains: bool = False,
+    asks: bool = False,
 ) -> None:
     """Parse the command line, check params.yaml, run `main`; a UserError becomes one message and exit code 1.
 
@@ -250,9 +252,10 @@ def run(
         logs: whether the stage uses its logger, whose process imports MLflow while this one imports PyTorch.
         allow_teacher: whether it takes method=teacher.
         trains: whether it takes the options of training.
+        asks: whether it takes the option to ask before days of work.
     """
     name = Path(sys.argv[0]).stem
-    arguments = _parser(name, sys.modules[main.__module__].__doc__, needs, trains).parse_intermixed_args()
+    arguments = _parser(name, sys.modules[main.__module__].__doc__, needs, trains, asks).parse_intermixed_args()
     options = _options(arguments, trains)
     if options.worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
@@ -281,7 +284,9 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of sys/prctl.h
 
 
-def _parser(name: str, description: str | None, needs: Sequence[str], trains: bool) -> argparse.ArgumentParser:
+def _parser(
+    name: str, description: str | None, needs: Sequence[str], trains: bool, asks: bool
+) -> argparse.ArgumentParser:
     program = f"python -m stages.{name}"
     typical = {"suite": "digits", "method": "triplet", "ablation": "margin", "split": "test"}
     parser = argparse.ArgumentParser(
@@ -302,6 +307,10 @@ def _parser(name: str, description: str | None, needs: Sequence[str], trains: bo
         help="stop at a checkpoint after that time; the same command goes on from it",
     )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only; as TRIPLETKD_QUIET=1")
+    # Hydra's, taken for what is said of several values to be said.
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    if asks:
+        parser.add_argument("--ask", action="store_true", help="ask before days of work")
     if trains:
         parser.add_argument(
             "--only-seeds", type=_seeds, metavar="N,N", default=[], help="train these of the suite's seeds only"
@@ -318,6 +327,7 @@ def _options(arguments: argparse.Namespace, trains: bool) -> Options:
         overrides=arguments.overrides,
         deadline=None if minutes is None else time.monotonic() + 60 * minutes,
         quiet=arguments.quiet or bool(os.environ.get("TRIPLETKD_QUIET")),
+        ask=getattr(arguments, "ask", False),
     )
     if not trains:
         return options

@@ -1,27 +1,34 @@
-"""Say what a run will do and how long it will take here: a few batches of each run are timed on made-up images.
+"""Say what a run will do and how long it will take here: a few steps of each run are timed on made-up images.
 
-python -m stages.plan [suite=cifar10]
+    python -m stages.plan [suite=cifar10] [--ask]
+
+With --ask it ends with a question, and code 1 if the answer is no, where that time is days.
 """
 
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
+from torch import Tensor
 
 from stages._command import Stage, run
 from stages._setup import Setup, conditions, job_of_method, job_of_teacher, key_of, set_up
 from tripletkd import models
 from tripletkd.config.schema import ABLATED
 from tripletkd.data.dataset import DESCRIPTION, Dataset, Split
+from tripletkd.errors import UserError
 from tripletkd.training.compute import CORES
 from tripletkd.training.job import Job, build_trainer
-from tripletkd.training.loop import Monitoring, fit
 from tripletkd.training.trainer import Teacher
 
-BATCHES = 6
+BATCHES = 2  # of made-up images, stepped over again and again
+TIMED_S = 0.3  # for which steps are timed; one step at least
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
+DAYS_S = 48 * 3600.0  # from which on a duration is told in days
 KNOWN = {  # training and test images, their shape, classes of what will be fetched
     "digits": (898, 899, (8, 8, 1), 10),
     "CIFAR10": (50000, 10000, (32, 32, 3), 10),
@@ -57,27 +64,42 @@ def main(stage: Stage) -> None:
         f"{len(suites)} suite(s) of {stages} stages: fetch; train_teacher for {' and '.join(run.splits)}; distill and "
         f"evaluate {len(run.methods)} methods; {len(run.ablations)} ablation(s); tabulate"
     )
-    for name in suites:
-        print_plan(stage.of_suite(name))
+    total = sum(print_plan(stage.of_suite(name)) for name in suites)
+    if stage.options.ask and total >= DAYS_S:
+        ask(total)
 
 
-def print_plan(stage: Stage) -> None:
-    """Print a line a run of a suite, and their sum."""
+def ask(seconds: float) -> None:
+    """Ask whether to start work of days.
+
+    Raises:
+        UserError: the answer is no, or there is no terminal to ask at.
+    """
+    if not sys.stdin.isatty():
+        raise UserError(f"about {readable(seconds)} of work, and no terminal to ask at: YES=1 starts it without asking")
+    print(f"Start about {readable(seconds)} of work? [y/N]", end=" ", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was started")
+
+
+def print_plan(stage: Stage) -> float:
+    """Print a line a run of a suite, and their sum, which it returns in seconds; 0 where nobody knows it."""
     name, sizes = stage.suite.name, size_of_data(stage)
     if sizes is None:
         print(f"{name}: its images are not fetched yet, so nothing can be said of the time it needs")
-        return
+        return 0.0
     setup = set_up(stage, made_up(stage.suite.student.recipe.batch_size * BATCHES, sizes))
     teacher = Teacher(models.build(stage.suite.teacher.network, sizes.shape, sizes.classes, 1), setup.data)
-    print(f"{name} on {setup.compute.device}, from {BATCHES} batches of each run:")
+    print(f"{name} on {setup.compute.device}, from a few steps of each run:")
     total = 0.0
     for part in parts(stage, setup):
-        epoch = seconds_an_epoch(stage, setup, part.job, teacher) * sizes.train / len(setup.data.train)
+        epoch = seconds_an_epoch(stage, setup, part.job, teacher, sizes)
         needed = len(part.epochs) * OVERHEAD_S + sum(part.epochs) * epoch
         total += needed
         print(f"  {part.label:12} {sum(part.epochs)} epochs, {len(part.job.seeds)} seed(s): about {readable(needed)}")
     disk = disk_mib(sizes.train + sizes.test, sizes.shape)
     print(f"  together about {readable(total)}; the data takes {disk:.1f} MiB of disk")
+    return total
 
 
 def parts(stage: Stage, setup: Setup) -> Iterator[Part]:
@@ -123,22 +145,34 @@ def made_up(images: int, sizes: Sizes) -> Dataset:
     return Dataset(train, test, tuple(map(str, range(sizes.classes))))
 
 
-def seconds_an_epoch(stage: Stage, setup: Setup, job: Job, teacher: Teacher) -> float:
-    """Time an epoch over the made-up images, after a warm-up, evaluated as often as the suite says; not captured.
+def seconds_an_epoch(stage: Stage, setup: Setup, job: Job, teacher: Teacher, sizes: Sizes) -> float:
+    """Time steps and an evaluation on the made-up images, and compute from them an epoch over as many as `sizes` says.
 
-    A teacher whose logits are kept for all epochs is asked before. Seeds that are not fused go side by side on the
-    processors there are, so that one is timed on one thread.
+    Steps are not captured. A teacher whose logits are kept for all epochs is asked before. Seeds that are not fused go
+    side by side on the processors there are, a thread each, which is taken to be half as fast as all threads.
     """
-    compute, every = replace(setup.compute, cuda_graph=False), stage.suite.evaluate_every
+    compute = replace(setup.compute, cuda_graph=False)
     spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
-    seeds = job.seeds[:1] if spread else job.seeds
-    for epochs in (1, every):
-        shortened = replace(job, recipe=replace(job.recipe, epochs=epochs))
-        trainer = build_trainer(shortened, seeds, setup.data, compute, teacher)
-        started = time.perf_counter()
-        fit(trainer, Monitoring(evaluate_every=every, quiet=True))
-    epoch = (time.perf_counter() - started) / every
-    return epoch * len(job.seeds) if spread and CORES == 1 else epoch * (len(job.seeds) / CORES * 2 if spread else 1)
+    trainer = build_trainer(job, job.seeds[:1] if spread else job.seeds, setup.data, compute, teacher)
+    trainer.begin_epoch(1)
+    batches = cycle(trainer.plan(1).map(lambda t: t.to(compute.device)).batches(job.recipe.batch_size))
+    step = seconds_a_call(lambda: trainer.step(next(batches))["loss"])
+    image = seconds_a_call(lambda: trainer.predictions(setup.data.test)) / len(setup.data.test)
+    evaluation = image * (sizes.train + sizes.test)
+    epoch = step * -(-sizes.train // job.recipe.batch_size) + evaluation / stage.suite.evaluate_every
+    if not spread:
+        return epoch
+    return epoch * len(job.seeds) * (1 if CORES == 1 else 2 / CORES)
+
+
+def seconds_a_call(function: Callable[[], Tensor]) -> float:
+    """Time a function until what it returns is there, after a first call to warm up; the mean over its calls."""
+    function().cpu()
+    calls, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < TIMED_S or not calls:
+        function().cpu()
+        calls += 1
+    return seconds / calls
 
 
 def readable(seconds: float) -> str:
@@ -147,7 +181,7 @@ def readable(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+    return f"{seconds / 3600:.1f} hours" if seconds < DAYS_S else f"{seconds / 86400:.1f} days"
 
 
 def disk_mib(images: int, shape: tuple[int, int, int]) -> float:
@@ -156,4 +190,4 @@ def disk_mib(images: int, shape: tuple[int, int, int]) -> float:
 
 
 if __name__ == "__main__":
-    run(main, needs=(), logs=False)
+    run(main, needs=(), logs=False, asks=True)

@@ -1,5 +1,6 @@
 """The command line that all stages share: what it takes, what it says when something is wrong, and the plan."""
 
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,16 @@ def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["stage.py", "suite=digits", "--quiet", "split=validation"])
     run(main, needs=(), logs=False)
     assert seen == [(True, "digits", "validation")]
+
+
+def test_a_script_is_run_as_its_module_is() -> None:
+    asked = ["method=kd", "suite=nope"]
+    script, module = (
+        subprocess.run([sys.executable, *words, *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+        for words in (["stages/distill.py"], ["-m", "stages.distill"])
+    )
+    assert script.stderr.startswith("error: suite: 'nope' is not there; expected one of digits")
+    assert (script.returncode, script.stderr) == (module.returncode, module.stderr)
 
 
 def test_help_ends_with_an_example_that_works(
@@ -91,6 +102,51 @@ def test_the_plan_counts_the_epochs_that_will_run(
     assert expected["ablations"][0] > 4 * digits.student.recipe.epochs
     found = re.findall(r"^  (\w+) +(\d+) epochs, (\d+) seed\(s\): about ", capsys.readouterr().out, re.MULTILINE)
     assert {name: (int(epochs), int(seeds)) for name, epochs, seeds in found} == expected
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "y\n", None], ids=["end", "no", "yes", "nobody"])
+def test_days_of_work_are_asked_about(
+    answer: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a terminal; where there is none nobody can answer, and the way to start is named."""
+    here, there = os.openpty() if answer is not None else os.pipe()[::-1]
+    os.write(here, (answer or "\x04").encode())  # Ctrl-D
+    words = ["suite=digits", "suites.digits.recipe.epochs=99999999", "run.methods=[scratch]", "run.ablations=[]"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["plan.py", *words, "--ask"])
+    with os.fdopen(there) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        if answer == "y\n":
+            run(plan.main, needs=(), logs=False, asks=True)
+        else:
+            with pytest.raises(SystemExit) as ended:
+                run(plan.main, needs=(), logs=False, asks=True)
+            assert ended.value.code == 1
+    os.close(here)
+    printed = capsys.readouterr()
+    assert ("Start about" in printed.out) == (answer is not None)
+    refused = r"error: about [\d.]+ days of work, and no terminal to ask at: YES=1 starts it without asking\n"
+    assert re.fullmatch({None: refused, "y\n": ""}.get(answer, "error: nothing was started\n"), printed.err)
+
+
+def test_minutes_of_work_are_not_asked_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["plan.py", "suite=digits", "run.methods=[scratch]", "run.ablations=[]", "--ask"])
+    run(plan.main, needs=(), logs=False, asks=True)
+    assert "Start" not in capsys.readouterr().out
+
+
+def test_make_paper_asks_unless_told_not_to() -> None:
+    def commands(*words: str) -> str:
+        make = ["make", "--dry-run", "--old-file=.venv/.synced", "paper", *words]
+        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    plan, experiment, *_ = commands().splitlines()
+    assert plan.startswith("python -m stages.plan suite=cifar10") and plan.endswith("--ask")
+    assert experiment.startswith("dvc exp run")
+    assert "--ask" not in commands("YES=1")
 
 
 def test_a_commit_is_dirty_where_code_was_changed_and_only_there(

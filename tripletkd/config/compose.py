@@ -1,6 +1,7 @@
 """Read params.yaml and overrides with Hydra, and refuse what Hydra and DVC would read differently."""
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,16 @@ def _check_override(override: str, tree: dict[str, Any]) -> list[str]:
     parent, _, leaf = key.rpartition(".")
     if parent and not parsed.is_delete():
         try:
-            block = _find(parent, tree)
+            block = _find(parent, tree, key)
         except UserError:
             outside, recipe, _ = parent.partition(".recipe")
             if not recipe:
                 raise
-            _find(outside, tree)
+            _find(outside, tree, key)
             return [f"++{override}"]  # what a recipe leaves out stands in the suite's
         if isinstance(block, dict) and leaf not in block:
             return [f"++{override}"]
-    target, value = _find(key, tree), parsed.value()
+    target, value = _find(key, tree, key), parsed.value()
     if isinstance(target, dict) and isinstance(value, list):
         raise UserError(f"{key}: found a list, expected a block of parameters")
     if isinstance(target, list) and isinstance(value, dict):
@@ -123,8 +124,15 @@ def _parse(override: str, key: str) -> Any:
             "than ASCII letters in quotes"
         ) from None
     if sweep:
-        raise UserError(f"{key}: found several values, {override!r}; expected one: `dvc exp run --queue` tries several")
+        raise UserError(f"{key}: found several values, expected one; {_several(key, override)}")
     return parsed
+
+
+def _several(key: str, override: str) -> str:
+    """Say what to type for several values of a key, which Hydra would call a sweep."""
+    if key in SELECTION:
+        return f"`dvc repro` runs every {key} that params.yaml names in run.{key}s"
+    return f"`dvc exp run --queue -S '{override}'`, then `dvc queue start`, try each"
 
 
 def _check_reserved(key: str) -> None:
@@ -139,17 +147,31 @@ def _check_text(key: str, text: str) -> None:
         raise UserError(f"{key}: found {text!r}, expected the value itself: DVC and Hydra read a reference differently")
 
 
-def _find(key: str, tree: Any) -> Any:
-    """Return what stands at a key such as claims.0.over."""
-    parts = key.split(".")
+def _find(key: str, root: dict[str, Any], asked: str) -> Any:
+    """Return what stands at a key such as claims.0.over; `asked` is the whole key, of which it may be the beginning."""
+    parts, tree = key.split("."), root
     for i, part in enumerate(parts):
         known = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
         index: Any = int(part) if isinstance(tree, list) and part.isdecimal() else part
         if index not in known:
             names = ", ".join(map(str, known)) or "none: it is a single value"
-            raise UserError(f"{'.'.join(parts[: i + 1])}: unknown key; expected one of {names}")
+            raise UserError(f"{'.'.join(parts[: i + 1])}: unknown key; expected one of {names}{_near(asked, root)}")
         tree = known[index]
     return tree
+
+
+def _near(asked: str, tree: dict[str, Any]) -> str:
+    """Return a question after the keys that end as the one that was asked for, or are written much like it."""
+    keys = list(_keys(tree))
+    near = [key for key in keys if key.endswith(f".{asked}")][:3] or get_close_matches(asked, keys, n=1, cutoff=0.8)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _keys(tree: dict[str, Any], inside: str = "") -> Iterable[str]:
+    for name, value in tree.items():
+        yield f"{inside}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{inside}{name}.")
 
 
 def _compose(folder: Path, overrides: list[str]) -> dict[str, Any]:
