@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro resnets paper cluster export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
+.PHONY: help env repro resnets paper cluster export verify pull push release test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,9 @@ pull: env ## the runs of SUITE that others trained, from DVC's remote
 
 push: env ## the runs of SUITE to DVC's remote
 	python -m stages.share push $(SUITE)
+
+release: env ## weights, model cards, tables and hashes of SUITE as one archive in dist/, of the commit
+	python -m stages.release $(SUITE)
 
 test: env ## all tests but those marked slow, network or smoke, on all processors
 	pytest --numprocesses auto --dist loadfile
