@@ -62,11 +62,12 @@ def _prepare(clone: Path, suite: str) -> None:
     methods, ablations = made["run.methods"], made["run.ablations"]
     params["run"] |= {"suites": [suite], "methods": methods, "ablations": ablations, "splits": splits, "export": []}
     _write_yaml(clone / "params.yaml", params)
-    printed = _output(clone, sys.executable, "-m", "dvc", "repro", "--allow-missing", "--dry")
-    if due := re.findall(r"^Running stage '(.+)':", printed, re.MULTILINE):
+    would = _run(clone, sys.executable, "-m", "dvc", "repro", "--allow-missing", "--dry")
+    due = re.findall(r"^Running stage '(.+)':", would.stdout, re.MULTILINE)
+    if due or would.returncode:  # where images are made again, the rest cannot be judged without them
         raise UserError(
-            f"dvc.lock: `dvc repro` would run {', '.join(due)}; expected results of the code, the parameters and the "
-            "weights of this commit: run it, `make push`, and commit"
+            f"dvc.lock: `dvc repro` would run {', '.join(due) or would.stderr.strip()}; expected results of the code, "
+            "the parameters and the weights of this commit: run it, `make push`, and commit"
         )
     for method in ("teacher", *methods):
         _output(clone, sys.executable, "-m", "stages.export", f"suite={suite}", f"method={method}")
@@ -103,17 +104,22 @@ def _write_yaml(path: Path, value: object) -> None:
 
 
 def _output(folder: Path, *words: str) -> str:
-    """Run a program in a folder, without MLflow, and return what it prints.
+    """Run a program in a folder, and return what it prints.
 
     Raises:
         UserError: If it fails; with what it said.
     """
-    variables = os.environ | {"MLFLOW_TRACKING_URI": "nowhere://"}
-    # Programs on the PATH, with names of suites and methods that params.yaml has.
-    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)  # nosec B603  # noqa: S603
+    done = _run(folder, *words)
     if done.returncode:
         raise UserError((done.stderr or done.stdout).strip().removeprefix("error: "))
     return done.stdout
+
+
+def _run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program in a folder, without MLflow."""
+    variables = os.environ | {"MLFLOW_TRACKING_URI": "nowhere://"}
+    # Programs on the PATH, with names of suites and methods that params.yaml has.
+    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)  # nosec B603  # noqa: S603
 
 
 if __name__ == "__main__":

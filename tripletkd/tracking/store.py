@@ -295,8 +295,8 @@ def log_tags(log: Mapping[str, object]) -> dict[str, str]:
 def _repository() -> str | None:
     """Return the address of the checkout's origin, without the name and the password in it; None without one."""
     with suppress(OSError):
-        git = ["git", "remote", "get-url", "origin"]  # the one on the PATH
-        origin = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # nosec B603  # noqa: S603
+        words = ["git", "remote", "get-url", "origin"]  # git is the one on the PATH
+        origin = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()  # nosec B603  # noqa: S603
         return re.sub(r"(?<=://)[^/]*@", "", origin) or None
     return None
 
