@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export TRIPLETKD_QUIET := $(QUIET)
 
-.PHONY: help env repro experiments resnets paper cluster export verify pull push test smoke slow reliability lint audit ui relog bench pictures restore clean
+.PHONY: help env repro experiments resnets paper cluster export verify pull push release test smoke slow reliability lint audit ui relog bench pictures restore clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +23,7 @@ env: .venv/.synced ## the environment, from uv.lock
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
 	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
 	dvc repro $(if $(QUIET),--quiet)
+	@dvc stage list --name-only | sed -n 's|^tabulate@|results/|p' | xargs python -m tripletkd.tracking.mlflow
 	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
 
 experiments: env ## experiments side by side: their metrics, and what of params.yaml differs between them
@@ -52,6 +53,9 @@ pull: env ## the runs of SUITE that others trained, from DVC's remote
 
 push: env ## the runs of SUITE to DVC's remote
 	python -m stages.share push $(SUITE)
+
+release: env ## weights, model cards, tables and hashes of SUITE as one archive in dist/, of the commit
+	python -m stages.release $(SUITE)
 
 test: env ## all tests but those marked slow, network or smoke, on all processors
 	pytest --numprocesses auto --dist loadfile

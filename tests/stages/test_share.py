@@ -1,5 +1,9 @@
-"""Runs are pushed to a remote and pulled into a fresh clone: from a folder, a web server, S3. Nobody trains twice."""
+"""Runs are pushed to a remote and pulled into a fresh clone: from a folder, a web server, S3. Nobody trains twice.
 
+A release is packed from such a clone.
+"""
+
+import hashlib
 import json
 import shutil
 import threading
@@ -14,6 +18,7 @@ from shrunk import ENVIRONMENT, GIT, change, clone, command, stages_run
 pytestmark = pytest.mark.smoke
 
 SHARE = ("python", "-m", "stages.share")
+RELEASE = ("python", "-m", "stages.release", "digits")
 
 
 def runs(folder: Path) -> dict[str, bytes]:
@@ -148,3 +153,48 @@ def test_a_remote_that_has_lost_a_file_gives_nothing_half(origin: Path, fresh: P
     assert not any("triplet" in name for name in there)
     for run in {name.split("/seed-")[0] for name in there}:
         assert {k: v for k, v in there.items() if run in k} == {k: v for k, v in expected.items() if run in k}
+
+
+def test_a_release_is_what_the_commit_holds_and_the_same_bytes_twice(fresh: Path, origin: Path, tmp_path: Path) -> None:
+    printed = command(fresh, *RELEASE)
+    [archive] = (fresh / "dist").iterdir()
+    packed = archive.read_bytes()
+    assert f"sha256 {hashlib.sha256(packed).hexdigest()}" in printed
+    command(fresh, *RELEASE)
+    assert archive.read_bytes() == packed
+    command(tmp_path, "tar", "xf", str(archive))
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    command(unpacked, "sha256sum", "--check", "--strict", "SHA256SUMS")
+    assert runs(unpacked) == runs(origin)
+    files = {str(path.relative_to(unpacked)): path for path in unpacked.rglob("*") if path.is_file()}
+    assert len((unpacked / "SHA256SUMS").read_text().splitlines()) == len(files) - 1
+    in_git = [name for name in command(fresh, "git", "ls-files", "results").splitlines() if "/digits/" in name]
+    assert in_git and all(files[name].read_bytes() == (origin / name).read_bytes() for name in in_git)
+    assert files["params.yaml"].read_bytes() == (origin / "params.yaml").read_bytes()
+    assert {name for name in files if "MODEL_CARD" in name} == {
+        f"exports/digits/{name}/MODEL_CARD.md" for name in ("teacher", "scratch", "triplet")
+    }
+    assert files["COMMIT"].read_text() == command(fresh, "git", "rev-parse", "HEAD")
+    assert command(fresh, "git", "status", "--porcelain") == ""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("commit", [False, True])
+def test_what_the_commit_does_not_stand_for_is_not_released(commit: bool, fresh: Path) -> None:
+    table = fresh / "results/digits/table.md"
+    table.write_text(table.read_text().replace("triplet", "better"))
+    expected = "results/digits/table.md: not committed; "
+    if commit:
+        command(fresh, *GIT, "commit", "-qam", "edited by hand")
+        expected = "dvc.lock: `dvc repro` would run tabulate@digits; expected results of the code"
+    assert f"error: {expected}" in command(fresh, *RELEASE, check=False)
+    assert not (fresh / "dist").exists()
+
+
+@pytest.mark.fault
+def test_a_release_without_its_weights_says_what_is_missing(fresh: Path) -> None:
+    shutil.rmtree(fresh / "store/files")
+    command(fresh, *GIT, "commit", "-qam", "no weights")
+    printed = command(fresh, *RELEASE, check=False)
+    assert printed.startswith("error: digits: could not pull (") or "could not be copied" in printed
+    assert not (fresh / "dist").exists()

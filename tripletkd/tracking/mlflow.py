@@ -122,30 +122,26 @@ def log_run(root: Path, folder: Path) -> bool:
 def _log_job(store: Store, identity: str, seeds: Sequence[SeedRun]) -> bool:
     """Add what the store lacks of a job's seeds; returns whether it lacked anything."""
     state = fingerprint(sorted(sha256(seed.folder / RECORD) for seed in seeds))
-    found: list[Run] = store.client.search_runs([store.experiment], f"tags.`{JOB_TAG}` = '{identity}'")
-    if found:
-        parent = found[0].info.run_id
-        missing = [seed for seed in seeds if not store.find(seed.mirror(parent))]
-        summarised = found[0].data.tags[RECORD_TAG] == state and found[0].info.status == "FINISHED"
-        if summarised and not missing:
-            return False
-    else:
-        parent, missing = _create_parent(store, identity, seeds[0]), list(seeds)
+    parent = store.unite(JOB_TAG, identity) or _create_parent(store, identity, seeds[0])
+    missing = [seed for seed in seeds if not store.find(seed.mirror(parent.info.run_id))]
+    if not missing and parent.data.tags[RECORD_TAG] == state and parent.info.status == "FINISHED":
+        return False
     for seed in missing:
-        _log_seed(store, seed, parent)
-    _summarise(store, parent, seeds, state)
+        _log_seed(store, seed, parent.info.run_id)
+    parent = store.unite(JOB_TAG, identity) or parent  # another machine may have created one too
+    _summarise(store, parent.info.run_id, seeds, state)
     return True
 
 
-def _create_parent(store: Store, identity: str, first: SeedRun) -> str:
-    """Create a job's parent run, without what its seeds decide, and return its id."""
+def _create_parent(store: Store, identity: str, first: SeedRun) -> Run:
+    """Create a job's parent run, without what its seeds decide, and return it."""
     begin, _ = first.mirror("").span
     tags = _job_tags(first.record) | {JOB_TAG: identity, RECORD_TAG: ""}
     name = run_name(first.record, first.log)
-    run_id = store.client.create_run(store.experiment, begin, tags, name).info.run_id
-    store.log(run_id, first.record.params, {})
-    store.log_images(run_id, first.record.suite, first.record.data_sha256)
-    return str(run_id)
+    run = store.client.create_run(store.experiment, begin, tags, name)
+    store.log(run.info.run_id, first.record.params, {})
+    store.log_images(run.info.run_id, first.record.suite, first.record.data_sha256)
+    return run
 
 
 def _log_seed(store: Store, seed: SeedRun, parent: str) -> None:
@@ -166,11 +162,7 @@ def _summarise(store: Store, parent: str, seeds: Sequence[SeedRun], state: str) 
     failed = {f"failed.seed-{seed.record.seed}": seed.record.failed for seed in seeds if seed.record.failed}
     means = _means(seeds)
     tags = _common([seed.tags for seed in seeds]) | failed | {"seeds": names, NOTE_TAG: _note(seeds, means)}
-    for key in store.client.get_run(parent).data.tags:
-        if key.startswith(OF_SEEDS) and key not in tags:
-            store.client.delete_tag(parent, key)
-    for key, value in tags.items():
-        store.client.set_tag(parent, key, value)
+    store.retag(parent, tags, OF_SEEDS)
     store.log(parent, {}, means)
     ends = [end for _, end in (seed.mirror(parent).span for seed in seeds) if end]
     store.client.set_tag(parent, RECORD_TAG, state)  # last: a process killed before it leaves work for the next call
@@ -286,6 +278,7 @@ def log_export(root: Path, folder: Path) -> bool:
             return False
         with store.adding(run) as run_id:
             store.log(run_id, params, {key: value for key, value in figures.items() if key not in params})
+            store.log_images(run_id, exported["suite"], exported["data_sha256"])
             for file in ("MODEL_CARD.md", "export.json"):
                 store.client.log_artifact(run_id, str(folder / file))
             _log_model(store, run_id, folder, exported)

@@ -9,10 +9,11 @@ import getpass
 import os
 import re
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
 RECORD_TAG = "tripletkd.record"  # which record, file or state of a folder a run mirrors
 NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
+PARENT_TAG = "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # an experiment's tag: its pages are those of training
 STARTED_TAG = "log.started"
-METRICS_A_CALL = 1000  # the store's limit
+METRICS_A_CALL, TAGS_A_CALL = 1000, 100  # the store's limits
 DIGEST = 36  # likewise, of the characters of a data set's hash
 SECONDS_TO_WAIT = 600  # for other processes that log to the same store
 
@@ -81,8 +84,8 @@ class Address:
     def lock(self) -> Path:
         """The file that a process locks while it logs: beside the database, where all who log to it find it.
 
-        For a server it keeps apart the processes of one user on one machine; across machines there is only the search
-        before a run is created.
+        For a server it keeps apart the processes of one user on one machine. Of what others log at the same time the
+        store keeps one; see Store.adding.
         """
         if self.database:
             return self.database.with_name(f".{self.database.name}.lock")
@@ -130,34 +133,96 @@ class Store:
 
         The same record made twice is two runs, told apart by the time of their start where both sides know it.
         """
-        query = f"tags.`{RECORD_TAG}` = '{run.identity}'"
-        if run.parent:
-            query += f" and tags.`mlflow.parentRunId` = '{run.parent}'"
-        whole = None
-        for found in self.client.search_runs([self.experiment], query):
-            times = {run.log.get("started"), found.data.tags.get(STARTED_TAG)} - {None}
-            if len(times) > 1:
-                continue
-            if found.info.status == run.status:
-                whole = found
-            else:
-                self.client.delete_run(found.info.run_id)
-        return whole
+        alike = self._alike(run)
+        whole = [found for found in alike if found.info.status == run.status]
+        for found in alike:
+            if found not in whole:
+                self._delete(found)
+        return whole[0] if whole else None
 
     @contextmanager
     def adding(self, run: NewRun) -> Iterator[str]:
-        """Create a run for the block to fill, and end it; gives its id."""
+        """Create a run for the block to fill, and end it; gives its id.
+
+        No server can be asked to create a run only if it is not there. So others may add the same at the same time from
+        other machines: whoever ends last sees all, and of those that are whole the one with the first id stays. A run
+        that another process has taken for a dead one's, and deleted to log it itself, is left to that process.
+        """
+        from mlflow.exceptions import MlflowException
+
         begin, end = run.span
         tags = {**run.tags, **log_tags(run.log), RECORD_TAG: run.identity}
         if run.parent:
-            tags["mlflow.parentRunId"] = run.parent
+            tags[PARENT_TAG] = run.parent
         run_id = self.client.create_run(self.experiment, begin, tags, run.name).info.run_id
-        yield run_id
-        self.client.set_terminated(run_id, run.status, end)
+        try:
+            yield run_id
+            self.client.set_terminated(run_id, run.status, end)
+        except MlflowException:
+            own = self.client.get_run(run_id)
+            if own.info.lifecycle_stage == "active":
+                raise
+            self._delete(own)  # the models that it has got since
+        for other in [found for found in self._alike(run) if found.info.status == run.status][1:]:
+            self._delete(other)
+
+    def unite(self, tag: str, value: str) -> Run | None:
+        """Return the parent run that has the tag, with all seeds of others that have it; None where there is none.
+
+        Machines that log a job at the same time may each have created a parent. The one with the first id stays; one
+        that is deleted already may have got a seed since.
+        """
+        from mlflow.entities import ViewType
+        from mlflow.exceptions import MlflowException
+
+        parents = self._search(f"tags.`{tag}` = '{value}'", ViewType.ALL)
+        first = next((parent for parent in parents if parent.info.lifecycle_stage == "active"), None)
+        if first is None:
+            return None
+        for other in [parent for parent in parents if parent is not first]:
+            for child in self._search(f"tags.`{PARENT_TAG}` = '{other.info.run_id}'"):
+                with suppress(MlflowException):  # another machine was faster, and has deleted it as one of two
+                    self.client.set_tag(child.info.run_id, PARENT_TAG, first.info.run_id)
+            self._delete(other)
+        return first
+
+    def _alike(self, run: NewRun) -> list[Run]:
+        """List what mirrors the same, whole or not, by id."""
+        found, started = self._search(f"tags.`{RECORD_TAG}` = '{run.identity}'"), run.log.get("started")
+        return [each for each in found if len({started, each.data.tags.get(STARTED_TAG)} - {None}) <= 1]
+
+    def _search(self, query: str, *view: int) -> list[Run]:
+        """List the experiment's runs that a query finds, by id."""
+        return sorted(self.client.search_runs([self.experiment], query, *view), key=lambda run: run.info.run_id)
+
+    def _delete(self, run: Run) -> None:
+        """Delete a run and the models that were logged in it, as far as another machine has not done it."""
+        from mlflow.exceptions import MlflowException
+
+        self.client.delete_run(run.info.run_id)
+        for model in run.outputs.model_outputs if run.outputs else ():
+            with suppress(MlflowException):
+                self.client.delete_logged_model(model.model_id)
 
     def log(self, run_id: str, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Log parameters, nested blocks under dotted names, and metrics without epochs."""
         self.client.log_batch(run_id, metrics=as_metrics(metrics), params=_as_params(params))
+
+    def retag(self, run_id: str, tags: Mapping[str, str], prefixes: tuple[str, ...]) -> None:
+        """Set a run's tags, and delete those others that begin in one of these ways.
+
+        Tags that travel together are set again by the server if another machine sets them at that moment.
+        """
+        from mlflow.entities import RunTag
+        from mlflow.exceptions import MlflowException
+
+        for key in self.client.get_run(run_id).data.tags:
+            if key.startswith(prefixes) and key not in tags:
+                with suppress(MlflowException):  # another machine was faster
+                    self.client.delete_tag(run_id, key)
+        new = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(new), TAGS_A_CALL):
+            self.client.log_batch(run_id, tags=new[start : start + TAGS_A_CALL])
 
     def log_images(self, run_id: str, suite: str, sha256: str) -> None:
         """Name a suite's images as what a run was trained on, in MLflow's own column."""
@@ -210,7 +275,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location=artifacts and (artifacts / name).as_uri()))
+        return str(client.create_experiment(name, artifacts and (artifacts / name).as_uri(), KIND))
     except MlflowException:
         if found := client.get_experiment_by_name(name):  # a process on another machine was faster
             return str(found.experiment_id)
@@ -218,9 +283,22 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
 
 
 def log_tags(log: Mapping[str, object]) -> dict[str, str]:
-    """Return a log's entries as tags, the commit also under the name for which MLflow has a column."""
+    """Return a log's entries as tags; the commit also where MLflow looks for it, with the repository that has it."""
     tags = {f"log.{key}": str(value) for key, value in log.items() if value is not None}
-    return tags | ({"mlflow.source.git.commit": tags["log.commit"]} if "log.commit" in tags else {})
+    if "log.commit" in tags:
+        tags["mlflow.source.git.commit"] = tags["log.commit"]
+        if repository := _repository():
+            tags["mlflow.source.git.repoURL"] = repository
+    return tags
+
+
+def _repository() -> str | None:
+    """Return the address of the checkout's origin, without the name and the password in it; None without one."""
+    with suppress(OSError):
+        words = ["git", "remote", "get-url", "origin"]  # git is the one on the PATH
+        origin = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()  # nosec B603  # noqa: S603
+        return re.sub(r"(?<=://)[^/]*@", "", origin) or None
+    return None
 
 
 def as_metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
