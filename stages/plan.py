@@ -155,7 +155,7 @@ def seconds_an_epoch(stage: Stage, setup: Setup, job: Job, teacher: Teacher, siz
     spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
     trainer = build_trainer(job, job.seeds[:1] if spread else job.seeds, setup.data, compute, teacher)
     trainer.begin_epoch(1)
-    batches = cycle(trainer.plan(1).map(lambda t: t.to(compute.device)).batches(job.recipe.batch_size))
+    batches = cycle(setup.data.train.batches(trainer.plan(1), job.recipe.batch_size))
     step = seconds_a_call(lambda: trainer.step(next(batches))["loss"])
     image = seconds_a_call(lambda: trainer.predictions(setup.data.test)) / len(setup.data.test)
     evaluation = image * (sizes.train + sizes.test)
