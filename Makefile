@@ -81,10 +81,11 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	git clean --quiet --force -d results
 	dvc checkout --allow-missing
 
-ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_URI is a server's
+ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_URI is a server's; names those to open
 	@uri=$$(python -m tripletkd.tracking.store); case $$uri in \
-		http*) echo "$$uri is a server: open it in a browser" ;; \
-		*) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" ;; \
+		http*) python -m tripletkd.tracking.store "$$uri" ;; \
+		*) python -m tripletkd.tracking.store http://127.0.0.1:5000; \
+			MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" ;; \
 	esac
 
 relog: env ## log every run record, export and table that MLflow does not have yet

@@ -15,7 +15,6 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-RUNS = "http://127.0.0.1:{port}/#/experiments/1/runs?searchFilter=tags.split%3D%27test%27"
 SIDE_PANEL = 390  # of MLflow, which has nothing to do with the runs
 
 
@@ -58,7 +57,9 @@ def main() -> None:
         words = [sys.executable, "-m", "tripletkd.tracking.mlflow", "runs/digits", "results/digits"]
         subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
         with served(store) as port:
-            photograph(browser, RUNS.format(port=port), HERE / "mlflow.png", 1500, 900)
+            words = [sys.executable, "-m", "tripletkd.tracking.store", f"http://127.0.0.1:{port}"]
+            page = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout.split()[-1]
+            photograph(browser, page, HERE / "mlflow.png", 1500, 700)
         with Image.open(HERE / "mlflow.png") as picture:
             picture.crop((0, 0, picture.width - SIDE_PANEL, picture.height)).save(HERE / "mlflow.png")
 

@@ -18,7 +18,7 @@ from tripletkd.files import write_json, write_text
 from tripletkd.provenance import sha256
 from tripletkd.tracking import mlflow as mirror
 from tripletkd.tracking.logger import Logger
-from tripletkd.tracking.store import Address, as_metrics, open_store
+from tripletkd.tracking.store import Address, as_metrics, open_store, pages
 from tripletkd.training.run_record import write_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's, about itself, on import
@@ -230,6 +230,17 @@ def test_an_experiment_leaves_the_description_of_what_was_committed(tmp_path: Pa
     mirror.log_results(tmp_path, write_table(tmp_path, 91.0, "**kd** loses.", LOG | {"experiment": "wide"}))
     assert {"digits/tabulate", "digits/tabulate [wide]"} <= runs(tmp_path).keys()
     assert client(tmp_path).get_experiment_by_name("digits").tags["mlflow.note.content"] == "**kd** wins.\n\nSmall."
+
+
+def test_the_page_of_the_accuracies_is_named(tmp_path: Path, run: Path) -> None:
+    mirror.log_run(tmp_path, run)
+    experiment = client(tmp_path).get_experiment_by_name("digits")
+    [page] = [page for page in pages(tmp_path, "http://host") if page.startswith("digits: ")]
+    place = f"http://host/#/experiments/{experiment.experiment_id}/runs"
+    assert page == f"digits: {place}?viewStateShareKey=accuracy&workflowType=machine_learning"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.accuracy"])
+    found = client(tmp_path).search_runs([experiment.experiment_id], view["searchFilter"])
+    assert [each.info.run_name for each in found] == ["digits/triplet"]  # a row a method, none a seed
 
 
 def write_table(folder: Path, accuracy: float, sentence: str, log: dict[str, Any]) -> Path:

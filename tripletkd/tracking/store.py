@@ -1,15 +1,17 @@
 """The MLflow store: where it is, how it is opened, and how a run that it lacks is added to it once.
 
-`python -m tripletkd.tracking.store` prints its address.
+`python -m tripletkd.tracking.store` prints its address, with a server's address the pages that are worth opening there.
 """
 
 from __future__ import annotations  # MLflow is imported where it is used: that takes seconds
 
 import getpass
+import json
 import os
 import re
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +32,18 @@ if TYPE_CHECKING:
 RECORD_TAG = "tripletkd.record"  # which record, file or state of a folder a run mirrors
 NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
 PARENT_TAG = "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # an experiment's tag: its pages are those of training
+VIEW = "accuracy"  # a view of an experiment's runs that its pages offer: a row a method, by accuracy
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # its pages are those of training
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "searchFilter": "tags.split = 'test' and tags.seeds LIKE '%'",  # a method's run names its seeds
+            "orderByKey": "metrics.`test_accuracy`",
+            "orderByAsc": False,
+            "selectedColumns": ["metrics.`test_accuracy`", "metrics.`train_accuracy`", "tags.`seeds`"],
+        }
+    ),
+}
 STARTED_TAG = "log.started"
 METRICS_A_CALL, TAGS_A_CALL = 1000, 100  # the store's limits
 DIGEST = 36  # likewise, of the characters of a data set's hash
@@ -275,7 +288,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifacts and (artifacts / name).as_uri(), KIND))
+        return str(client.create_experiment(name, artifacts and (artifacts / name).as_uri(), EXPERIMENT_TAGS))
     except MlflowException:
         if found := client.get_experiment_by_name(name):  # a process on another machine was faster
             return str(found.experiment_id)
@@ -324,5 +337,20 @@ def _as_params(params: Mapping[str, object]) -> list[Param]:
     return [Param(name, text) for name, text in flat(params)]
 
 
+def pages(root: Path, server: str) -> Iterator[str]:
+    """Name the page of every suite's accuracies on a server that shows the store: MLflow's own first page has none."""
+    prepare()
+    from mlflow import MlflowClient
+
+    for experiment in MlflowClient(tracking_uri=Address.find(root).uri).search_experiments():
+        if experiment.name != "Default":
+            place = f"{server}/#/experiments/{experiment.experiment_id}/runs"
+            yield f"{experiment.name}: {place}?viewStateShareKey={VIEW}&workflowType=machine_learning"
+
+
 if __name__ == "__main__":
-    print(Address.find(Path(os.environ.get("DVC_ROOT") or ".")).uri)
+    root = Path(os.environ.get("DVC_ROOT") or ".")
+    if sys.argv[1:]:
+        print("\n".join(pages(root, sys.argv[1])) or "nothing is logged yet: make repro, or make relog")
+    else:
+        print(Address.find(root).uri)
