@@ -13,7 +13,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from shrunk import ENVIRONMENT, GIT, change, clone, command, stages_run
 
 pytestmark = pytest.mark.smoke
@@ -61,13 +60,6 @@ def check(fresh: Path, origin: Path) -> None:
     assert printed.count(": logged") == 6
     status = command(fresh, "git", "status", "--porcelain")
     assert status == ""
-
-
-def test_a_clone_pulls_all_that_its_lock_names(tmp_path: Path) -> None:
-    """The digits' images too, whose file stands in store/ because `dvc pull` ends with an error where one lacks."""
-    command(tmp_path, "git", "clone", "-q", str(ROOT), "clone")
-    command(tmp_path / "clone", "dvc", "pull")
-    assert (tmp_path / "clone/data/digits/images.safetensors").exists()
 
 
 def test_a_clone_has_the_runs_of_the_repository_itself(origin: Path, fresh: Path) -> None:
