@@ -54,5 +54,6 @@ def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None
         elif relation == "under":
             key = place.removesuffix(" in params.yaml")
             params = folder / "params.yaml"
-            assert params.read_text().count(f"\n{key}\n") == 1
-            params.write_text(params.read_text().replace(f"\n{key}\n", f"\n{key}\n{content}", 1))
+            found = re.findall(rf"^{key}(?: #.*)?\n", params.read_text(), re.MULTILINE)
+            assert len(found) == 1
+            params.write_text(params.read_text().replace(found[0], found[0] + content, 1))
