@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tripletkd.errors import UserError
 from tripletkd.files import write_json
@@ -198,6 +197,8 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | 
 
 def _write(dataset: Dataset, path: Path, title: str) -> None:
     """Write a safetensors file to the byte as the library would, which needs all images in memory."""
+    from tqdm import tqdm
+
     splits = {"test": dataset.test, "train": dataset.train}  # the library sorts by width, then by name
     header, end = {}, 0
     for kind, dtype in (("labels", "I64"), ("images", "U8")):
