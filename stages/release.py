@@ -57,6 +57,8 @@ def _prepare(clone: Path, suite: str) -> None:
     """
     print(_output(clone, sys.executable, "-m", "stages.share", "pull", suite), end="", flush=True)
     stages, params = read_yaml(clone / "dvc.lock")["stages"], read_yaml(clone / "params.yaml")
+    if f"tabulate@{suite}" not in stages:
+        raise UserError(f"dvc.lock: no table of {suite!r}; expected a suite that `dvc repro` has made")
     made = stages[f"tabulate@{suite}"]["params"]["params.yaml"]
     splits = [stage.rpartition("-")[2] for stage in stages if stage.startswith(f"train_teacher@{suite}-")]
     methods, ablations = made["run.methods"], made["run.ablations"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,31 @@ def test_two_processes_that_log_one_record_to_a_new_store_leave_one_run(
     answers = [process.communicate() for process in processes]
     assert sorted(out for out, _ in answers) == [f"{TRIPLET}: already there\n", f"{TRIPLET}: logged\n"], answers
     assert statuses(tmp_path) == ALL
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("moment", ["_create_parent", "_log_seed", "as_metrics", "_summarise"])
+def test_another_machine_logs_the_same_at_any_moment(
+    moment: str, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins and ends just before this one goes on; the two share no lock."""
+    locks = (tmp_path / f"lock-{number}" for number in count())
+    monkeypatch.setattr(Address, "lock", property(lambda _: next(locks)))
+    original = getattr(mirror, moment)
+
+    def overtaken(*words: Any) -> Any:
+        monkeypatch.setattr(mirror, moment, original)
+        assert mirror.log_run(tmp_path, run)
+        return original(*words)
+
+    monkeypatch.setattr(mirror, moment, overtaken)
+    assert mirror.log_run(tmp_path, run) and not mirror.log_run(tmp_path, run)
+    assert statuses(tmp_path) == ALL
+    parent = runs(tmp_path)["digits/triplet"]
+    for seed in ("1", "2"):
+        child = runs(tmp_path)[f"digits/triplet/seed-{seed}"]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["test_accuracy"] == pytest.approx(0.915)
 
 
 @pytest.mark.fault
