@@ -62,6 +62,13 @@ def test_the_first_numbers_are_the_tables(begin: str, source: str) -> None:
     assert [cell.split(",")[0] for cell in shown] == expected
 
 
+def test_the_cpu_build_has_the_locked_versions() -> None:
+    lock = (ROOT / "uv.lock").read_text()
+    named = re.findall(r"\b(torch\w*)==([\d.]+\d)", README)
+    assert [name for name, _ in named] == ["torch", "torchvision"]
+    assert all(f'name = "{name}"\nversion = "{version}"\n' in lock for name, version in named)
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)`", README))))
 def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -283,3 +283,23 @@ def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:
     assert {run.data.params["method.temperature"] for run in runs} == {"8.0"}
     assert len(runs) == 3
     assert "wide" in command(project, "dvc", "exp", "show", "--csv")
+
+
+def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: Path) -> None:
+    for place in (".venv/.synced", ".uv/bin/uv"):  # make finds its environment built; the programs are on the PATH
+        (project / place).parent.mkdir(parents=True)
+        (project / place).touch()
+    change(project, "run", "methods", value=["scratch", "kd"])
+    command(project, "dvc", "repro")
+    command(project, "git", "add", "-A")
+    command(project, *GIT, "commit", "-q", "--allow-empty", "-m", "a baseline")
+    command(project, "dvc", "exp", "run", "-n", "narrow", "-S", "methods.kd.kl=20")
+    lines = command(project, "make", "experiments", COLUMNS="100").splitlines()
+    assert lines[1].split() == ["Experiment", "Created", "kd", "methods.kd.kl"]
+    assert [line.split()[-1] for line in lines if "narrow" in line] == ["20"]
+    assert max(map(len, lines)) <= 100
+    command(project, "dvc", "plots", "diff", "HEAD")
+    page = (project / "dvc_plots/index.html").read_text()
+    assert page.count('src="static/') >= 10 and "http" not in page
+    assert "dvc_plots" not in command(project, "git", "status", "--porcelain", "--untracked-files=all")
+    assert command(project, "make", "repro").splitlines()[-1] == "the report: results/digits/report.html"
