@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, stages_run
 
 from stages._command import EX_TEMPFAIL
@@ -283,6 +284,14 @@ def test_temporary_experiments_log_to_the_main_store(project: Path) -> None:
     assert {run.data.params["method.temperature"] for run in runs} == {"8.0"}
     assert len(runs) == 3
     assert "wide" in command(project, "dvc", "exp", "show", "--csv")
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"), [("run.methods=scratch", "'Value' object is not iterable"), ("method.kd.kl=1", "not in struct")]
+)
+def test_what_dvc_answers_to_a_habit_stands_in_the_guide(project: Path, word: str, answer: str) -> None:
+    assert answer in command(project, "dvc", "exp", "run", "-S", word, check=False)
+    assert answer in (ROOT / "docs/working.md").read_text()
 
 
 def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: Path) -> None:
