@@ -140,7 +140,7 @@ def test_minutes_of_work_are_not_asked_about(
 
 def test_make_paper_asks_unless_told_not_to() -> None:
     def commands(*words: str) -> str:
-        make = ["make", "--dry-run", "--old-file=.venv/.synced", "paper", *words]
+        make = ["make", "--dry-run", "--no-print-directory", "--old-file=.venv/.synced", "paper", *words]
         return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     plan, experiment, *_ = commands().splitlines()

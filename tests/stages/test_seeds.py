@@ -168,10 +168,10 @@ def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) 
 def test_a_seeds_process_that_found_other_parameters_is_noticed(project: Path) -> None:
     """They are put back before the stage that started it ends."""
     patch = (
-        "import pathlib, re; import stages._training as t; real = t._start_worker\n"
+        "import pathlib; import stages._training as t; real = t._start_worker\n"
         "path = pathlib.Path('params.yaml'); text = path.read_text()\n"
         "def edited(*words):\n"
-        "    path.write_text(re.sub('margin: [0-9]+, stand', 'margin: 30, stand', text))\n"
+        "    path.write_text(text.replace('    margin: ', '    margin: 3'))\n"
         "    process = real(*words); process.wait(); path.write_text(text); return process\n"
         "t._start_worker = edited\n"
     )
