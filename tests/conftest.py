@@ -24,6 +24,12 @@ GOLDEN = [
 ]
 
 
+def committed(name: str) -> str:
+    """The text of a file in HEAD: in the working tree an experiment may be applied."""
+    words = ["git", "show", f"HEAD:{name}"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def unit_hash(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
     """Numbers in [-1, 1) by the formula in golden/losses.json: the same on every machine."""
     i = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64)

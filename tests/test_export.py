@@ -44,6 +44,7 @@ SMALL = [
     "suites.digits.recipe.epochs=1",
     "suites.digits.recipe.schedule.decay_epochs=[1]",
     "suites.digits.evaluate_every=1",
+    "methods.triplet.margin=5",
 ]
 OUTPUTS = ["MODEL_CARD.md", "example.json", "export.json", "model.onnx"]
 # One process for the stages before, none for MLflow: torch is imported once.

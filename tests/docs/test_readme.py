@@ -2,10 +2,9 @@
 
 import json
 import re
-import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, committed
 
 README = (ROOT / "README.md").read_text()
 TEXTS = README + "".join((ROOT / f"docs/{name}.md").read_text() for name in ("paper", "results"))
@@ -15,12 +14,6 @@ FIRST = {  # the rows of the first table -> where its numbers come from
     "| `digits_resnet`:": "results/digits_resnet/table.json",
     "| CIFAR-10,": "docs/cifar10_partial/short/table.json",
 }
-
-
-def committed(source: str) -> str:
-    """A file of HEAD: in the working tree an experiment may be applied."""
-    words = ["git", "show", f"HEAD:{source}"]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(("source", "title", "shown"), TABLES, ids=[f"{source} {title}" for source, title, _ in TABLES])

@@ -171,7 +171,7 @@ def test_a_seeds_process_that_found_other_parameters_is_noticed(project: Path) -
         "import pathlib; import stages._training as t; real = t._start_worker\n"
         "path = pathlib.Path('params.yaml'); text = path.read_text()\n"
         "def edited(*words):\n"
-        "    path.write_text(text.replace('margin: 5', 'margin: 30'))\n"
+        "    path.write_text(text.replace('    margin: ', '    margin: 3'))\n"
         "    process = real(*words); process.wait(); path.write_text(text); return process\n"
         "t._start_worker = edited\n"
     )
