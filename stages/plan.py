@@ -26,7 +26,7 @@ from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.trainer import Teacher
 
 BATCHES = 2  # of made-up images, stepped over again and again
-TIMED_S = 0.3  # for which steps are timed; one step at least
+TIMED_S, TIMED_CALLS = 0.3, 3  # for how long steps are timed, and how many at least
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
 DAYS_S = 48 * 3600.0  # from which on a duration is told in days
 KNOWN = {  # training and test images, their shape, classes of what will be fetched
@@ -166,13 +166,18 @@ def seconds_an_epoch(stage: Stage, setup: Setup, job: Job, teacher: Teacher, siz
 
 
 def seconds_a_call(function: Callable[[], Tensor]) -> float:
-    """Time a function until what it returns is there, after a first call to warm up; the mean over its calls."""
+    """Time a function until what it returns is there, after a first call to warm up; the least of several calls.
+
+    A mean would count what else the machine does.
+    """
     function().cpu()
-    calls, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < TIMED_S or not calls:
+    calls: list[float] = []
+    started = time.perf_counter()
+    while len(calls) < TIMED_CALLS or time.perf_counter() - started < TIMED_S:
+        before = time.perf_counter()
         function().cpu()
-        calls += 1
-    return seconds / calls
+        calls.append(time.perf_counter() - before)
+    return min(calls)
 
 
 def readable(seconds: float) -> str:
