@@ -2,6 +2,8 @@
 
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +65,15 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     client.rename_experiment(experiment.experiment_id, f"digits-{experiment.experiment_id}")
 
 
-def relogging(checkout: Path, server: str) -> "subprocess.Popen[str]":
+def relog(checkout: Path, server: str) -> str:
     """As from a machine of its own: locks are in the folder for temporary files."""
     (checkout.parent / f"{checkout.name}-tmp").mkdir(exist_ok=True)
-    variables = {"MLFLOW_TRACKING_URI": server, "TMPDIR": f"{checkout}-tmp"}
-    return subprocess.Popen(
-        RELOG,
-        cwd=checkout,
-        env=ENVIRONMENT | variables,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return command(checkout, *RELOG, MLFLOW_TRACKING_URI=server, TMPDIR=f"{checkout}-tmp")
 
 
 def relog_at_once(checkouts: list[Path], server: str) -> None:
-    processes = [relogging(checkout, server) for checkout in checkouts]
-    for process in processes:
-        printed, _ = process.communicate()
-        assert process.returncode == 0, printed
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(relog, server=server), checkouts))
 
 
 def runs(client: Any) -> list[Any]:
