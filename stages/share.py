@@ -49,13 +49,14 @@ def main(arguments: argparse.Namespace) -> None:
                 remote = repo.cloud.get_remote(arguments.remote, arguments.action)
                 share, logs = (push, push_log) if arguments.action == "push" else (pull, pull_log)
                 done = share(repo, remote.odb, shared)
-                logged = sum(logs(remote, about, log) for about, log in find_logs(shared, paths))
+                logged = sum(logs(remote, about, log) for about, log in find_logs(suite, shared, paths))
         except UserError:
             raise
         except Exception as error:  # whatever a remote can raise
             reason = str(error) or type(error).__name__
             raise UserError(f"{suite}: could not {arguments.action} ({reason}); see `dvc remote list`") from None
-        print(f"{suite}: {done} of {len(shared)} outputs and {logged} logs {arguments.action}ed", flush=True)
+        rest = "; the others are here already" if arguments.action == "pull" and done < len(shared) else ""
+        print(f"{suite}: {done} of {len(shared)} outputs and {logged} logs {arguments.action}ed{rest}", flush=True)
 
 
 def outputs(suite: str, paths: dict[str, Path]) -> Iterator[Output]:
@@ -114,13 +115,15 @@ def _hash_info(output: Output) -> Any:
     return HashInfo("md5", output.md5)
 
 
-def find_logs(shared: Sequence[Output], paths: dict[str, Path]) -> Iterator[tuple[Path, Path]]:
-    """Give each record and export that is here, with where its log stands."""
+def find_logs(suite: str, shared: Sequence[Output], paths: dict[str, Path]) -> Iterator[tuple[Path, Path]]:
+    """Give each record and export of a suite that is here, and its table, with where its log stands."""
     for output in shared:
         for path in sorted(output.path.rglob(RECORD)):
             yield path, paths["logs"] / f"{path.parent.relative_to(paths['runs'])}.json"
         if output.path.name == "export.json" and output.path.is_file():
             yield output.path, output.path.with_name("log.json")
+    if (table := paths["results"] / suite / "table.json").is_file():
+        yield table, paths["logs"] / suite / "tabulate.json"
 
 
 def push_log(remote: "Remote", about: Path, log: Path) -> bool:

@@ -108,11 +108,13 @@ def md5(content: bytes) -> str:
 
 CIFAR_PIXELS = random_pixels(6, 32, 32, 3)
 CIFAR_LABELS = [0, 1, 1, 0, 1, 0]
+CIFAR_FILES = ["tabby_s_10.png", "pug_s_02.png", "mutt_s_01.png", "house_cat_s_03.png", "a.png", "b.png"]
+CIFAR_ORDER = [3, 0, 2, 1, 5, 4]  # by class, then by name: of the training images, then of the test images
 
 
 def batch(part: slice) -> bytes:
     rows = CIFAR_PIXELS[part].transpose(0, 3, 1, 2).reshape(-1, 3072)
-    return pickle.dumps({"data": rows, "labels": CIFAR_LABELS[part]})
+    return pickle.dumps({"data": rows, "labels": CIFAR_LABELS[part], "filenames": CIFAR_FILES[part]})
 
 
 BATCHES = {

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
-    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))},
+    **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "MAKE"))},
     "PATH": f"{BIN}:{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,

@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from served import (
     BATCHES,
+    CIFAR_FILES,
     CIFAR_LABELS,
+    CIFAR_ORDER,
     CIFAR_PIXELS,
     MNIST_PIXELS,
     Contents,
@@ -654,29 +656,37 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], p
     return message
 
 
-def test_cifar_in_torchvisions_format_gives_exact_pixels(
+def test_cifar_in_torchvisions_format_gives_exact_pixels_by_class_and_file_name(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: Path
 ) -> None:
     serve_cifar(server, monkeypatch, tmp_path, BATCHES)
     dataset = sources.torchvision("CIFAR10", tmp_path)
-    np.testing.assert_array_equal([*dataset.train.images, *dataset.test.images], CIFAR_PIXELS)
-    assert [*dataset.train.labels, *dataset.test.labels] == CIFAR_LABELS
+    np.testing.assert_array_equal([*dataset.train.images, *dataset.test.images], CIFAR_PIXELS[CIFAR_ORDER])
+    assert [*dataset.train.labels, *dataset.test.labels] == [0, 0, 1, 1, 0, 1]
     assert dataset.classes == ("cat", "dog")
     assert not any(path.name.startswith("tmp") for path in tmp_path.iterdir())
 
 
-def test_class_folders_of_the_same_images_have_the_same_unordered_hash(
+def test_class_folders_of_the_same_images_have_the_same_hash_and_of_other_names_the_same_unordered_one(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     serve_cifar(server, monkeypatch, tmp_path, BATCHES)
     downloaded = sources.torchvision("CIFAR10", tmp_path)
-    files = {
-        f"{'train' if i < 4 else 'test'}/{downloaded.classes[label]}/{i}.png": encoded(image)
-        for i, (image, label) in enumerate(zip(CIFAR_PIXELS, CIFAR_LABELS, strict=True))
-    }
-    from_folders = read("folder", tmp_path, files)
-    assert from_folders.sha256() != downloaded.sha256()
-    assert from_folders.unordered_sha256() == downloaded.unordered_sha256()
+    numbers = [f"{number}.png" for number in range(6)]
+    original, numbered = (
+        read(
+            "folder",
+            tmp_path / names[0],
+            {
+                f"{'train' if i < 4 else 'test'}/{downloaded.classes[label]}/{names[i]}": encoded(image)
+                for i, (image, label) in enumerate(zip(CIFAR_PIXELS, CIFAR_LABELS, strict=True))
+            },
+        )
+        for names in (CIFAR_FILES, numbers)
+    )
+    assert original.sha256() == downloaded.sha256()
+    assert numbered.sha256() != downloaded.sha256()
+    assert numbered.unordered_sha256() == downloaded.unordered_sha256()
 
 
 def test_mnist_in_torchvisions_format_gives_exact_pixels(
@@ -756,7 +766,7 @@ def test_files_that_lie_there_already_are_not_used(
     for folder in (tmp_path / "temporary", project, project / "data"):
         in_folder(folder / "cifar-10-batches-py", dict.fromkeys(BATCHES, exploit))
         in_folder(folder / "MNIST" / "processed", {"training.pt": exploit, "test.pt": exploit})
-    np.testing.assert_array_equal(sources.torchvision("CIFAR10", tmp_path).train.images, CIFAR_PIXELS[:4])
+    np.testing.assert_array_equal(sources.torchvision("CIFAR10", tmp_path).train.images, CIFAR_PIXELS[CIFAR_ORDER[:4]])
     np.testing.assert_array_equal(sources.torchvision("MNIST", tmp_path).train.images, MNIST_PIXELS[:2, ..., None])
     assert not (tmp_path / "canary").exists()
 

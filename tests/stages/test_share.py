@@ -31,7 +31,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = clone(tmp_path_factory.mktemp("origin"))
     command(folder, "dvc", "repro")
     printed = command(folder, *SHARE, "push", "digits")
-    assert printed == "digits: 6 of 6 outputs and 10 logs pushed\n"
+    assert printed == "digits: 6 of 6 outputs and 11 logs pushed\n"
     assert command(folder, *SHARE, "push", "digits") == "digits: 6 of 6 outputs and 0 logs pushed\n"
     command(folder, "git", "add", "-A")
     command(folder, *GIT, "commit", "-qm", "results, and what they were made of")
@@ -63,9 +63,10 @@ def check(fresh: Path, origin: Path) -> None:
 
 
 def test_a_clone_has_the_runs_of_the_repository_itself(origin: Path, fresh: Path) -> None:
-    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 11 logs pulled\n"
     check(fresh, origin)
-    assert command(fresh, *SHARE, "pull", "digits") == "digits: 0 of 6 outputs and 0 logs pulled\n"
+    printed = command(fresh, *SHARE, "pull", "digits")
+    assert printed == "digits: 0 of 6 outputs and 0 logs pulled; the others are here already\n"
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def test_a_web_server_is_read(origin: Path, fresh: Path, web: str) -> None:
     shutil.rmtree(fresh / "store")
     command(fresh, "dvc", "remote", "add", "--local", "--default", "web", web)
-    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 11 logs pulled\n"
     assert runs(fresh) == runs(origin)
 
 
@@ -114,16 +115,16 @@ def test_a_bucket_of_ones_own_takes_and_gives(origin: Path, fresh: Path) -> None
     shutil.rmtree(fresh / "store")
     for folder in (origin, fresh):
         command(folder, "dvc", "remote", "add", "--local", "lab", "s3://lab/tripletkd")
-    assert command(origin, *SHARE, "push", "digits", "--remote", "lab") == "digits: 6 of 6 outputs and 10 logs pushed\n"
+    assert command(origin, *SHARE, "push", "digits", "--remote", "lab") == "digits: 6 of 6 outputs and 11 logs pushed\n"
     command(fresh, "dvc", "remote", "default", "--local", "lab")
-    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 11 logs pulled\n"
     assert runs(fresh) == runs(origin)
     assert "up to date" in command(fresh, "dvc", "pull", "--allow-missing")
 
 
 def test_a_suite_that_params_yaml_does_not_name_is_pulled_by_its_name(origin: Path, fresh: Path) -> None:
     change(fresh, "run", "suites", value=["digits_resnet"])
-    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 10 logs pulled\n"
+    assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 11 logs pulled\n"
     assert runs(fresh) == runs(origin)
 
 

@@ -1,6 +1,7 @@
 """Where images come from: a torchvision data set, class folders, an archive of them, or scikit-learn's digits."""
 
 import http.client
+import pickle
 import stat
 import tarfile
 import tempfile
@@ -63,7 +64,8 @@ def torchvision(name: str, folder: Path) -> Dataset:
     """Download a data set of torchvision.datasets and check it by torchvision's md5.
 
     The download goes to a new folder, which is removed: torchvision trusts some files that are there already, but
-    unpickles nothing of a download before its md5 is checked.
+    unpickles nothing of a download before its md5 is checked. CIFAR comes by class and original file name, as class
+    folders of the same images do; the other sets in torchvision's order.
 
     Args:
         name: The data set's class in torchvision.datasets.
@@ -97,7 +99,7 @@ def torchvision(name: str, folder: Path) -> Dataset:
                     f"{name}: {_address(kind, part)} {found} ({reason}); try again, take another source "
                     f"(data.source: folder or archive, for a mirror or an air-gapped machine), {OTHERWISE}"
                 ) from None
-    train, test = (_from_torchvision(part, f"{name}, {title}") for title, part in parts.items())
+        train, test = (_from_torchvision(part, f"{name}, {title}") for title, part in parts.items())
     classes = getattr(parts["train"], "classes", None) or np.unique(train.labels)
     return Dataset(train, test, tuple(str(label) for label in classes))
 
@@ -112,8 +114,20 @@ def _address(kind: Any, part: str) -> str:
 def _from_torchvision(part: Any, title: str) -> Split:
     pairs = tqdm(part, desc=title, disable=None, leave=False)
     images, labels = zip(*((np.asarray(image), label) for image, label in pairs), strict=True)
-    stacked = np.stack(images)
-    return Split(stacked if stacked.ndim == 4 else stacked[..., None], np.array(labels, dtype=np.int64))
+    stacked, order = np.stack(images), _by_file_name(part, labels)
+    pixels = stacked if stacked.ndim == 4 else stacked[..., None]
+    return Split(pixels[order], np.array(labels, dtype=np.int64)[order])
+
+
+def _by_file_name(part: Any, labels: Sequence[int]) -> list[int]:
+    """Return the order by class, then by the file names that CIFAR's batches have and torchvision leaves out."""
+    if not hasattr(part, "base_folder"):
+        return list(range(len(labels)))
+    names: list[str] = []
+    for file, _ in part.train_list if part.train else part.test_list:
+        batch = Path(part.root, part.base_folder, file).read_bytes()
+        names += pickle.loads(batch, encoding="latin1")["filenames"]  # noqa: S301 torchvision has checked the md5
+    return sorted(range(len(labels)), key=lambda at: (labels[at], names[at]))
 
 
 # --- class folders ----------------------------------------------------------------------------------------------------
