@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stages._command import Stage, run
 from stages._setup import job_of_method, load_teacher, refuse_failure, refuse_other_job, set_up
+from tripletkd import methods
 from tripletkd.evaluation import measurement
 from tripletkd.evaluation.measure import measure, output_map
 from tripletkd.files import write_csv
@@ -26,7 +27,8 @@ def main(stage: Stage) -> None:
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"
     write_csv(history, trained.history)
     write_csv(mapped, output_map(trained, teacher.test_logits, setup.data))
-    measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped))
+    about = (methods.load(method).__doc__ or "").partition("\n")[0] or None
+    measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped), about=about)
     measurement.write(place / f"{method}.json", measured)
 
 

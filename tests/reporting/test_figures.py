@@ -18,6 +18,8 @@ def test_pictures_are_svg_with_ids_of_their_own_and_the_same_every_time() -> Non
     ids: list[str] = []
     for name, svg in drawn.items():
         root = ElementTree.fromstring(figures.standalone(svg))  # noqa: S314
+        size = [root.get(side, "").removesuffix("pt") for side in ("width", "height")]
+        assert root.get("viewBox") == f"0 0 {' '.join(size)}" and "width=" not in svg.partition(">")[0]
         assert root.get("role") == "img"
         assert len(root.get("aria-label") or "") > 40
         own = [element.get("id") or "" for element in root.iter() if element.get("id")]

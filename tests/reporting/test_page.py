@@ -45,17 +45,36 @@ def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
     """Of two methods that lost a seed each, the pairs are fewer than the seeds of either; without a pair they are 0."""
     cells = {
         "scratch": measured({1: 80.0, 2: 80.2, 3: 80.1}, failed={4: "loss is nan"}),
-        "kd": measured({2: 82.0, 3: 82.2, 4: 82.1}, failed={1: "loss is nan"}),
+        "kd_triplet": measured({2: 82.0, 3: 82.2, 4: 82.1}, failed={1: "loss is nan"}),
         "triplet": measured({1: 80.5, 2: 80.4, 3: 80.3, 4: 80.1}),
         "pair": measured({9: 80.0}),
+        "cosine": measured({1: 80.1, 2: 80.0, 3: 80.3}),
     }
+    both = [Claim("kd_triplet", ["scratch"]), Claim("triplet", ["kd_triplet"])]
+    none = "0 reproduced, 0 contradicted, 1 undecided."
     for claims, expected in (
-        ([Claim("kd", ["scratch"])], "Of 1 claims, each compared over 2 seeds:"),
-        ([Claim("kd", ["scratch"]), Claim("triplet", ["kd"])], "Of 2 claims, each compared over 2 to 3 seeds:"),
-        ([Claim("kd", ["scratch"]), Claim("pair", ["kd"])], "Of 2 claims, each compared over 0 to 2 seeds:"),
+        (both[:1], f"Of 1 claim, each compared over 2 seeds: {none}"),
+        (both, "Of 2 claims, each compared over 2 to 3 seeds: "),
+        ([both[0], Claim("pair", ["kd_triplet"])], "Of 2 claims, each compared over 0 to 2 seeds: "),
+        ([Claim("cosine", ["scratch"])], f"Of 1 claim for cosine, not the paper's, each compared over 3 seeds: {none}"),
+        (
+            [both[0], Claim("cosine", ["scratch", "kd_triplet"])],
+            f"Of 1 claim, each compared over 2 seeds: {none} "
+            "Of 2 claims for cosine, not the paper's, each compared over 2 to 3 seeds: ",
+        ),
     ):
         made = results(measured=cells, rows=comparison.rows(cells, {}), verdicts=comparison.verdicts(cells, claims))
         assert page.finding(made).startswith(expected)
+
+
+def test_ones_own_method_is_defined_and_drawn_where_it_has_a_claim() -> None:
+    cosine = measured({1: 80.5, 2: 80.4, 3: 80.3}, name="cosine", method="cosine", about="Cosine similarity.")
+    cells = MEASURED | {"cosine": cosine}
+    for claims, panels in (([], ["triplet"]), ([Claim("cosine", ["scratch"])], ["triplet", "cosine"])):
+        made = results(measured=cells, rows=comparison.rows(cells, {}), verdicts=comparison.verdicts(cells, claims))
+        drawn = page.pictures(made)
+        assert "<b>cosine</b>: Cosine similarity." in page.html(made, drawn)
+        assert re.findall(r"(\w+) from [+-]", drawn["classes"].partition("</title>")[0].partition("<title>")[2]) == panels
 
 
 @pytest.mark.fault

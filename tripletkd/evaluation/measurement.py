@@ -80,6 +80,7 @@ class Measurement:
     seeds: tuple[SeedMeasurement, ...]
     history_sha256: str | None = None  # of the file of its epochs beside this one, where there is one
     map_sha256: str | None = None  # likewise of the map of its outputs
+    about: str | None = None  # what its method is, in the words of the method's own file
     class_names: tuple[str, ...] | None = None  # the teacher's only, once for all methods of its table
 
     def by_seed(self, figure: str) -> dict[int, float]:
@@ -229,7 +230,7 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
     block = asdict(measurement)
     block["environments"] = [{"seeds": each.seeds, **each.values} for each in measurement.environments]
     block["seeds"] = [{name: value for name, value in seed.items() if value is not None} for seed in block["seeds"]]
-    for name in ("history_sha256", "map_sha256", "class_names"):
+    for name in ("history_sha256", "map_sha256", "about", "class_names"):
         if block[name] is None:
             del block[name]
     return block

@@ -95,8 +95,10 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
 
 
 def standalone(svg: str) -> str:
-    """Give a page's SVG element colours of its own, for a file."""
-    return svg.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
+    """Give a page's SVG element colours and a size of its own, for a file: some viewers show it minute without."""
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    sized = svg.replace("<svg", f'<svg width="{width}pt" height="{height}pt"', 1)
+    return sized.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

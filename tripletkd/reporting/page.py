@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tripletkd.analysis.comparison import Results, curves
+from tripletkd.analysis.comparison import Results, Verdict, curves
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting import figures, tables
 from tripletkd.reporting.text import printable
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATE = "page.html.j2"
-PAPERS = ("triplet", "kd_triplet", "pair")  # the methods that the pictures of one method are of, the first that was run
+PAPERS = ("triplet", "kd_triplet", "pair")  # the paper's own; of the first that was run is the picture of one method
 
-METHODS = {  # what the page's first screen says of those that its reader may not know; docs/methods.md has all
+METHODS = {  # what the page's first screen says of these; of others, their files' first line
     "scratch": "trained on the labels alone",
     "kd": "Hinton's distillation, the divergence of softened predictions",
     "logit_mse": "the squared difference of logits",
@@ -37,7 +37,8 @@ def pictures(results: Results) -> dict[str, str]:
     made["triplets"] = figures.triplets(results.histories)
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])
-    if "scratch" in measured and (ours := [name for name in PAPERS if name in measured]):
+    claimed = dict.fromkeys(given.method for given in results.verdicts)
+    if "scratch" in measured and (ours := [name for name in dict.fromkeys((*PAPERS, *claimed)) if name in measured]):
         made["classes"] = figures.by_class(measured, ours, "scratch", _class_names(results))
     made["calibration"] = figures.calibration(students)
     made["cost"] = figures.cost(measured, {row.method: row.test.mean for row in results.rows})
@@ -85,7 +86,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         about=results.about,
         answer=answer(results),
         finding=finding(results),
-        defined={name: text for name, text in METHODS.items() if name in results.measured},
+        defined={name: text for name, each in results.measured.items() if (text := METHODS.get(name, each.about))},
         in_short=tables.in_short(results),
         verdicts=tables.verdicts(results),
         comparison=tables.comparison(results),
@@ -137,14 +138,22 @@ def answer(results: Results) -> str:
 
 
 def finding(results: Results) -> str:
-    """Count the verdicts in one sentence."""
-    counts = Counter(answer.verdict for answer in results.verdicts)
-    if not counts:
-        return "Nothing to judge: of no claim were both methods run."
-    seeds = {answer.difference.n if answer.difference else 0 for answer in results.verdicts}
+    """Count the verdicts in a sentence: those of claims on the paper's methods, then those of claims on others."""
+    papers = [given for given in results.verdicts if given.method in PAPERS]
+    others = [given for given in results.verdicts if given.method not in PAPERS]
+    names = ", ".join(dict.fromkeys(given.method for given in others))
+    sentences = [_count("", papers)] if papers else []
+    sentences += [_count(f" for {names}, not the paper's", others)] if others else []
+    return " ".join(sentences) or "Nothing to judge: of no claim were both methods run."
+
+
+def _count(whose: str, verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(given.verdict for given in verdicts)
+    seeds = {given.difference.n if given.difference else 0 for given in verdicts}
     n = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "contradicted", "undecided"))
-    return f"Of {sum(counts.values())} claims, each compared over {n} seeds: {words}."
+    claims = "claim" if len(verdicts) == 1 else "claims"
+    return f"Of {len(verdicts)} {claims}{whose}, each compared over {n} seeds: {words}."
 
 
 def _origin(results: Results) -> dict[str, str]:
