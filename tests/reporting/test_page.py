@@ -74,7 +74,8 @@ def test_ones_own_method_is_defined_and_drawn_where_it_has_a_claim() -> None:
         made = results(measured=cells, rows=comparison.rows(cells, {}), verdicts=comparison.verdicts(cells, claims))
         drawn = page.pictures(made)
         assert "<b>cosine</b>: Cosine similarity." in page.html(made, drawn)
-        assert re.findall(r"(\w+) from [+-]", drawn["classes"].partition("</title>")[0].partition("<title>")[2]) == panels
+        title = drawn["classes"].partition("<title>")[2].partition("</title>")[0]
+        assert re.findall(r"(\w+) from [+-]", title) == panels
 
 
 @pytest.mark.fault
