@@ -288,7 +288,8 @@ MOMENTS = {
 
 def left_over(folder: Path) -> list[Path]:
     """What no stage may leave once it has ended well: parts of files, locks, checkpoints."""
-    locks = [*(folder / ".locks").glob("*")]
+    # But for a seed's: who died when it was finished leaves it, and nobody asks for that seed's again.
+    locks = [path for path in (folder / ".locks").glob("*") if ".seed-" not in path.name]
     return [*locks, *(path for path in folder.rglob("*") if ".partial" in path.name or "checkpoints/" in str(path))]
 
 
