@@ -27,7 +27,7 @@ def main(stage: Stage) -> None:
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"
     write_csv(history, trained.history)
     write_csv(mapped, output_map(trained, teacher.test_logits, setup.data))
-    about = (methods.load(method).__doc__ or "").partition("\n")[0] or None
+    about = (methods.load(method).__doc__ or "").partition("\n")[0].rstrip(".") or None
     measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped), about=about)
     measurement.write(place / f"{method}.json", measured)
 

@@ -26,7 +26,7 @@ def test_the_page_says_what_was_claimed_and_found(html: str) -> None:
     assert "3 claims, each compared over 4 seeds: 0 reproduced, 1 contradicted, 2 undecided" in html
     assert "<b>triplet</b> is worse than kd; is not distinguishable from triplet; is not judged" in html
     assert "<b>No.</b> Over Hinton&#39;s distillation (the paper&#39;s claim): -1.0" in html
-    assert "<b>scratch</b>: trained on the labels alone; <b>kd</b>: " in html
+    assert "<dt><b>scratch</b></dt><dd>trained on the labels alone</dd>\n<dt><b>kd</b>" in html
     assert html.index("The claim.") < html.index("What we found.") < html.index("<table>")
     assert "A sentence &amp; more" in html
     assert "<script" not in html
@@ -68,12 +68,12 @@ def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
 
 
 def test_ones_own_method_is_defined_and_drawn_where_it_has_a_claim() -> None:
-    cosine = measured({1: 80.5, 2: 80.4, 3: 80.3}, name="cosine", method="cosine", about="Cosine similarity.")
+    cosine = measured({1: 80.5, 2: 80.4, 3: 80.3}, name="cosine", method="cosine", about="Cosine similarity")
     cells = MEASURED | {"cosine": cosine}
     for claims, panels in (([], ["triplet"]), ([Claim("cosine", ["scratch"])], ["triplet", "cosine"])):
         made = results(measured=cells, rows=comparison.rows(cells, {}), verdicts=comparison.verdicts(cells, claims))
         drawn = page.pictures(made)
-        assert "<b>cosine</b>: Cosine similarity." in page.html(made, drawn)
+        assert "<dt><b>cosine</b></dt><dd>Cosine similarity</dd>" in page.html(made, drawn)
         title = drawn["classes"].partition("<title>")[2].partition("</title>")[0]
         assert re.findall(r"(\w+) from [+-]", title) == panels
 
