@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tripletkd.errors import Busy, UserError
-from tripletkd.provenance import sha256
+from tripletkd.provenance import fingerprint, sha256
 from tripletkd.tracking.logger import Logger
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]  # of the code, wherever the stage runs
 CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
+# Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
+COMPUTES = tuple(
+    f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
+)
+KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")  # what was computed, as it is
 LOCKS = Path(".locks")
 EX_TEMPFAIL = 75  # of sysexits.h: later the same command does it: it stopped at a checkpoint, or another was at work
 
@@ -70,6 +75,12 @@ class Stage:
         """What the results depend on beside data: see `read_dependencies`. Of the time when it is first asked for."""
         return read_dependencies(self.name, self._items())
 
+    @cached_property
+    def code(self) -> str:
+        """Hash what computes weights and histories, of the code that the stage depends on."""
+        code = {name: sha for name, sha in self.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS}
+        return fingerprint(code)
+
     def _items(self) -> dict[str, str]:
         """What dvc.yaml's matrix calls `item`, and what it takes from params.yaml."""
         config = self.config
@@ -86,9 +97,9 @@ class Stage:
         assert self.config.suite is not None
         return self.paths[kind].joinpath(self.config.suite, *inner)
 
-    def named(self, name: str) -> "Stage":
-        """Return the stage of another name with the same parameters; its dependencies are those of now."""
-        return self if name == self.name else replace(self, name=name)
+    def named(self, name: str, **of: Any) -> "Stage":
+        """Return the stage of another name, and method or the like; its dependencies are those of now."""
+        return self if name == self.name else replace(self, name=name, config=replace(self.config, **of))
 
     def of_suite(self, name: str) -> "Stage":
         """Return the same stage for another suite."""

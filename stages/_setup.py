@@ -10,18 +10,11 @@ from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
 from tripletkd.errors import UserError
 from tripletkd.evaluation.measurement import refuse_unlike
-from tripletkd.provenance import fingerprint
 from tripletkd.training import run_record
 from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.job import Conditions, Job, RunKey
 from tripletkd.training.run_record import Record, TrainedRun
 from tripletkd.training.trainer import Teacher
-
-# Of the code that dvc.yaml names, what computes weights and histories: a finished seed does not outlive its change.
-COMPUTES = tuple(
-    f"tripletkd/{name}" for name in ("types", "streams", "data", "models", "methods", "training", "evaluation/metrics")
-)
-KEEPS = ("tripletkd/training/checkpoint.py", "tripletkd/training/run_record.py")  # what was computed, as it is
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,6 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
 
 def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) -> Conditions:
     """Collect what all jobs of a training stage have in common."""
-    code = {name: sha for name, sha in stage.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS}
     return Conditions(
         inputs=asdict(stage.suite.inputs),
         precision=stage.suite.precision,
@@ -69,7 +61,7 @@ def conditions(stage: Stage, setup: Setup, teacher_sha256: str | None = None) ->
         evaluate_every=stage.suite.evaluate_every,
         data_sha256=setup.data_sha256,
         teacher_sha256=teacher_sha256,
-        code=fingerprint(code),
+        code=stage.code,
     )
 
 

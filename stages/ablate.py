@@ -10,7 +10,7 @@ def main(stage: Stage) -> None:
     from stages._setup import conditions, key_of, load_teacher, set_up
     from stages._training import remove_others, train_run
     from tripletkd.config.schema import ABLATED
-    from tripletkd.evaluation.measure import measure
+    from tripletkd.evaluation.measure import measure, sound
     from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
     from tripletkd.training.job import Job
 
@@ -29,7 +29,7 @@ def main(stage: Stage) -> None:
         job = Job(key, suite.student.network, ABLATED, variant.params, variant.recipe, suite.seeds, common)
         trained = train_run(stage, setup, job, teacher, more=variant is not variants[-1])
         configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
-        figures = measure(trained, setup.data, teacher.test_logits)
+        figures = measure(sound(trained, setup.data), setup.data, teacher.test_logits)
         measured.append(VariantMeasurement(variant.label, variant.changed, configured, figures))
     if stage.options.worker:
         return

@@ -6,7 +6,7 @@ from stages._command import Stage, run
 from stages._setup import job_of_method, load_teacher, refuse_failure, refuse_other_job, set_up
 from tripletkd import methods
 from tripletkd.evaluation import measurement
-from tripletkd.evaluation.measure import measure, output_map
+from tripletkd.evaluation.measure import measure, output_map, sound
 from tripletkd.files import write_csv
 from tripletkd.provenance import sha256
 from tripletkd.training.run_record import read_run
@@ -17,7 +17,8 @@ def main(stage: Stage) -> None:
     method, split = stage.config.method, stage.config.split
     assert method is not None
     folder, place = stage.path("runs", split, method), stage.path("results", "measured", split)
-    setup, trained = set_up(stage), read_run(folder, stage.suite.seeds)
+    setup = set_up(stage)
+    trained = sound(read_run(folder, stage.suite.seeds), setup.data)
     teacher, teacher_sha256 = load_teacher(stage, setup)
     job = job_of_method(stage, setup, teacher_sha256)
     for record in trained.records:

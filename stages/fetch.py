@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from tripletkd.config.schema import DataSettings
     from tripletkd.data.dataset import Dataset
 
+TAKERS = {  # the sources that read a setting of `data`
+    "name": ("torchvision",),
+    "path": ("folder", "archive"),
+    "sha256": ("archive",),
+    "image_size": ("folder", "archive"),
+}
 TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
 
 
@@ -50,11 +56,12 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
     """
     from tripletkd.data import sources
 
-    if settings.image_size and settings.source not in ("folder", "archive"):
-        raise UserError(
-            f"data.image_size: found with data.source: {settings.source}, whose images have one size; expected with "
-            "folder or archive"
-        )
+    for key, takers in TAKERS.items():
+        if getattr(settings, key) is not None and settings.source not in takers:
+            raise UserError(
+                f"data.{key}: found with data.source: {settings.source}, which does not read it; expected with "
+                f"{' or '.join(takers)}"
+            )
     if settings.source == "digits":
         return nullcontext(sources.digits())
     if settings.source == "torchvision":

@@ -19,7 +19,7 @@ from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
 from tripletkd.files import whole
 from tripletkd.provenance import sha256
-from tripletkd.training.run_record import RECORD
+from tripletkd.training.run_record import RECORD, read_log
 
 if TYPE_CHECKING:
     from dvc.data_cloud import Remote
@@ -46,6 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"dvc.lock: nothing of {suite!r}; expected a suite that `dvc repro` has made")
         try:
             with Repo() as repo:
+                changed = [output for output in shared if output.path.exists() and not _is_as_locked(repo, output)]
                 remote = repo.cloud.get_remote(arguments.remote, arguments.action)
                 share, logs = (push, push_log) if arguments.action == "push" else (pull, pull_log)
                 done = share(repo, remote.odb, shared)
@@ -57,6 +58,8 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"{suite}: could not {arguments.action} ({reason}); see `dvc remote list`") from None
         rest = "; the others are here already" if arguments.action == "pull" and done < len(shared) else ""
         print(f"{suite}: {done} of {len(shared)} outputs and {logged} logs {arguments.action}ed{rest}", flush=True)
+        for output in changed if arguments.action == "pull" else ():
+            print(f"{output.path}: stands here otherwise than dvc.lock says, and was left; remove it to pull it")
 
 
 def outputs(suite: str, paths: dict[str, Path]) -> Iterator[Output]:
@@ -89,7 +92,7 @@ def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output]) -> int:
     What stands here already is left as it is.
 
     Raises:
-        UserError: if something could not be copied.
+        UserError: if something could not be copied, or has other bytes than its hash says.
     """
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile import load
@@ -103,10 +106,21 @@ def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output]) -> int:
     return len(absent)
 
 
+def _is_as_locked(repo: "Repo", output: Output) -> bool:
+    """Whether what stands at an output's place is what dvc.lock names."""
+    from dvc.fs import LocalFileSystem
+    from dvc_data.hashfile.build import build
+
+    _, _, found = build(repo.cache.local, str(output.path.absolute()), LocalFileSystem(), "md5", dry_run=True)
+    return bool(found.hash_info.value == output.md5)
+
+
 def _transfer(repo: "Repo", source: "HashFileDB", target: "HashFileDB", shared: Sequence[Output]) -> None:
-    """Copy outputs, folders with their files, from one store to another."""
-    if failed := repo.cloud.transfer(source, target, [_hash_info(output) for output in shared], shallow=False).failed:
-        raise UserError(f"{target.path}: {len(failed)} files could not be copied from {source.path}")
+    """Copy outputs, folders with their files, from one store to another, and compare their hashes."""
+    hashes = [_hash_info(output) for output in shared]
+    if failed := repo.cloud.transfer(source, target, hashes, shallow=False, verify=True).failed:
+        names = ", ".join(sorted(each.value or "" for each in failed))
+        raise UserError(f"{target.path}: not copied from {source.path}, or with other bytes than their md5: {names}")
 
 
 def _hash_info(output: Output) -> Any:
@@ -133,7 +147,7 @@ def push_log(remote: "Remote", about: Path, log: Path) -> bool:
     that was pushed first stays.
     """
     there = _place(remote, about)
-    if not log.is_file() or remote.fs.exists(there):
+    if not read_log(log, about) or remote.fs.exists(there):
         return False
     remote.fs.makedirs(remote.fs.parent(there))
     remote.fs.put_file(str(log), there)
@@ -141,9 +155,9 @@ def push_log(remote: "Remote", about: Path, log: Path) -> bool:
 
 
 def pull_log(remote: "Remote", about: Path, log: Path) -> bool:
-    """Copy the log of a file that is here from the remote, where none is here; whether there was one."""
+    """Copy the log of a file that is here from the remote, where none of it is here; whether there was one."""
     there = _place(remote, about)
-    if log.is_file() or not remote.fs.exists(there):
+    if read_log(log, about) or not remote.fs.exists(there):
         return False
     log.parent.mkdir(parents=True, exist_ok=True)
     remote.fs.get_file(there, str(log))

@@ -8,12 +8,13 @@ def main(stage: Stage) -> None:
     from stages._setup import job_of_teacher, refuse_failure, set_up
     from stages._training import train_run
     from tripletkd.evaluation import measurement
-    from tripletkd.evaluation.measure import measure
+    from tripletkd.evaluation.measure import measure, sound
 
     setup, split = set_up(stage), stage.config.split
     trained = train_run(stage, setup, job_of_teacher(stage, setup))
     if stage.options.worker:
         return
+    trained = sound(trained, setup.data)
     if trained.networks:
         measured = measure(trained, setup.data, teacher_logits=None)
         measurement.write(stage.path("results", "measured", split, "teacher.json"), measured)

@@ -31,17 +31,17 @@ def main(stage: Stage) -> None:
     records = {record.seed: record for record in read_run(folder, job.seeds).records}
     for record in records.values():
         refuse_other_job(stage, record, job)
-    groups = {tuple(record.trained_with) for record in records.values()}
+    groups: dict[tuple[int, ...], list[int]] = {}  # as they were trained, with the seeds that are of that training
+    for seed, record in records.items():
+        groups.setdefault(tuple(record.trained_with), []).append(seed)
     other = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for group in sorted(groups):
-            result = fit(build_trainer(job, group, setup.data, setup.compute, teacher), monitoring(stage, job, teacher))
+    for group, seeds in sorted(groups.items()):
+        result = fit(build_trainer(job, group, setup.data, setup.compute, teacher), monitoring(stage, job, teacher))
+        with tempfile.TemporaryDirectory() as scratch:
             write_seeds(Path(scratch), job, dataset.image_shape, len(dataset.classes), result)
-        for seed in records:
-            there, again = seed_folder(folder, seed), seed_folder(Path(scratch), seed)
-            for name in (WEIGHTS, HISTORY):
-                if (there / name).exists() and sha256(there / name) != sha256(again / name):
-                    other.append(str(there / name))
+            for there, again in ((seed_folder(folder, seed), seed_folder(Path(scratch), seed)) for seed in seeds):
+                files = [name for name in (WEIGHTS, HISTORY) if (there / name).exists()]
+                other += [str(there / name) for name in files if sha256(there / name) != sha256(again / name)]
     if other:
         raise UserError(
             f"{', '.join(other)}: other bytes when trained again; the environment that each seed was trained in stands "

@@ -113,6 +113,16 @@ def test_what_would_be_found_counts_the_claims() -> None:
     assert answer.detectable > statistics.detectable(4, answer.difference.std)
 
 
+@pytest.mark.fault
+def test_a_claim_stated_the_other_way_round_is_no_further_test() -> None:
+    stated = [Claim("triplet", ["scratch", "kd"])]
+    alone = comparison.verdicts(MEASURED, stated)
+    both = comparison.verdicts(MEASURED, [*stated, Claim("kd", ["triplet"])])
+    assert both[:2] == alone
+    assert (both[2].corrected_p, both[2].detectable) == (alone[1].corrected_p, alone[1].detectable)
+    assert (alone[1].verdict, both[2].verdict) == ("contradicted", "reproduced")
+
+
 def test_curves_are_means_with_a_band() -> None:
     points = comparison.curves({"kd": HISTORY, "triplet": [*HISTORY, {"seed": 1, "epoch": 3}]})
     assert len(points) == 4

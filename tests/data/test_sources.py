@@ -786,6 +786,9 @@ def test_files_that_lie_there_already_are_not_used(
         (["data.source=folder"], "data.path: missing; data.source: folder needs"),
         (["data.source=folder", "data.path=nowhere"], "nowhere/train: no class folders"),
         (["data.source=archive", "data.path=nowhere.zip"], "nowhere.zip: not there"),
+        (["data.name=CIFAR10"], "data.name: found with data.source: digits, which does not read it"),
+        (["data.path=x"], "data.path: found with .*; expected with folder or archive"),
+        (["data.source=folder", "data.path=x", "data.sha256=0"], "data.sha256: found with .*folder.*with archive"),
         (["inputs.mean=[0.1,0.2]"], r"inputs.mean: 2 values for images of 1 channel"),
     ],
 )

@@ -15,6 +15,7 @@ from tripletkd.data.batches import DeviceSplit, Inputs
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measure, metrics
 from tripletkd.evaluation.measurement import Environment
+from tripletkd.training.run_record import Record, TrainedRun
 
 DATASET = sources.digits().limited(10)
 TRAIN, TEST = (DeviceSplit(s, Inputs(), torch.device("cpu"), torch.float32) for s in (DATASET.train, DATASET.test))
@@ -29,7 +30,7 @@ HISTORY: list[dict[str, float]] = [
 ]
 
 
-def of_seed(seed: int, **changes: Any) -> Any:
+def of_seed(seed: int, **changes: Any) -> Record:
     made: dict[str, Any] = {
         "suite": "digits",
         "split": "test",
@@ -39,13 +40,14 @@ def of_seed(seed: int, **changes: Any) -> Any:
     }
     made |= {"image_shape": DATASET.image_shape, "classes": 10, "seed": seed, "params": {"method": {"ce": 1.0}}}
     hashes = {"data_sha256": "d" * 64, "teacher_sha256": "a" * 64, "weights_sha256": "b" * 64, "code": "c" * 64}
-    return SimpleNamespace(**(made | hashes | {"environment": {"torch": "2"}, "failed": None} | changes))
+    hashes |= {"fingerprint": "f" * 64}
+    return Record(**(made | hashes | {"environment": {"torch": "2"}, "trained_with": [1, 2]} | changes))
 
 
-def trained(networks: dict[int, nn.Module], history: list[dict[str, float]] = HISTORY, **changes: Any) -> Any:
+def trained(networks: dict[int, nn.Module], history: list[dict[str, float]] = HISTORY, **changes: Any) -> TrainedRun:
     gone = {"failed": "loss is nan", "weights_sha256": None}
     records = [of_seed(seed, **({} if seed in networks else gone) | changes) for seed in (1, 2)]
-    return SimpleNamespace(records=records, networks=networks, history=history)
+    return TrainedRun(records, networks, history)
 
 
 def test_what_a_run_is_and_what_its_network_costs() -> None:
@@ -59,6 +61,18 @@ def test_what_a_run_is_and_what_its_network_costs() -> None:
     assert found.environments == (Environment((1, 2), {"torch": "2"}),)
     assert found.test_images == 100
     assert found.class_names is None
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["fc2.bias", "bn1.running_var"])
+def test_a_seed_whose_outputs_are_not_finite_has_failed(name: str) -> None:
+    """It would be as accurate as the share of the first class, without a violated triplet."""
+    network = "resnet8" if name.startswith("bn") else "paper_student_quarter"
+    one, other = (models.build(network, DATASET.image_shape, 10, seed=7) for _ in range(2))
+    other.state_dict()[name].fill_(float("nan"))
+    found = measure.sound(trained({1: one, 2: other}, network=network), DATA)
+    assert list(found.networks) == [1] and found.failed == {"2": "its outputs are not finite"}
+    assert [record.weights_sha256 for record in found.records] == ["b" * 64, None]
 
 
 def test_figures_of_a_seed() -> None:

@@ -32,7 +32,8 @@ MEASURED_AT = Path("results/digits/measured")
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with measurements of the digits suite, on either split, as params.yaml describes them."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "tripletkd/published", tmp_path / "tripletkd/published")
     for split in ("test", "validation"):
         suite, place = stage_of(split).suite, tmp_path / MEASURED_AT / split
@@ -62,6 +63,9 @@ def stage_of(split: str, *words: str) -> Stage:
 def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Recipe) -> Measurement:
     """A run as the stages record it; without a method's parameters, the teacher's."""
     who = suite.student if params else suite.teacher
+    kind, _, ablation = name.rpartition("/")[0].partition("/")
+    trains, of = ("ablate", {"ablation": ablation}) if kind else ("distill", {"method": name})
+    trained = stage_of(split).named(trains, **of) if params else stage_of(split).named("train_teacher")
     blocks: dict[str, Any] = {"recipe": recipe, "inputs": suite.inputs} | ({"method": params} if params else {})
     accuracies = {seed: 80.0 + 0.1 * seed for seed in (suite.seeds if params else [suite.teacher.seed])}
     return measured(
@@ -71,6 +75,7 @@ def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Rec
         name=name,
         method=name,
         network=who.network,
+        code=(trained.code,),
         params={"evaluate_every": suite.evaluate_every}
         | {block: dataclasses.asdict(values) for block, values in blocks.items()},
         environments=(Environment(tuple(accuracies), {"torch": "2", "precision": suite.precision}),),
@@ -139,13 +144,25 @@ def test_a_curve_or_a_map_of_another_run_is_refused(file: str, project: Path) ->
         path.unlink(missing_ok=True)
 
 
-def test_a_table_names_what_equivalent_code_trained(project: Path) -> None:
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("test/teacher.json", ("code", 0)),
+        ("test/kd.json", ("code", 0)),
+        ("validation/ablations/margin.json", (0, "code", 0)),
+    ],
+)
+def test_a_table_of_other_code_is_refused_or_names_it(file: str, keys: tuple[Any, ...], project: Path) -> None:
+    assert "which params.yaml says" not in tables.markdown(tabulate.gather(stage_of("test")))
     code = "c" * 64
+    alter(project / MEASURED_AT / file, *keys, value=code)
+    with pytest.raises(UserError, match=f"{file}: computed by code of sha256 ccc.*run.equivalent_code"):
+        tabulate.gather(stage_of("test"))
     results = tabulate.gather(stage_of("test", f"run.equivalent_code=[{code}]"))
-    line = f"code {code}, which params.yaml says computes the same bytes: teacher, scratch, kd, triplet"
+    line = f"code {code}, which params.yaml says computes the same bytes: {Path(file).stem}"
     for made in (tables.markdown(results), page.html(results, page.pictures(results))):
-        assert line in made
-    assert line not in tables.markdown(tabulate.gather(stage_of("test")))
+        assert line in made or "ablations" in file
 
 
 @pytest.mark.fault
@@ -156,9 +173,11 @@ def test_a_table_under_other_parameters_is_refused(project: Path) -> None:
 
 
 @pytest.mark.fault
-def test_published_figures_are_of_the_test_split(project: Path) -> None:
+def test_published_figures_are_of_the_whole_test_split(project: Path) -> None:
     results = tabulate.gather(stage_of("test"))
     assert results.published.keys() == {"teacher", "triplet"} and results.published_curves.keys() == {"triplet"}
+    some = tabulate.gather(stage_of("test", "suites.digits.data.per_class=5"))
+    assert not any((some.published, some.published_curves, *(row.published for row in some.rows)))
     results = tabulate.gather(stage_of("validation"))
     tabulate.write(project / "made", results)
     assert not any((results.published, results.published_curves, *(row.published for row in results.rows)))

@@ -107,6 +107,17 @@ def test_finished_seeds_are_retrained_on_demand_to_the_same_bytes(project: Path)
     assert "2 seeds trained again, the same bytes" in stage(project, "stages.verify", *DISTILL[1:])
 
 
+@pytest.mark.fault
+def test_verify_trains_a_seed_with_those_that_it_was_trained_with(project: Path) -> None:
+    stage(project, *DISTILL, "--only-seeds", "1", "--retrain")
+    groups = [
+        json.loads((project / f"runs/digits/test/triplet/seed-{seed}/record.json").read_text())["trained_with"]
+        for seed in (1, 2)
+    ]
+    assert groups == [[1], [1, 2]]
+    assert "2 seeds trained again, the same bytes" in stage(project, "stages.verify", *DISTILL[1:])
+
+
 def test_verify_names_a_seed_with_other_bytes(project: Path) -> None:
     change(project, "suites", "digits", "seeds", value=[2])
     stage(project, *DISTILL)

@@ -122,6 +122,47 @@ def test_a_bucket_of_ones_own_takes_and_gives(origin: Path, fresh: Path) -> None
     assert "up to date" in command(fresh, "dvc", "pull", "--allow-missing")
 
 
+@pytest.mark.fault
+def test_bytes_that_were_altered_on_a_server_are_refused(origin: Path, fresh: Path, web: str, tmp_path: Path) -> None:
+    shutil.rmtree(fresh / "store")
+    command(fresh, "dvc", "remote", "add", "--local", "--default", "web", web)
+    weights = origin / "runs/digits/test/triplet/seed-2/weights.safetensors"
+    md5 = hashlib.md5(weights.read_bytes(), usedforsecurity=False).hexdigest()
+    stored = origin / "store/files/md5" / md5[:2] / md5[2:]
+    sound = stored.read_bytes()
+    stored.chmod(0o644)
+    stored.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    printed = command(fresh, *SHARE, "pull", "digits", check=False)
+    stored.write_bytes(sound)
+    assert f"or with other bytes than their md5: {md5}" in printed
+    assert not (fresh / "runs/digits/test/triplet").exists()
+    command(fresh, *SHARE, "pull", "digits")
+    assert runs(fresh) == runs(origin)
+
+
+@pytest.mark.fault
+def test_what_stands_here_otherwise_than_the_lock_says_is_named(fresh: Path) -> None:
+    command(fresh, *SHARE, "pull", "digits")
+    shutil.rmtree(fresh / "runs/digits/test/scratch/seed-2")
+    printed = command(fresh, *SHARE, "pull", "digits")
+    assert "runs/digits/test/scratch: stands here otherwise than dvc.lock says, and was left" in printed
+    shutil.rmtree(fresh / "runs/digits/test/scratch")
+    assert "1 of 6 outputs and 0 logs pulled; the others are here" in command(fresh, *SHARE, "pull", "digits")
+
+
+@pytest.mark.fault
+def test_a_log_of_another_run_is_neither_pushed_nor_kept(fresh: Path) -> None:
+    command(fresh, *SHARE, "pull", "digits")
+    right, other = (fresh / f"logs/digits/test/{name}/seed-2.json" for name in ("scratch", "triplet"))
+    sound = right.read_bytes()
+    shutil.copy(other, right)
+    command(fresh, "dvc", "remote", "add", "--local", "lab", str(fresh / "lab"))
+    assert " 10 logs pushed" in command(fresh, *SHARE, "push", "digits", "--remote", "lab")
+    assert " 1 logs pulled" in command(fresh, *SHARE, "pull", "digits")
+    assert right.read_bytes() == sound
+    assert " 1 logs pushed" in command(fresh, *SHARE, "push", "digits", "--remote", "lab")
+
+
 def test_a_suite_that_params_yaml_does_not_name_is_pulled_by_its_name(origin: Path, fresh: Path) -> None:
     change(fresh, "run", "suites", value=["digits_resnet"])
     assert command(fresh, *SHARE, "pull", "digits") == "digits: 6 of 6 outputs and 11 logs pulled\n"

@@ -121,6 +121,22 @@ ALL = dict.fromkeys(["digits/triplet", "digits/triplet/seed-1", "digits/triplet/
 # --- what is logged ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("changes", [{"environment": {"precision": "bfloat16"}}, {"code": "d" * 64}])
+def test_what_computes_otherwise_is_a_job_of_its_own(changes: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    """The later one took the earlier one's place, and its figures."""
+    mirror.log_run(tmp_path, run)
+    before = runs(tmp_path)["digits/triplet"]
+    for seed in (1, 2):
+        write_seed(tmp_path, seed, **changes)
+    mirror.log_run(tmp_path, run)
+    experiment = client(tmp_path).get_experiment_by_name("digits")
+    found = client(tmp_path).search_runs([experiment.experiment_id], "tags.seeds LIKE '%'")
+    assert len(found) == 2 and before.data.tags == next(
+        each.data.tags for each in found if each.info.run_id == before.info.run_id
+    )
+
+
 def test_a_job_is_a_parent_run_and_each_seed_a_run_in_it(tmp_path: Path, run: Path) -> None:
     assert mirror.log_run(tmp_path, run)
     found = runs(tmp_path)

@@ -183,10 +183,10 @@ def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> li
         for method, base in pairs
         if method in measured and base in measured
     }
-    corrected = holm_of_testable(gaps)
+    corrected = holm_of_testable({frozenset(pair): gap for pair, gap in gaps.items()})  # both ways is one comparison
     answers = []
     for (method, base), gap in gaps.items():
-        p, barred = corrected.get((method, base)), bar(measured, method, base)
+        p, barred = corrected.get(frozenset((method, base))), bar(measured, method, base)
         answers.append(
             Verdict(
                 claim=f"{method} over {base}",

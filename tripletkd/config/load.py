@@ -144,11 +144,8 @@ def _check_names(config: Config) -> None:
         if split not in run.splits:
             raise UserError(f"run.{key}: {split!r} is not there; expected one of {', '.join(run.splits)} (run.splits)")
     for i, claim in enumerate(config.claims):
-        for key, name in [("method", claim.method), *(("over", base) for base in claim.over)]:
-            if name not in config.methods:
-                raise UserError(
-                    f"claims[{i}].{key}: {name!r} is no method; expected one of {', '.join(config.methods)}"
-                )
+        _check_list(f"claims[{i}].over", claim.over, [name for name in config.methods if name != claim.method])
+        _check_list(f"claims[{i}].method", [claim.method], config.methods)
     if config.ablations and ABLATED not in config.methods:
         raise UserError(f"methods.{ABLATED}: missing; the ablations vary it")
 
@@ -257,8 +254,8 @@ class MethodSuites:
 
 def _filled(schema: Any, block: dict[str, Any], key: str) -> Any:
     for field, value in block.items():
-        if value == []:
-            raise UserError(f"{key}.{field}: found an empty list, expected at least one")
+        if isinstance(value, list):
+            _check_list(f"{key}.{field}", value, may_be_empty=False)
     return check(schema, block, key)
 
 

@@ -185,7 +185,7 @@ def archive(
     """
     if not path.is_file():
         raise UserError(f"{path}: not there; give another data.path, {OTHERWISE}")
-    if expected_sha256 and (found := sha256(path)) != expected_sha256.lower():
+    if expected_sha256 is not None and (found := sha256(path)) != expected_sha256.lower():
         raise UserError(
             f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch the archive again, {OTHERWISE}"
         )

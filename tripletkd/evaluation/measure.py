@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 
 MAPPED_A_CLASS = 20  # images of each class in the output map
 TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: a few borderline images
+
+
+def sound(run: "TrainedRun", data: "DeviceData") -> "TrainedRun":
+    """Return a run in which a seed has failed, too, whose network's outputs on the test split are not finite.
+
+    Its weights may be finite, and batch norm's statistics or the outputs not: argmax of NaN is the first class.
+    """
+    logits = {seed: predict(network, data.test) for seed, network in run.networks.items()}
+    networks = {seed: network for seed, network in run.networks.items() if logits[seed].isfinite().all()}
+    records = [
+        replace(record, failed="its outputs are not finite", weights_sha256=None)
+        if record.seed in logits.keys() - networks.keys()
+        else record
+        for record in run.records
+    ]
+    return replace(run, records=records, networks=networks)
 
 
 def measure(run: "TrainedRun", data: "DeviceData", teacher_logits: Tensor | None) -> Measurement:

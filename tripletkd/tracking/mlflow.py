@@ -201,7 +201,8 @@ def _with_experiment(name: str, log: Log) -> str:
 def _job_identity(record: Record) -> str:
     """Return a hash of what all seeds of a cell have in common."""
     names = [record.suite, record.split, record.name, record.method, record.network]
-    return fingerprint(names, record.params, record.data_sha256, record.teacher_sha256)
+    numerics = [record.environment.get(name) for name in ("precision", "deterministic")]
+    return fingerprint(names, record.params, record.data_sha256, record.teacher_sha256, record.code, numerics)
 
 
 def _job_tags(record: Record) -> dict[str, str]:
