@@ -96,13 +96,17 @@ def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output]) -> int:
     """
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile import load
-    from dvc_data.hashfile.checkout import checkout
+    from dvc_data.hashfile.checkout import CheckoutError, checkout
 
     absent, cache = [output for output in shared if not output.path.exists()], repo.cache.local
     _transfer(repo, odb, cache, absent)
     for output in absent:
         with whole(output.path) as beside:
-            checkout(str(beside.absolute()), LocalFileSystem(), load(cache, _hash_info(output)), cache)
+            try:
+                checkout(str(beside.absolute()), LocalFileSystem(), load(cache, _hash_info(output)), cache)
+            except CheckoutError as error:  # of files that did not come, or with bytes that are not of their hash
+                names = ", ".join(str(Path(path).relative_to(beside.absolute())) for path in error.paths)
+                raise UserError(f"{output.path}: {odb.path} has {names} missing or altered") from None
     return len(absent)
 
 
@@ -119,8 +123,7 @@ def _transfer(repo: "Repo", source: "HashFileDB", target: "HashFileDB", shared: 
     """Copy outputs, folders with their files, from one store to another, and compare their hashes."""
     hashes = [_hash_info(output) for output in shared]
     if failed := repo.cloud.transfer(source, target, hashes, shallow=False, verify=True).failed:
-        names = ", ".join(sorted(each.value or "" for each in failed))
-        raise UserError(f"{target.path}: not copied from {source.path}, or with other bytes than their md5: {names}")
+        raise UserError(f"{target.path}: {len(failed)} files could not be copied from {source.path}")
 
 
 def _hash_info(output: Output) -> Any:
