@@ -75,11 +75,15 @@ class Stage:
         """What the results depend on beside data: see `read_dependencies`. Of the time when it is first asked for."""
         return read_dependencies(self.name, self._items())
 
-    @cached_property
+    @property
     def code(self) -> str:
         """Hash what computes weights and histories, of the code that the stage depends on."""
-        code = {name: sha for name, sha in self.dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS}
-        return fingerprint(code)
+        return _computing(self.dependencies)
+
+    def code_of(self, name: str, **of: str) -> str:
+        """Hash the same of the stage of another name, and of the method or ablation that is given, as it is now."""
+        items = self._items() | {f"item.{kind}": value for kind, value in of.items()}
+        return _computing(read_dependencies(name, items))
 
     def _items(self) -> dict[str, str]:
         """What dvc.yaml's matrix calls `item`, and what it takes from params.yaml."""
@@ -97,9 +101,9 @@ class Stage:
         assert self.config.suite is not None
         return self.paths[kind].joinpath(self.config.suite, *inner)
 
-    def named(self, name: str, **of: Any) -> "Stage":
-        """Return the stage of another name, and method or the like; its dependencies are those of now."""
-        return self if name == self.name else replace(self, name=name, config=replace(self.config, **of))
+    def named(self, name: str) -> "Stage":
+        """Return the stage of another name with the same parameters; its dependencies are those of now."""
+        return self if name == self.name else replace(self, name=name)
 
     def of_suite(self, name: str) -> "Stage":
         """Return the same stage for another suite."""
@@ -121,6 +125,11 @@ class Stage:
             "stage": os.environ.get("DVC_STAGE"),
             **figures,
         }
+
+
+def _computing(dependencies: dict[str, str]) -> str:
+    code = {name: sha for name, sha in dependencies.items() if name.startswith(COMPUTES) and name not in KEEPS}
+    return fingerprint(code)
 
 
 def read_paths() -> dict[str, Path]:

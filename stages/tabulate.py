@@ -86,7 +86,7 @@ def read_methods(stage: Stage) -> dict[str, Measurement]:
         measured[name] = measurement.read(path, suite.name, name)
         expected = student_settings(suite, suite.methods[name], suite.student.recipe)
         refuse_unlike(path, measured[name], {"split": split} | expected, f"its student; methods.{name}")
-        refuse_other_code(path, measured[name], stage.named("distill", method=name))
+        refuse_other_code(stage, path, measured[name], stage.code_of("distill", method=name))
     refuse_strangers(teacher, measured.values())
     return {"teacher": teacher} | measured
 
@@ -100,7 +100,7 @@ def read_teacher(stage: Stage, split: str) -> Measurement:
     expected: dict[str, Any] = {"split": split, "network": suite.teacher.network, "seeds": [suite.teacher.seed]}
     expected |= {"recipe": asdict(suite.teacher.recipe), **common_settings(suite)}
     refuse_unlike(path, teacher, expected, "its teacher")
-    refuse_other_code(path, teacher, stage.named("train_teacher"))
+    refuse_other_code(stage, path, teacher, stage.code_of("train_teacher"))
     return teacher
 
 
@@ -139,7 +139,7 @@ def refuse_unlike_variants(stage: Stage, path: Path, name: str, measured: Sequen
         configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
         reference, ours = {"reference": {found.label: found.configured}}, {"reference": {found.label: configured}}
         measurement.refuse_unlike(str(path), reference, ours, source)
-        refuse_other_code(path, found.measurement, stage.named("ablate", ablation=name))
+        refuse_other_code(stage, path, found.measurement, stage.code_of("ablate", ablation=name))
 
 
 def student_settings(suite: SuiteConfig, params: Any, recipe: Recipe) -> dict[str, Any]:
@@ -170,13 +170,13 @@ def refuse_unlike(path: Path, measured: Measurement, expected: dict[str, Any], s
         measurement.refuse_unlike(str(path), found | measured.params, expected, f"suites.{measured.suite}, {source}")
 
 
-def refuse_other_code(path: Path, measured: Measurement, trained: Stage) -> None:
-    """Raise UserError if a run was computed by other code than that of the stage that trains it now."""
+def refuse_other_code(stage: Stage, path: Path, measured: Measurement, ours: str) -> None:
+    """Raise UserError if a run was computed by other code than ours, and params.yaml does not call it equivalent."""
     for code in measured.code:
-        if code not in (trained.code, *trained.config.run.equivalent_code):
+        if code not in (ours, *stage.config.run.equivalent_code):
             raise UserError(
-                f"{path}: computed by code of sha256 {code}, the code here has {trained.code}; run `dvc repro`, or say "
-                "in run.equivalent_code that it computes the same bytes"
+                f"{path}: computed by code of sha256 {code}, the code here has {ours}; run `dvc repro`, or say in "
+                "run.equivalent_code that it computes the same bytes"
             )
 
 

@@ -65,7 +65,7 @@ def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Rec
     who = suite.student if params else suite.teacher
     kind, _, ablation = name.rpartition("/")[0].partition("/")
     trains, of = ("ablate", {"ablation": ablation}) if kind else ("distill", {"method": name})
-    trained = stage_of(split).named(trains, **of) if params else stage_of(split).named("train_teacher")
+    code = stage_of(split).code_of(trains, **of) if params else stage_of(split).code_of("train_teacher")
     blocks: dict[str, Any] = {"recipe": recipe, "inputs": suite.inputs} | ({"method": params} if params else {})
     accuracies = {seed: 80.0 + 0.1 * seed for seed in (suite.seeds if params else [suite.teacher.seed])}
     return measured(
@@ -75,7 +75,7 @@ def of_suite(suite: SuiteConfig, split: str, name: str, params: Any, recipe: Rec
         name=name,
         method=name,
         network=who.network,
-        code=(trained.code,),
+        code=(code,),
         params={"evaluate_every": suite.evaluate_every}
         | {block: dataclasses.asdict(values) for block, values in blocks.items()},
         environments=(Environment(tuple(accuracies), {"torch": "2", "precision": suite.precision}),),
