@@ -17,12 +17,12 @@ def main(stage: Stage) -> None:
     method, split = stage.config.method, stage.config.split
     assert method is not None
     folder, place = stage.path("runs", split, method), stage.path("results", "measured", split)
-    setup = set_up(stage)
-    trained = sound(read_run(folder, stage.suite.seeds), setup.data)
+    setup, trained = set_up(stage), read_run(folder, stage.suite.seeds)
     teacher, teacher_sha256 = load_teacher(stage, setup)
     job = job_of_method(stage, setup, teacher_sha256)
     for record in trained.records:
         refuse_other_job(stage, record, job)
+    trained = sound(trained, setup.data)
     refuse_failure(trained)
     measured = measure(trained, setup.data, teacher.test_logits)
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"

@@ -39,16 +39,17 @@ def main(arguments: argparse.Namespace) -> None:
     """Push or pull every suite that is asked for."""
     from dvc.repo import Repo
 
-    paths = read_paths()
+    paths, pulls = read_paths(), arguments.action == "pull"
     for suite in arguments.suites:
         shared = list(outputs(suite, paths))
         if not shared:
             raise UserError(f"dvc.lock: nothing of {suite!r}; expected a suite that `dvc repro` has made")
         try:
             with Repo() as repo:
-                changed = [output for output in shared if output.path.exists() and not _is_as_locked(repo, output)]
+                here = [output for output in shared if pulls and output.path.exists()]
+                changed = [output for output in here if not _is_as_locked(repo, output)]
                 remote = repo.cloud.get_remote(arguments.remote, arguments.action)
-                share, logs = (push, push_log) if arguments.action == "push" else (pull, pull_log)
+                share, logs = (pull, pull_log) if pulls else (push, push_log)
                 done = share(repo, remote.odb, shared)
                 logged = sum(logs(remote, about, log) for about, log in find_logs(suite, shared, paths))
         except UserError:
@@ -56,9 +57,9 @@ def main(arguments: argparse.Namespace) -> None:
         except Exception as error:  # whatever a remote can raise
             reason = str(error) or type(error).__name__
             raise UserError(f"{suite}: could not {arguments.action} ({reason}); see `dvc remote list`") from None
-        rest = "; the others are here already" if arguments.action == "pull" and done < len(shared) else ""
+        rest = "; the others are here already" if here else ""
         print(f"{suite}: {done} of {len(shared)} outputs and {logged} logs {arguments.action}ed{rest}", flush=True)
-        for output in changed if arguments.action == "pull" else ():
+        for output in changed:
             print(f"{output.path}: stands here otherwise than dvc.lock says, and was left; remove it to pull it")
 
 
