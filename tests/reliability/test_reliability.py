@@ -843,7 +843,7 @@ def test_students_of_another_run_are_not_measured(
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0" * 64}))
     with trial("students of other images or another teacher, carried here") as fault:
         assert stage(folder, "evaluate") == 1
-        assert "trained with" in stage.error() and "0000" in stage.error()
+        assert "made with" in stage.error() and "0000" in stage.error()
         fault.seen = f"`{stage.error()[:120]}...`"
 
 
@@ -910,7 +910,7 @@ def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path
 
 
 SIDE_BY_SIDE = [
-    *("suites.digits.seeds=[1,2,3]", "suites.digits.recipe.epochs=20", "run.fuse_seeds=never", OFTEN),
+    *("suites.digits.seeds=[1,2,3]", "suites.digits.student.recipe.epochs=20", "run.fuse_seeds=never", OFTEN),
     *("--processes", "2"),
 ]
 
@@ -921,8 +921,8 @@ def test_seeds_side_by_side_end_with_the_undisturbed_bytes(
 ) -> None:
     sound, folder = (copied(states, "distill", tmp_path / name) for name in ("sound", "folder"))
     assert stage(sound, "distill", *SIDE_BY_SIDE) == 0, stage.printed()
-    with trial(f"seeds side by side, a process each: {how} to the one that started them") as fault:
-        first = start(stage, folder, "distill", *SIDE_BY_SIDE)
+    first = start(stage, folder, "distill", *SIDE_BY_SIDE)
+    with first, trial(f"seeds side by side, a process each: {how} to the one that started them") as fault:
         wait_for(lambda: len([*folder.glob("checkpoints/**/seeds-*.safetensors")]) == 2, first)
         first.send_signal(getattr(signal, how))
         if how == "SIGKILL":
@@ -965,7 +965,7 @@ def test_a_damaged_seed_is_named_and_trained_anew_alone(
 
 
 def test_a_checkpoint_of_other_inputs_is_named_and_left(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
-    folder, other = copied(states, "distill", tmp_path / "folder"), "suites.digits.recipe.optimizer.lr=0.02"
+    folder, other = copied(states, "distill", tmp_path / "folder"), "suites.digits.student.recipe.optimizer.lr=0.02"
     stage(folder, "distill", OFTEN, other, fault="kill tripletkd.training.trainer:Trainer.step 50")
     path = checkpoint_of(folder, "triplet")
     before = path.read_bytes()
@@ -991,12 +991,13 @@ def test_parameters_that_are_edited_while_a_stage_trains(
     )
     edited.mkdir()
     shutil.copy(folder / "params.yaml", edited)
-    change(edited, "suites", "digits", "recipe", "optimizer", "lr", value=0.02)
+    block = "teacher" if name == "train_teacher" else "student"
+    change(edited, "suites", "digits", block, "recipe", value={"optimizer": {"lr": 0.02}})
     stage.variables["EDITED"] = str(edited)
     with trial("params.yaml edited while a stage trains") as fault:
         assert stage(folder, name, fault="edit tripletkd.training.trainer:Trainer.step 20") == 1, stage.printed()
         line = stage.error()
-        assert line.startswith('error: suites.digits.recipe: changed from {"batch_size": 50') and '"lr": 0.02' in line
+        assert line.startswith(f'error: suites.digits.{block}: changed from {{"network": ') and '"lr": 0.02' in line
         assert "while the stage ran" in line and "run the same command again" in line
         whole = contents(states["end"], *runs)
         assert contents(folder, *runs) == whole
@@ -1039,10 +1040,10 @@ def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def copy_scratch(source: Path, folder: Path) -> None:
-    """The measurements of the other method, which the table needs."""
-    for file in (source / "results/digits/measured/test").glob("scratch*"):
-        shutil.copy(file, folder / "results/digits/measured/test")
+def measure_scratch(stage: Runner, folder: Path, *words: str) -> None:
+    """The other method, of the same seeds, which the table needs."""
+    for name in ("distill", "evaluate"):
+        assert stage(folder, name, *words, "method=scratch") == 0, stage.printed()
 
 
 def rows_of(folder: Path, seed: int) -> list[str]:
@@ -1057,8 +1058,7 @@ def test_a_loss_that_is_not_finite_ends_its_seed_alone(
     step, epoch, within = at  # the step of all, and which of its epoch it is
     words = ["suites.digits.seeds=[1,2,3]", f"run.fuse_seeds={fuse_seeds}"]
     sound, struck = (copied(states, "distill", tmp_path / name) for name in ("sound", "struck"))
-    for folder in (sound, struck):
-        copy_scratch(states["end"], folder)
+    measure_scratch(stage, struck, *words)
     together = [*words, "--processes", "1"]
     assert stage(sound, "distill", *together) == 0
     with trial("a loss that is not finite, in one of three seeds") as fault:
@@ -1082,13 +1082,13 @@ def test_a_loss_that_is_not_finite_ends_its_seed_alone(
 def test_a_method_whose_every_seed_fails_stops_the_pipeline(
     stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = copied(states, "distill", tmp_path / "folder")
+    folder, wild = copied(states, "distill", tmp_path / "folder"), "suites.digits.student.recipe.optimizer.lr=1e30"
     with trial("a loss that is not finite, in every seed") as fault:
         for _ in range(2):  # also the second time: no checkpoint of it is left
-            assert stage(folder, "distill", "suites.digits.recipe.optimizer.lr=1e30") == 1
+            assert stage(folder, "distill", wild) == 1
             assert "every seed failed: seed 1: " in stage.error() and "seed 2: " in stage.error()
         fault.seen = f"`{stage.error()[:150]}...`"
-        assert stage(folder, "evaluate") == 1
+        assert stage(folder, "evaluate", wild) == 1
         assert "every seed failed" in stage.error()
 
 
@@ -1164,7 +1164,8 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
     with trial("a terminal of 40, 80 or 200 columns") as fault:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        process = start(stage, folder, name, "suites.digits.recipe.epochs=40", to=theirs)
+        whose = "" if name == "train_teacher" else "student."
+        process = start(stage, folder, name, f"suites.digits.{whose}recipe.epochs=40", to=theirs)
         os.close(theirs)
         printed = b""
         with suppress(OSError):  # Linux's way to say that the other end is closed
@@ -1182,16 +1183,13 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
         fault.seen = f"a bar for each run, for example `{bars[0]}`"
 
 
-ONE_EPOCH = ["suites.digits.recipe.epochs=1", "suites.digits.recipe.schedule.decay_epochs=[]"]
-
-
 def test_sixty_four_seeds(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "distill", tmp_path / "folder")
-    copy_scratch(states["end"], folder)
-    words = [f"suites.digits.seeds={list(range(1, 65))}".replace(" ", ""), *ONE_EPOCH]
+    words = f"suites.digits.seeds={list(range(1, 65))}".replace(" ", "")
     with trial("64 seeds at once") as fault:
+        measure_scratch(stage, folder, words)
         for name in ("distill", "evaluate", "tabulate"):
-            assert stage(folder, name, *words) == 0, stage.printed()
+            assert stage(folder, name, words) == 0, stage.printed()
         rows = json.loads((folder / "results/digits/table.json").read_text())["rows"]
-        assert [row["n"] for row in rows] == [1, 2, 64]
+        assert [row["n"] for row in rows] == [1, 64, 64]
         fault.seen = "a table with n = 64"
