@@ -19,7 +19,7 @@ from tripletkd.files import write_json, write_text
 from tripletkd.provenance import sha256
 from tripletkd.tracking import mlflow as mirror
 from tripletkd.tracking.logger import Logger
-from tripletkd.tracking.store import Address, as_metrics, open_store, pages
+from tripletkd.tracking.store import Address, NewRun, as_metrics, open_store, pages
 from tripletkd.training.run_record import write_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's, about itself, on import
@@ -457,3 +457,13 @@ def test_a_stage_that_fails_logs_nothing(tmp_path: Path, capfd: pytest.CaptureFi
     with pytest.raises(ZeroDivisionError), Logger(tmp_path):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ""
+
+
+def test_a_run_that_another_machine_deletes_while_it_is_logged_leaves_no_model(tmp_path: Path, new_store: Path) -> None:
+    """It has a model from the moment on at which that is created, and knows of it only later."""
+    shutil.copy(new_store, tmp_path)
+    with open_store(tmp_path, "digits") as store:
+        with store.adding(NewRun("an export", "digits/triplet/export", {}, {})) as run_id:
+            store.client.create_logged_model(store.experiment, source_run_id=run_id)
+            store.client.delete_run(run_id)
+        assert not store.client.search_logged_models([store.experiment])

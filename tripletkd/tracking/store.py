@@ -209,11 +209,15 @@ class Store:
         return sorted(self.client.search_runs([self.experiment], query, *view), key=lambda run: run.info.run_id)
 
     def _delete(self, run: Run) -> None:
-        """Delete a run and the models that were logged in it, as far as another machine has not done it."""
+        """Delete a run and the models that were logged in it, as far as another machine has not done it.
+
+        A model names its run from the start, a run its models only when they are whole.
+        """
         from mlflow.exceptions import MlflowException
 
         self.client.delete_run(run.info.run_id)
-        for model in run.outputs.model_outputs if run.outputs else ():
+        query = f"source_run_id = '{run.info.run_id}'"
+        for model in self.client.search_logged_models([self.experiment], query):
             with suppress(MlflowException):
                 self.client.delete_logged_model(model.model_id)
 
