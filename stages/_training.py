@@ -146,10 +146,10 @@ def _resumable(stage: Stage, job: Job, due: Sequence[int], wanted: Sequence[int]
 
 
 def _trained_together(stage: Stage, job: Job, seeds: Sequence[int]) -> bool:
-    """Whether finished seeds are of that group: its checkpoint is there still, so the process died while it wrote."""
+    """Whether finished seeds may be of that group, whose checkpoint is there still: a process died while it wrote."""
     folder = stage.path("runs", job.key.split, job.key.name)
     records = [run_record.read_record(run_record.seed_folder(folder, seed)) for seed in seeds]
-    return all(record.trained_with == sorted(seeds) for record in records)
+    return all(record.trained_with in (sorted(seeds), [record.seed]) for record in records)
 
 
 def _processes(stage: Stage, setup: Setup, seeds: Sequence[int]) -> int:

@@ -151,12 +151,12 @@ def test_only_some_of_the_seeds(project: Path) -> None:
 def test_seeds_side_by_side_give_the_bytes_of_one_process(project: Path) -> None:
     """Each on a thread of its own, as images of 8 x 8 pixels have it in one process too."""
     apart = [*DISTILL, "run.fuse_seeds=never", "--retrain"]
+    path = project / "runs/digits/test/triplet/seed-2/record.json"
     stage(project, *apart, "--processes", "1")
-    together = hashes(project)
+    together, record = hashes(project), path.read_text()
     stage(project, *apart, "--processes", "2")
-    assert hashes(project) == together
-    record = json.loads((project / "runs/digits/test/triplet/seed-2/record.json").read_text())
-    assert record["trained_with"] == [2] and record["environment"]["fused_seeds"] is False
+    assert hashes(project) == together and path.read_text() == record
+    assert json.loads(record)["trained_with"] == [2] and json.loads(record)["environment"]["fused_seeds"] is False
 
 
 def test_seeds_that_were_stopped_side_by_side_go_on_side_by_side(project: Path) -> None:

@@ -18,7 +18,7 @@ from tripletkd.training.loop import TrainResult
 from tripletkd.training.run_record import Record
 
 NETWORK = "paper_student_quarter"
-HERE = {"device": "here", "threads": 1}
+HERE = {"device": "here", "fused_seeds": True}
 
 
 def written(folder: Path, method: str = "kd", environments: Sequence[dict[str, Any]] = (HERE,)) -> list[Record]:
@@ -43,12 +43,20 @@ def test_a_run_is_read_as_it_was_written_a_seed_at_a_time(tmp_path: Path) -> Non
     assert run.history == [{"seed": seed, "epoch": 1, "loss": 2.5} for seed in (2, 1)]
     assert run.networks[1].get_parameter("fc2.bias")[0].item() == 1 / 3  # in its precision
     assert all(parameter.requires_grad for parameter in run.networks[1].parameters())
-    assert records[0].trained_with == [1, 2] and records[0].fingerprint != records[1].fingerprint
+    assert [record.trained_with for record in records] == [[1, 2]] * 2 and records[0].fingerprint != records[
+        1
+    ].fingerprint
+
+
+def test_seeds_that_are_not_fused_are_trained_alone(tmp_path: Path) -> None:
+    """In whatever groups: their bytes are the same."""
+    records = written(tmp_path, environments=[{"fused_seeds": False}])
+    assert [record.trained_with for record in records] == [[1], [2]]
 
 
 def test_a_run_of_two_machines_names_both(tmp_path: Path) -> None:
-    [first, _] = written(tmp_path, environments=[HERE, {"device": "there", "threads": 1}])
-    assert first.environment == {"device": "here, then there", "threads": 1}
+    [first, _] = written(tmp_path, environments=[HERE, {"device": "there", "fused_seeds": True}])
+    assert first.environment == {"device": "here, then there", "fused_seeds": True}
 
 
 def test_a_log_is_of_the_record_it_was_written_for(tmp_path: Path) -> None:

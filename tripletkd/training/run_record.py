@@ -50,7 +50,7 @@ class Record:
     code: str  # sha256 of what computed the weights
     fingerprint: str  # of all that the weights should depend on, the code among it
     environment: dict[str, Any]
-    trained_with: list[int]  # the seeds of its group: where kernels are fused, last bits depend on it
+    trained_with: list[int]  # the seeds in each of its kernels, on which last bits depend: itself alone if not fused
     failed: str | None = None  # why it has no weights
     weights_sha256: str | None = None
     history_sha256: str | None = None
@@ -91,8 +91,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
         classes: their number.
         result: what came of it; the first of its environments is where training began.
     """
-    seeds = [*result.networks, *result.failed]
-    written = []
+    seeds, environment, written = [*result.networks, *result.failed], _joined(result.environments), []
     for seed in sorted(seeds, key=seeds.index):
         record = Record(
             suite=job.key.suite,
@@ -108,8 +107,8 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
             teacher_sha256=job.conditions.teacher_sha256,
             code=job.conditions.code,
             fingerprint=job.fingerprint(seed),
-            environment=_joined(result.environments),
-            trained_with=sorted(seeds),
+            environment=environment,
+            trained_with=sorted(seeds) if environment.get("fused_seeds") else [seed],
             failed=result.failed.get(seed),
         )
         history = [row for row in result.history if row["seed"] == seed]
