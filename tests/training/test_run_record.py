@@ -43,9 +43,8 @@ def test_a_run_is_read_as_it_was_written_a_seed_at_a_time(tmp_path: Path) -> Non
     assert run.history == [{"seed": seed, "epoch": 1, "loss": 2.5} for seed in (2, 1)]
     assert run.networks[1].get_parameter("fc2.bias")[0].item() == 1 / 3  # in its precision
     assert all(parameter.requires_grad for parameter in run.networks[1].parameters())
-    assert [record.trained_with for record in records] == [[1, 2]] * 2 and records[0].fingerprint != records[
-        1
-    ].fingerprint
+    assert [record.trained_with for record in records] == [[1, 2], [1, 2]]
+    assert records[0].fingerprint != records[1].fingerprint
 
 
 def test_seeds_that_are_not_fused_are_trained_alone(tmp_path: Path) -> None:
