@@ -92,7 +92,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
         result: what came of it; the first of its environments is where training began.
     """
     seeds, environment, written = [*result.networks, *result.failed], _joined(result.environments), []
-    for seed in sorted(seeds, key=seeds.index):
+    for seed in seeds:
         record = Record(
             suite=job.key.suite,
             split=job.key.split,
