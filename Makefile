@@ -76,17 +76,19 @@ lint: env ## what pre-commit checks
 audit: env ## known vulnerabilities in the locked packages; asks PyPI, so it needs the network
 	$(UV) export --locked --no-emit-project --quiet | pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r /dev/stdin
 
-restore: ## params.yaml, dvc.lock and results/ as they were committed, and the runs of that time
+restore: ## params.yaml, dvc.lock and results/ as they were committed, and the runs of that time with their logs
 	@git status --short params.yaml dvc.lock results
 	git restore params.yaml dvc.lock results
 	git clean --quiet --force -d results
 	dvc checkout --allow-missing
+	-python -m stages.share pull $(SUITE)
 
 ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_URI is a server's; names those to open
 	@uri=$$(python -m tripletkd.tracking.store); case $$uri in \
 		http*) python -m tripletkd.tracking.store "$$uri" ;; \
 		*) python -m tripletkd.tracking.store http://127.0.0.1:5000; \
-			MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" ;; \
+			PYTHONWARNINGS=ignore MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+				mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" --uvicorn-opts "--log-level warning" ;; \
 	esac
 
 relog: env ## log every run record, export and table that MLflow does not have yet

@@ -93,13 +93,15 @@ def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output]) -> int:
     What stands here already is left as it is.
 
     Raises:
-        UserError: if something could not be copied, or has other bytes than its hash says.
+        UserError: if the remote lacks something, if it could not be copied, or has other bytes than its hash says.
     """
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile import load
     from dvc_data.hashfile.checkout import CheckoutError, checkout
 
     absent, cache = [output for output in shared if not output.path.exists()], repo.cache.local
+    if lacking := [str(output.path) for output in absent if not odb.exists(output.md5)]:
+        raise UserError(f"{odb.path} has no {', '.join(lacking)}; push that from where it was made, or make it here")
     _transfer(repo, odb, cache, absent)
     for output in absent:
         with whole(output.path) as beside:

@@ -228,7 +228,7 @@ def table(results: Results) -> dict[str, Any]:
     methods = {name: each.params["method"] for name, each in results.measured.items() if name != "teacher"}
     about = {"suite": results.suite, "about": results.about, "split": results.split, "methods": methods}
     rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
-    in_short = [line for line in (page.answer(results), *tables.in_short(results)) if line]
+    in_short = [*page.answer(results), *tables.in_short(results)]
     return about | {"rows": rows, "verdicts": verdicts, "in_short": in_short}
 
 

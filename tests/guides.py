@@ -2,8 +2,9 @@
 
 A block ```console holds commands after `$ `, continued after `> `; the lines below one must be in what it prints, `...`
 standing for anything, and a number for any number: training gives others elsewhere. What `python -c` computes must be
-the same to the digit. A block ```console on MACHINE is for such a machine only. A block ```LANGUAGE in FILE is written
-to that file; a block ```yaml under KEY: in params.yaml goes there.
+the same to the digit. A command that is to fail has a line below it that begins with `error: `. A block ```console on
+MACHINE is for such a machine only. A block ```LANGUAGE in FILE is written to that file; a block ```yaml under KEY: in
+params.yaml goes there.
 """
 
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import shrunk
 
+NUMBER = r"[+-]?\d+(?:\.\d+)?"
 BLOCK = re.compile(r"^```(\w+)(?: (in|on|under) ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,9 +36,17 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
 def shown(line: str, exact: bool = False) -> re.Pattern[str]:
     """What a line of a guide stands for; exact: its numbers stand for themselves."""
     parts = re.split(r"(\.\.\.)" if exact else r"(\.\.\.|[+-]?\d+(?:\.\d+)?)", line)
-    return re.compile(
-        "".join(".*" if p == "..." else r"[+-]?\d+(?:\.\d+)?" if i % 2 else re.escape(p) for i, p in enumerate(parts))
-    )
+    pattern = "".join(".*" if p == "..." else NUMBER if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    return re.compile(re.sub(r"(?:\\ )+", " +", pattern))  # the width of a column depends on its numbers
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Whether a page's link is to a file, and to a heading of it where one is named."""
+    name, _, anchor = link.partition("#")
+    if not (page.parent / name).exists():
+        return False
+    headings = re.findall(r"^#+ (.+)$", (page.parent / name).read_text(), re.MULTILINE) if anchor else []
+    return anchor in ["", *(re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings)]
 
 
 def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None:
@@ -46,7 +56,9 @@ def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None
             continue
         if language == "console":
             for command, lines in commands(content):
-                printed, exact = bash(folder, command, **variables), command.startswith("python -c")
+                fails = any(line.startswith("error: ") for line in lines)
+                printed = bash(folder, f"! {{ {command}\n}}" if fails else command, **variables)
+                exact = command.startswith("python -c")
                 for line in lines:
                     assert shown(line, exact).search(printed), f"$ {command}\nis to print: {line}\nprinted:\n{printed}"
         elif relation == "in":

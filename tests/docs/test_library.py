@@ -1,10 +1,14 @@
-"""docs/library.md: every loss in a loop of one's own, in an environment with PyTorch and NumPy alone."""
+"""docs/library.md: what pip installs of the repository, in environments that lack what the pipeline needs."""
 
+import email
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from conftest import ROOT
@@ -27,23 +31,49 @@ def brought_along(package: str) -> set[str]:
 
 
 INSTALLED = {(d.metadata["Name"] or "").replace("_", "-").lower() for d in metadata.distributions()}
-LACKING = sorted(
-    module
-    for module, packages in metadata.packages_distributions().items()
-    if not {p.replace("_", "-").lower() for p in packages} & (brought_along("torch") | brought_along("numpy"))
-)
 
 
-def run_without_the_rest(program: str, folder: Path) -> str:
-    """Run a program for which no other package than these two, and what they bring along, can be imported."""
-    block = f"import sys; sys.modules.update(dict.fromkeys({LACKING}))\n"
-    words = [sys.executable, "-c", block + program]
-    done = subprocess.run(words, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+def lacking(needed: Iterable[str]) -> list[str]:
+    """The modules that are not there where only the needed packages are installed, and what they bring along."""
+    there = {name for package in needed for name in brought_along(package)}
+    modules = metadata.packages_distributions().items()
+    return sorted(module for module, found in modules if not {p.replace("_", "-").lower() for p in found} & there)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip puts into an environment: the wheel, unpacked."""
+    folder = tmp_path_factory.mktemp("library")
+    source = folder / "source"
+    shutil.copytree(ROOT / "tripletkd", source / "tripletkd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def run_with(needed: Iterable[str], program: str, library: Path) -> str:
+    """Run a program where the library is installed, and of other packages only those that are needed."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({lacking(needed)}))\n"
+    words = [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", block + program]
+    variables = {"PYTHONPATH": str(library)}
+    done = subprocess.run(words, cwd=library.parent, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_guide_s_own_step_learns_with_pytorch_alone(tmp_path: Path) -> None:
+def requirements(library: Path) -> list[str]:
+    """The packages that pip installs beside the library."""
+    [path] = library.glob("*.dist-info/METADATA")
+    needs = email.message_from_string(path.read_text()).get_all("Requires-Dist") or []
+    return [re.split(r"[^\w-]", need)[0] for need in needs if "extra ==" not in need]
+
+
+def test_the_guide_s_own_step_learns_with_pytorch_alone(library: Path) -> None:
     [step] = re.findall(r"^```python in own_step.py\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     program = f"""{step}
 torch.manual_seed(0)
@@ -53,15 +83,20 @@ x, y = torch.randn(8, 6), torch.arange(8) % 4
 losses = [step(student, teacher, optimizer, x, y, x.roll(1, 0)) for _ in range(20)]
 assert losses[-1] < losses[0], losses
 """
-    assert run_without_the_rest(program, tmp_path) == ""
+    assert run_with(["torch"], program, library) == ""
 
 
-def test_every_method_and_the_loop_s_data_are_imported_with_pytorch_and_numpy_alone(tmp_path: Path) -> None:
-    imports = "".join(f"import tripletkd.methods.{name}\n" for name in methods.names())
-    run_without_the_rest(f"{imports}import tripletkd.data.batches\n", tmp_path)
+def test_every_method_is_imported_with_pytorch_alone(library: Path) -> None:
+    run_with(["torch"], "".join(f"import tripletkd.methods.{name}\n" for name in methods.names()), library)
 
 
-def test_what_is_lacking_is_noticed(tmp_path: Path) -> None:
-    assert {"yaml", "sklearn", "tqdm", "safetensors", "torchvision"} <= set(LACKING)
+def test_pip_brings_what_the_loop_needs_and_no_more(library: Path) -> None:
+    assert requirements(library) == ["numpy", "safetensors", "torch", "tqdm"]
+    parts = ("job", "loop", "checkpoint", "run_record")
+    run_with(requirements(library), "".join(f"import tripletkd.training.{part}\n" for part in parts), library)
+
+
+def test_what_is_lacking_is_noticed(library: Path) -> None:
+    assert {"yaml", "sklearn", "tqdm", "safetensors", "torchvision", "numpy"} <= set(lacking(["torch"]))
     with pytest.raises(AssertionError, match="tqdm"):
-        run_without_the_rest("import tqdm", tmp_path)
+        run_with(["torch", "numpy"], "import tqdm", library)

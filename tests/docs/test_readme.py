@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 from conftest import ROOT, committed
+from guides import leads_somewhere
 
 from tripletkd.analysis import ablation
 from tripletkd.evaluation.measurement import read_ablation
@@ -59,6 +61,35 @@ def test_the_first_numbers_are_the_tables(begin: str, source: str) -> None:
     assert [cell.split(",")[0] for cell in shown] == expected
 
 
+def test_the_first_sentences_count_the_tables_verdicts() -> None:
+    verdicts = [json.loads(committed(source))["verdicts"] for source in FIRST.values()]
+    found = Counter((answer["claim"], answer["verdict"]) for table in verdicts for answer in table)
+    in_words, text = ["none", "one", "two", "three"], " ".join(README.split())
+    better = in_words[found["triplet over kd", "reproduced"]]
+    assert f"in {better} of {in_words[len(verdicts)]} experiments so far" in text
+    assert f"in {in_words[found['triplet over kd', 'contradicted']]} it is worse" in text
+    assert f"beats a student trained alone in {in_words[found['triplet over scratch', 'reproduced']]} of them" in text
+    assert f"undecided among {len(verdicts[1])} claims" in text
+
+
+@pytest.mark.parametrize(
+    ("says", "source", "measured"),
+    [
+        (
+            "at 2.7 times the pace of a plain loop",
+            "benchmarks/README.md",
+            "2.7 times as fast as a plain per-image loop",
+        ),
+        ("ten seeds of the digits at 12.", "benchmarks/README.md", "8 x 8 pixels, ten seeds | 12.4 times"),
+        ("to ten digits, gradients and", "docs/verdicts.md", "that code's values to ten digits, and its gradients"),
+        ("60 steps of training to eight.", "docs/verdicts.md", "to eight; so do 60 steps of training"),
+    ],
+)
+def test_other_numbers_are_those_of_their_pages(says: str, source: str, measured: str) -> None:
+    assert says in " ".join(README.split())
+    assert measured in " ".join((ROOT / source).read_text().split())
+
+
 def test_the_cpu_build_has_the_locked_versions() -> None:
     lock = (ROOT / "uv.lock").read_text()
     named = re.findall(r"\b(torch\w*)==([\d.]+\d)", README)
@@ -73,16 +104,11 @@ def test_make_targets_exist(target: str) -> None:
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
-    """To a file, and to a heading of it where one is named."""
-    name, _, anchor = link.partition("#")
-    assert (ROOT / name).exists()
-    if anchor:
-        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+    assert leads_somewhere(ROOT / "README.md", link)
 
 
 def test_inside_names_every_part_of_the_library() -> None:
-    inside = README.partition("## Inside")[2].split("```")[1]
+    inside = README.partition("## Inside")[2].split("```")[3]  # the second block
     named = re.findall(r"^(\w+)/|\b(\w+\.py)\b", inside, re.MULTILINE)
     parts = [path for path in (ROOT / "tripletkd").iterdir() if path.name not in ("__init__.py", "__pycache__")]
     code = {path.name for path in parts if path.suffix == ".py" or (path / "__init__.py").exists()}

@@ -5,6 +5,7 @@ A release is packed from such a clone.
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -184,6 +185,14 @@ def test_a_suite_that_params_yaml_does_not_name_is_pulled_by_its_name(origin: Pa
 def test_what_cannot_be_shared_is_named(words: tuple[str, ...], message: str, fresh: Path) -> None:
     printed = command(fresh, *SHARE, *words, check=False)
     assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
+
+
+@pytest.mark.fault
+def test_what_nobody_pushed_is_named(fresh: Path) -> None:
+    for path in (fresh / "store").rglob("*.dir"):
+        path.unlink()
+    printed = command(fresh, *SHARE, "pull", "digits", check=False)
+    assert re.fullmatch(r"error: \S+/store/files/md5 has no runs/digits/test/teacher, .+; push that .+\n", printed)
 
 
 @pytest.mark.fault

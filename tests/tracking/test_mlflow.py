@@ -235,7 +235,7 @@ def test_a_table_is_logged_once_with_its_origin(tmp_path: Path) -> None:
     results = write_table(tmp_path, 93.0, "**kd** wins.", LOG)
     assert mirror.log_results(tmp_path, results) and not mirror.log_results(tmp_path, results)
     found = runs(tmp_path)["digits/tabulate"]
-    assert found.data.metrics == {"test_accuracy/kd": 93.0}
+    assert found.data.metrics == {"test_accuracy/kd": 0.93}
     assert found.data.params == {"split": "test", "methods.kd.temperature": "4"}
     assert found.data.tags["log.commit"] == found.data.tags["mlflow.source.git.commit"] == "c0ffee"
     files = {file.path for file in client(tmp_path).list_artifacts(found.info.run_id)}

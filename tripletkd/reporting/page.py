@@ -123,18 +123,21 @@ def marked(text: str) -> "Markup":
     )
 
 
-def answer(results: Results) -> str:
-    """Answer the page's question in a word, by the verdict of the paper's claim, and say what it is about."""
+def answer(results: Results) -> list[str]:
+    """Answer the page's question, a sentence a claim; the first begins with a word, by the verdict of the paper's."""
     words = {"reproduced": "Yes", "contradicted": "No", "undecided": "Undecided"}
-    found = {given.over: given for given in results.verdicts if given.method == "triplet"}
-    parts = []
-    for base, whose in (
-        ("kd", "Over Hinton's distillation (the paper's claim)"),
-        ("scratch", "over training alone (ours)"),
-    ):
-        if base in found and (gap := found[base].difference) is not None:
-            parts.append(f"{whose}: {tables.with_interval(gap, None)} points, {found[base].verdict}")
-    return f"**{words[found['kd'].verdict]}.** {'; '.join(parts)}." if "kd" in found and parts else ""
+    found = {given.over: given for given in results.verdicts if given.method == "triplet" and given.difference}
+    if "kd" not in found:
+        return []
+    begins = {
+        "kd": f"**{words[found['kd'].verdict]}.** Over Hinton's distillation (the paper's claim)",
+        "scratch": "Over training alone (our addition)",
+    }
+    return [
+        f"{begin}: {tables.with_interval(found[base].difference, None)} points, {found[base].verdict}."
+        for base, begin in begins.items()
+        if base in found
+    ]
 
 
 def finding(results: Results) -> str:

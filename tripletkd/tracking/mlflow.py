@@ -382,7 +382,7 @@ def log_results(root: Path, folder: Path) -> bool:
     made = StageFiles(
         suite=suite,
         stage="tabulate",
-        metrics={f"{accuracy}/{row['method']}": row["test"]["mean"] for row in table["rows"]},  # in percent
+        metrics={f"{accuracy}/{row['method']}": row["test"]["mean"] / 100 for row in table["rows"]},  # as runs have it
         params={"split": table["split"], "methods": table["methods"]},
         files=sorted(map(str, files)),
         log=read_log(folder.resolve().parents[1] / "logs" / suite / "tabulate.json", folder / TABLE),

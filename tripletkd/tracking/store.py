@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -345,8 +346,14 @@ def pages(root: Path, server: str) -> Iterator[str]:
     """Name the page of every suite's accuracies on a server that shows the store: MLflow's own first page has none."""
     prepare()
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    for experiment in MlflowClient(tracking_uri=Address.find(root).uri).search_experiments():
+    address = Address.find(root)
+    try:
+        experiments = MlflowClient(tracking_uri=address.uri).search_experiments()
+    except MlflowException as error:
+        raise UserError(f"{address.uri} does not answer as MLflow does ({shorten(str(error), 200)})") from None
+    for experiment in experiments:
         if experiment.name != "Default":
             place = f"{server}/#/experiments/{experiment.experiment_id}/runs"
             yield f"{experiment.name}: {place}?viewStateShareKey={VIEW}&workflowType=machine_learning"
@@ -355,6 +362,9 @@ def pages(root: Path, server: str) -> Iterator[str]:
 if __name__ == "__main__":
     root = Path(os.environ.get("DVC_ROOT") or ".")
     if sys.argv[1:]:
-        print("\n".join(pages(root, sys.argv[1])) or "nothing is logged yet: make repro, or make relog")
+        try:
+            print("\n".join(pages(root, sys.argv[1])) or "nothing is logged yet: make repro, or make relog")
+        except UserError as error:
+            sys.exit(f"error: {error}")
     else:
         print(Address.find(root).uri)
