@@ -1,0 +1,40 @@
+"""Print the authors' logged curve beside that of our triplet students, as the table of ../paper.md has it.
+
+    python docs/cifar10_full/against_authors.py HISTORY...
+
+Each HISTORY is the history.csv of one seed. An epoch of theirs is marked where it lies outside our 95 % prediction
+interval of one further run.
+"""
+
+import sys
+from pathlib import Path
+
+from tripletkd.analysis.statistics import summarise
+from tripletkd.training.run_record import read_history
+
+AUTHORS = Path(__file__).parents[2] / "tripletkd/published/oki2020_cifar10_triplet.csv"
+EPOCHS = (5, 10, 50, 100, 105, 200, 205, 300, 500)
+
+
+def main(histories: list[Path]) -> None:
+    authors = {row["epoch"]: row for row in read_history(AUTHORS)}
+    ours = [row for path in histories for row in read_history(path)]
+    print(f"| epoch | authors: test, % | ours, n = {len(histories)} | authors: train, % | ours |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for epoch in EPOCHS:
+        cells: list[str] = []
+        for key in ("test_accuracy", "train_accuracy"):
+            values = summarise([100 * row[key] for row in ours if row["epoch"] == epoch])
+            cells += beside(authors[epoch][key], values.mean, values.one_run)
+        print(f"| {epoch} | {' | '.join(cells)} |")
+
+
+def beside(theirs: float, mean: float, interval: tuple[float, float] | None) -> tuple[str, str]:
+    if interval is None:
+        return f"{theirs:.2f}", f"{mean:.2f}"
+    low, high = interval
+    return f"{theirs:.2f}" + (" (outside)" if not low <= theirs <= high else ""), f"{mean:.2f}, {low:.2f} to {high:.2f}"
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
