@@ -247,5 +247,5 @@ def test_what_the_commit_does_not_stand_for_is_not_released(commit: bool, fresh:
 def test_a_release_without_its_weights_says_what_is_missing(fresh: Path) -> None:
     shutil.rmtree(fresh / "store/files")
     command(fresh, *GIT, "commit", "-qam", "no weights")
-    assert "has no runs/digits/test/teacher, " in command(fresh, *RELEASE, check=False)
+    assert re.search("has no .*runs/digits/test/triplet, ", command(fresh, *RELEASE, check=False))
     assert not (fresh / "dist").exists()
