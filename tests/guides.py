@@ -35,7 +35,7 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
 
 def shown(line: str, exact: bool = False) -> re.Pattern[str]:
     """What a line of a guide stands for; exact: its numbers stand for themselves."""
-    parts = re.split(r"(\.\.\.)" if exact else r"(\.\.\.|[+-]?\d+(?:\.\d+)?)", line)
+    parts = re.split(r"(\.\.\.)" if exact else rf"(\.\.\.|{NUMBER})", line)
     pattern = "".join(".*" if p == "..." else NUMBER if i % 2 else re.escape(p) for i, p in enumerate(parts))
     return re.compile(re.sub(r"(?:\\ )+", " +", pattern))  # the width of a column depends on its numbers
 

@@ -1,6 +1,6 @@
 """Take students that were trained at a36df7f over as runs of this version: records in its format, weights as they are.
 
-    python docs/cifar10_full/adopt.py FOLDER
+    PYTHONPATH=. python docs/cifar10_full/adopt.py FOLDER
 
 FOLDER holds <method>/seed-<N>/, and teacher/, as the stages of that commit wrote them. What they compute is what the
 code computes now: README.md beside this file says how that was shown. params.yaml has to name their code as equivalent.

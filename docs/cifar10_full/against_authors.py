@@ -1,6 +1,6 @@
-"""Print the authors' logged curve beside that of our triplet students, as the table of ../paper.md has it.
+"""Print the authors' logged curve beside that of our triplet students, as the table of README.md has it.
 
-    python docs/cifar10_full/against_authors.py HISTORY...
+    PYTHONPATH=. python docs/cifar10_full/against_authors.py HISTORY...
 
 Each HISTORY is the history.csv of one seed. An epoch of theirs is marked where it lies outside our 95 % prediction
 interval of one further run.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from guides import BLOCK, bash, commands, follow, leads_somewhere, shown
+from shrunk import pretend_environment
 
 NOT_FOLLOWED = {"methods", "reliability", "mended", "results"}  # they say what is
 WITH_RESULTS = {"own-method", "sharing", "trace", "working"}  # followed where dvc.lock is; the others make their own
@@ -24,9 +25,7 @@ def test_a_guide_works_as_it_says(guide: Path, tmp_path: Path) -> None:
         (folder / name).write_bytes((ROOT / name).read_bytes())
     bash(folder, "git init -q && git config user.name test && git config user.email test@localhost")
     bash(folder, "git add -A && git commit -qm start")
-    for place in (".venv/.synced", ".uv/bin/uv"):  # make finds its environment built; the programs are on the PATH
-        (folder / place).parent.mkdir(parents=True)
-        (folder / place).touch()
+    pretend_environment(folder)
     if guide.stem == "working":
         bash(folder, "python -m stages.share pull digits && dvc repro")
     follow(folder, guide.read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from guides import follow
-from shrunk import GIT, change, clone, command, lock
+from shrunk import GIT, change, clone, command, lock, pretend_environment
 from slurm import MISSING, Cluster, wait_for
 
 pytestmark = [
@@ -103,9 +103,7 @@ def test_twice_submits_once_and_a_job_refuses_what_was_changed_meanwhile(cluster
 
 
 def test_the_guide_ends_as_a_local_repro_does(cluster: Cluster, project: Path, local: Path) -> None:
-    for place in (".venv/.synced", ".uv/bin/uv"):  # make finds its environment built; the programs are on the PATH
-        (project / place).parent.mkdir(parents=True)
-        (project / place).touch()
+    pretend_environment(project)
     follow(project, (ROOT / "docs/cluster.md").read_text(), "Slurm", SLURM_CONF=cluster.configuration)
     wait_for(lambda: not cluster.jobs(), 300)
     assert_as_after_a_local_repro(project, local)

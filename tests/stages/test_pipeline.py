@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, stages_run
+from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, pretend_environment, stages_run
 
 from stages._command import EX_TEMPFAIL
 from tripletkd.training.run_record import read_history
@@ -295,9 +295,7 @@ def test_what_dvc_answers_to_a_habit_stands_in_the_guide(project: Path, word: st
 
 
 def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: Path) -> None:
-    for place in (".venv/.synced", ".uv/bin/uv"):  # make finds its environment built; the programs are on the PATH
-        (project / place).parent.mkdir(parents=True)
-        (project / place).touch()
+    pretend_environment(project)
     change(project, "run", "methods", value=["scratch", "kd"])
     command(project, "dvc", "repro")
     command(project, "git", "add", "-A")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from tripletkd.errors import UserError
 from tripletkd.files import write_json, write_text
 from tripletkd.provenance import sha256
 from tripletkd.tracking import mlflow as mirror
@@ -258,6 +259,12 @@ def test_the_page_of_the_accuracies_is_named(tmp_path: Path, run: Path) -> None:
     view = json.loads(experiment.tags["mlflow.sharedViewState.accuracy"])
     found = client(tmp_path).search_runs([experiment.experiment_id], view["searchFilter"])
     assert [each.info.run_name for each in found] == ["digits/triplet"]  # a row a method, none a seed
+
+
+def test_a_server_out_of_reach_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:9 does not answer as MLflow does"):
+        list(pages(tmp_path, "http://host"))
 
 
 def write_table(folder: Path, accuracy: float, sentence: str, log: dict[str, Any]) -> Path:
