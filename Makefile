@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SUITE ?= digits
 METHOD ?= triplet
+PAPER := [scratch,kd,triplet]
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
@@ -36,8 +37,10 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 	@$(LEFT)
 
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work
-	@python -m stages.plan suite=cifar10 'run.ablations=[weight_decay]' $(if $(YES),,--ask)
-	dvc exp run --set-param 'run.suites=[cifar10]' --set-param 'run.ablations=[weight_decay]'
+	@$(if $(wildcard runs/cifar10),,python -m stages.plan suite=cifar10 'run.methods=$(PAPER)' 'run.ablations=[]' \
+		'run.splits=[test]' $(if $(YES),,--ask))
+	dvc exp run $(if $(wildcard runs/cifar10),--allow-missing) --set-param 'run.suites=[cifar10]' \
+		--set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' --set-param 'run.splits=[test]'
 	@$(LEFT)
 
 cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed

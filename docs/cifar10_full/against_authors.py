@@ -1,9 +1,8 @@
-"""Print the authors' logged curve beside that of our triplet students, as the table of README.md has it.
+"""Print the authors' logged curve beside that of our triplet students, as the table of docs/paper.md has it.
 
-    PYTHONPATH=. python docs/cifar10_full/against_authors.py HISTORY...
+    PYTHONPATH=. python docs/cifar10_full/against_authors.py results/cifar10/measured/test/triplet.csv
 
-Each HISTORY is the history.csv of one seed. An epoch of theirs is marked where it lies outside our 95 % prediction
-interval of one further run.
+An epoch of theirs is marked where it lies outside our 95 % prediction interval of one further run.
 """
 
 import sys
@@ -16,10 +15,10 @@ AUTHORS = Path(__file__).parents[2] / "tripletkd/published/oki2020_cifar10_tripl
 EPOCHS = (5, 10, 50, 100, 105, 200, 205, 300, 500)
 
 
-def main(histories: list[Path]) -> None:
+def main(measured: Path) -> None:
     authors = {row["epoch"]: row for row in read_history(AUTHORS)}
-    ours = [row for path in histories for row in read_history(path)]
-    print(f"| epoch | authors: test, % | ours, n = {len(histories)} | authors: train, % | ours |")
+    ours = read_history(measured)
+    print(f"| epoch | authors: test, % | ours, n = {len({row['seed'] for row in ours})} | authors: train, % | ours |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for epoch in EPOCHS:
         cells: list[str] = []
@@ -37,4 +36,4 @@ def beside(theirs: float, mean: float, interval: tuple[float, float] | None) -> 
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    main(Path(sys.argv[1]))

@@ -1,8 +1,12 @@
 """README.md says what is so: its tables and first numbers are the committed ones, its targets and links exist."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, committed
@@ -18,7 +22,7 @@ TABLES = re.findall(r"<!-- table: (\S+) (.+?) -->\n(.*?)<!-- end -->", TEXTS, re
 FIRST = {  # the rows of the first table -> where its numbers come from
     "| `digits`:": "results/digits/table.json",
     "| `digits_resnet`:": "results/digits_resnet/table.json",
-    "| CIFAR-10,": "docs/cifar10_partial/short/table.json",
+    "| CIFAR-10,": "docs/cifar10_short/table.json",
 }
 
 
@@ -59,6 +63,18 @@ def test_the_first_numbers_are_the_tables(begin: str, source: str) -> None:
     n, *shown = [cell.strip() for cell in line.split("|")[2:-1]]
     assert int(n) == gap["n"]
     assert [cell.split(",")[0] for cell in shown] == expected
+
+
+def test_the_papers_experiment_is_its_table(tmp_path: Path) -> None:
+    rows = {row["method"]: row["test"]["mean"] for row in json.loads(committed("results/cifar10/table.json"))["rows"]}
+    text = " ".join(README.split())
+    said = {"triplet": "with the triplet loss", "kd": "by Hinton's distillation", "scratch": "alone;"}
+    assert all(f"{rows[method]:.2f} % {words}" in text for method, words in said.items())
+    (tmp_path / "triplet.csv").write_text(committed("results/cifar10/measured/test/triplet.csv"))
+    words = [sys.executable, "docs/cifar10_full/against_authors.py", str(tmp_path / "triplet.csv")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert f"<!-- against the authors -->\n{printed}<!-- end -->" in TEXTS
 
 
 def test_the_first_sentences_count_the_tables_verdicts() -> None:

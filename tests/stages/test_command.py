@@ -138,15 +138,21 @@ def test_minutes_of_work_are_not_asked_about(
     assert "Start" not in capsys.readouterr().out
 
 
-def test_make_paper_asks_unless_told_not_to() -> None:
+def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
+    """Where its runs are, they may have been pulled: nothing is asked, and its images need not be there."""
+
     def commands(*words: str) -> str:
-        make = ["make", "--dry-run", "--no-print-directory", "--old-file=.venv/.synced", "paper", *words]
-        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        make = ["make", f"--makefile={ROOT}/Makefile", "--dry-run", "--no-print-directory", "--old-file=.venv/.synced"]
+        done = subprocess.run([*make, "paper", *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.replace("\\\n", "")
 
     plan, experiment, *_ = commands().splitlines()
     assert plan.startswith("python -m stages.plan suite=cifar10") and plan.endswith("--ask")
-    assert experiment.startswith("dvc exp run")
+    assert experiment.startswith("dvc exp run") and "--allow-missing" not in experiment
     assert "--ask" not in commands("YES=1")
+    (tmp_path / "runs/cifar10").mkdir(parents=True)
+    [experiment, *_] = commands().splitlines()
+    assert experiment.startswith("dvc exp run --allow-missing")
 
 
 def test_a_commit_is_dirty_where_code_was_changed_and_only_there(

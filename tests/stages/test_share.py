@@ -14,7 +14,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from shrunk import ENVIRONMENT, GIT, change, clone, command, stages_run
+from conftest import ROOT
+from shrunk import ENVIRONMENT, GIT, change, clone, command, pretend_environment, stages_run
 
 pytestmark = pytest.mark.smoke
 
@@ -68,6 +69,21 @@ def test_a_clone_has_the_runs_of_the_repository_itself(origin: Path, fresh: Path
     check(fresh, origin)
     printed = command(fresh, *SHARE, "pull", "digits")
     assert printed == "digits: 0 of 6 outputs and 0 logs pulled; the others are here already\n"
+
+
+def test_what_is_committed_can_be_pulled_whole(tmp_path: Path) -> None:
+    """Nothing is left to do, and students can be taken away, from a clone that has no images."""
+    command(tmp_path, "git", "clone", "-q", str(ROOT), "clone")
+    fresh = tmp_path / "clone"
+    pretend_environment(fresh)
+    for suite in ("digits", "cifar10"):
+        command(fresh, "make", "pull", f"SUITE={suite}")
+    assert stages_run(command(fresh, "dvc", "repro", "--allow-missing", "--dry")) == []
+    command(fresh, "make", "export", "SUITE=cifar10")
+    printed = command(fresh, "make", "paper")
+    assert printed.count("didn't change, skipping") == 9
+    assert stages_run(printed) == []
+    assert command(fresh, "git", "status", "--porcelain") == " M params.yaml\n"
 
 
 @pytest.fixture
