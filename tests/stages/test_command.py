@@ -139,7 +139,7 @@ def test_minutes_of_work_are_not_asked_about(
 
 
 def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
-    """Where its runs are, they may have been pulled: nothing is asked, and its images need not be there."""
+    """Not where runs are: they were pulled, and need no images, or a training was begun, and goes on."""
 
     def commands(*words: str) -> str:
         make = ["make", f"--makefile={ROOT}/Makefile", "--dry-run", "--no-print-directory", "--old-file=.venv/.synced"]
@@ -153,6 +153,10 @@ def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
     (tmp_path / "runs/cifar10").mkdir(parents=True)
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run --allow-missing")
+    (tmp_path / "data/cifar10").mkdir(parents=True)
+    (tmp_path / "data/cifar10/images.safetensors").touch()
+    [experiment, *_] = commands().splitlines()
+    assert experiment.startswith("dvc exp run") and "--allow-missing" not in experiment
 
 
 def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
