@@ -1,5 +1,6 @@
 """The pictures as SVG: valid, embeddable, reproducible, and described."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -41,6 +42,13 @@ def test_classes_are_called_by_their_names() -> None:
         for name, values in rates.items()
     }
     assert figures.by_class(cells, ["a"], "b", many).count("(class 20 of a longe…)") == 2  # label and title, no axis
+
+
+def test_a_published_curve_is_shown_to_its_top() -> None:
+    curve = [{"epoch": epoch, "test_accuracy": value} for epoch, value in enumerate((50.0, 97.0, 50.0), start=1)]
+    drawn = page.pictures(results(published_curves={"triplet": curve}))["curves"]
+    ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", drawn)]
+    assert max(ticks) >= 90
 
 
 @pytest.mark.fault

@@ -57,15 +57,18 @@ def test_runs_of_different_environments_are_said() -> None:
     assert "environments" not in tables.markdown(results())
     other = Environment((1, 2, 3, 4, 5), {"torch": "3", "deterministic": True, "cuda": None})
     made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=(other,))})
-    assert "## Cells of different environments or code\n\n- torch: 2, 3" in tables.markdown(made)
-    assert "torch: 2, 3" in page.html(made, {})
+    line = "kd 1, 2, 3, 4, 5: torch 3"
+    assert f"\n- {line}\n" in tables.markdown(made).partition("## Cells of different environments or code\n")[2]
+    assert line in page.html(made, {})
 
 
 def test_seeds_of_one_run_in_different_environments_are_said() -> None:
     [common] = MEASURED["kd"].environments
     shared = (replace(common, seeds=(1, 2, 3)), Environment((4, 5), common.values | {"torch": "3"}))
     made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=shared)})
-    assert tables.mixed(made) == ["torch: 2, 3"]
+    common_line, other = tables.mixed(made)
+    assert "; kd 1, 2, 3; " in common_line and common_line.endswith(": torch 2")
+    assert other == "kd 4, 5: torch 3"
 
 
 def test_columns_are_of_what_was_measured() -> None:

@@ -158,13 +158,18 @@ def environments(measured: Iterable[Measurement]) -> dict[str, list[str]]:
 
 
 def mixed(results: Results) -> list[str]:
-    """Say in what the runs' machines and code differ: the differences between methods may be theirs."""
-    found = environments(results.measured.values()).items()
-    differ = [f"{name}: {', '.join(values)}" for name, values in found if len(values) > 1]
+    """Say which seeds were computed where and by which code, if not all alike: a difference may be due to that."""
+    differ = [name for name, values in environments(results.measured.values()).items() if len(values) > 1]
+    seeds: dict[str, list[str]] = {}
+    for name, each in results.measured.items():
+        for one in each.environments if differ else ():
+            where = ", ".join(f"{key} {one.values.get(key)}" for key in differ)
+            seeds.setdefault(where, []).append(f"{name} {', '.join(map(str, one.seeds))}")
+    lines = [f"{'; '.join(runs)}: {where}" for where, runs in seeds.items()]
     for code in results.equivalent_code:
         if names := [name for name, each in results.measured.items() if code in each.code]:
-            differ.append(f"code {code}, which params.yaml says computes the same bytes: {', '.join(names)}")
-    return differ
+            lines.append(f"code {code}, which params.yaml says computes the same bytes: {', '.join(names)}")
+    return lines
 
 
 def against_published(results: Results) -> list[str]:
