@@ -64,11 +64,11 @@ def test_runs_of_different_environments_are_said() -> None:
 
 def test_seeds_of_one_run_in_different_environments_are_said() -> None:
     [common] = MEASURED["kd"].environments
-    shared = (replace(common, seeds=(1, 2, 3)), Environment((4, 5), common.values | {"torch": "3"}))
+    shared = (replace(common, seeds=(1, 2, 3)), Environment((4, 5), common.values | {"torch": "3", "cuda": "13"}))
     made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=shared)})
     common_line, other = tables.mixed(made)
     assert "; kd 1, 2, 3; " in common_line and common_line.endswith(": torch 2")
-    assert other == "kd 4, 5: torch 3"
+    assert other == "kd 4, 5: torch 3, cuda 13"
 
 
 def test_columns_are_of_what_was_measured() -> None:

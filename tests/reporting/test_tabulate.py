@@ -160,7 +160,7 @@ def test_a_table_of_other_code_is_refused_or_names_it(file: str, keys: tuple[Any
     with pytest.raises(UserError, match=f"{file}: computed by code of sha256 ccc.*run.equivalent_code"):
         tabulate.gather(stage_of("test"))
     results = tabulate.gather(stage_of("test", f"run.equivalent_code=[{code}]"))
-    line = f"code {code}, which params.yaml says computes the same bytes: {Path(file).stem}"
+    line = f"code {code}, which params.yaml says computes the same bytes: seeds of {Path(file).stem}"
     for made in (tables.markdown(results), page.html(results, page.pictures(results))):
         assert (line in made) == ("ablations" not in file)  # what is said there is of the table's cells
 

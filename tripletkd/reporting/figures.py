@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -164,9 +164,11 @@ def curves(
 def _end_of_training(
     points: Sequence["CurvePoint"],
     emphasised: Sequence["CurvePoint"],
-    published: Iterable[Sequence[Mapping[str, float]]],
+    published: Collection[Sequence[Mapping[str, float]]],
 ) -> tuple[float, float]:
     """Choose from where to where accuracies are shown: where methods differ, at the end, and what most epochs reach.
+
+    A published curve is shown to its top.
 
     A learning rate that falls late lifts the ends of all methods far above what their epochs reach before.
 
@@ -177,10 +179,10 @@ def _end_of_training(
     """
     named = {point.method for point in emphasised}
     lowest = min(point.test_accuracy for point in emphasised)
-    tops = [row["test_accuracy"] for rows in published for row in rows]
-    highest = max(*(point.highest for point in emphasised), *tops, lowest)
+    highest = max(*(point.highest for point in emphasised), *(rows[-1]["test_accuracy"] for rows in published), lowest)
+    top = max(highest, *(row["test_accuracy"] for rows in published for row in rows), lowest)
     plateau = np.percentile([point.test_accuracy for point in points if point.method in named], 25)
-    return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), highest + 0.5
+    return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), top + 0.5
 
 
 def forest(table: Sequence["Row"], bases: Sequence[str]) -> str:

@@ -158,17 +158,18 @@ def environments(measured: Iterable[Measurement]) -> dict[str, list[str]]:
 
 
 def mixed(results: Results) -> list[str]:
-    """Say which seeds were computed where and by which code, if not all alike: a difference may be due to that."""
+    """Say which seeds were computed where, and which methods have seeds of equivalent code: a difference may be its."""
     differ = [name for name, values in environments(results.measured.values()).items() if len(values) > 1]
     seeds: dict[str, list[str]] = {}
     for name, each in results.measured.items():
         for one in each.environments if differ else ():
-            where = ", ".join(f"{key} {one.values.get(key)}" for key in differ)
+            known = {key: one.values[key] for key in differ if one.values.get(key) is not None}
+            where = ", ".join(f"{key} {value}" for key, value in known.items())
             seeds.setdefault(where, []).append(f"{name} {', '.join(map(str, one.seeds))}")
     lines = [f"{'; '.join(runs)}: {where}" for where, runs in seeds.items()]
     for code in results.equivalent_code:
         if names := [name for name, each in results.measured.items() if code in each.code]:
-            lines.append(f"code {code}, which params.yaml says computes the same bytes: {', '.join(names)}")
+            lines.append(f"code {code}, which params.yaml says computes the same bytes: seeds of {', '.join(names)}")
     return lines
 
 
