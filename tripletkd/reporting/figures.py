@@ -180,7 +180,7 @@ def _end_of_training(
     named = {point.method for point in emphasised}
     lowest = min(point.test_accuracy for point in emphasised)
     highest = max(*(point.highest for point in emphasised), *(rows[-1]["test_accuracy"] for rows in published), lowest)
-    top = max(highest, *(row["test_accuracy"] for rows in published for row in rows), lowest)
+    top = max([highest, *(row["test_accuracy"] for rows in published for row in rows)])
     plateau = np.percentile([point.test_accuracy for point in points if point.method in named], 25)
     return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), top + 0.5
 

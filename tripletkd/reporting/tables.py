@@ -162,11 +162,11 @@ def mixed(results: Results) -> list[str]:
     differ = [name for name, values in environments(results.measured.values()).items() if len(values) > 1]
     seeds: dict[str, list[str]] = {}
     for name, each in results.measured.items():
-        for one in each.environments if differ else ():
+        for one in each.environments:
             known = {key: one.values[key] for key in differ if one.values.get(key) is not None}
             where = ", ".join(f"{key} {value}" for key, value in known.items())
             seeds.setdefault(where, []).append(f"{name} {', '.join(map(str, one.seeds))}")
-    lines = [f"{'; '.join(runs)}: {where}" for where, runs in seeds.items()]
+    lines = [f"{'; '.join(runs)}: {where}" for where, runs in seeds.items()] if differ else []
     for code in results.equivalent_code:
         if names := [name for name, each in results.measured.items() if code in each.code]:
             lines.append(f"code {code}, which params.yaml says computes the same bytes: seeds of {', '.join(names)}")
