@@ -375,6 +375,24 @@ def test_another_machine_logs_the_same_at_any_moment(
 
 
 @pytest.mark.fault
+def test_another_machine_names_the_images_first(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between MLflow's look for them and its own entry, which the database refuses as the second."""
+    from mlflow.store.tracking.dbmodels.models import SqlDataset
+    from sqlalchemy import event
+
+    locks = (tmp_path / f"lock-{number}" for number in count())
+    monkeypatch.setattr(Address, "lock", property(lambda _: next(locks)))
+    overtaken = []
+
+    def overtake(*_: Any) -> None:
+        overtaken.append(mirror.log_run(tmp_path, run))
+
+    event.listen(SqlDataset, "init", overtake, once=True)
+    assert mirror.log_run(tmp_path, run) and overtaken == [True]
+    assert statuses(tmp_path) == ALL
+
+
+@pytest.mark.fault
 def test_a_store_s_path_may_hold_any_character(tmp_path: Path) -> None:
     project = tmp_path / "50% off? #1 %20"
     project.mkdir()

@@ -245,9 +245,13 @@ class Store:
     def log_images(self, run_id: str, suite: str, sha256: str) -> None:
         """Name a suite's images as what a run was trained on, in MLflow's own column."""
         from mlflow.entities import Dataset, DatasetInput
+        from mlflow.exceptions import MlflowException
 
-        images = Dataset(name=suite, digest=sha256[:DIGEST], source_type="local", source=suite)
-        self.client.log_inputs(run_id, [DatasetInput(images)])
+        images = DatasetInput(Dataset(name=suite, digest=sha256[:DIGEST], source_type="local", source=suite))
+        try:
+            self.client.log_inputs(run_id, [images])
+        except MlflowException:  # another machine was faster with the experiment's first; now they are found
+            self.client.log_inputs(run_id, [images])
 
 
 @contextmanager
