@@ -349,14 +349,20 @@ def test_two_processes_that_log_one_record_to_a_new_store_leave_one_run(
     assert statuses(tmp_path) == ALL
 
 
+@pytest.fixture
+def unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever logs next locks another file, as on another machine."""
+    locks = (tmp_path / f"lock-{number}" for number in count())
+    monkeypatch.setattr(Address, "lock", property(lambda _: next(locks)))
+
+
 @pytest.mark.fault
+@pytest.mark.usefixtures("unlocked")
 @pytest.mark.parametrize("moment", ["_create_parent", "_log_seed", "as_metrics", "_summarise"])
 def test_another_machine_logs_the_same_at_any_moment(
     moment: str, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins and ends just before this one goes on; the two share no lock."""
-    locks = (tmp_path / f"lock-{number}" for number in count())
-    monkeypatch.setattr(Address, "lock", property(lambda _: next(locks)))
     original = getattr(mirror, moment)
 
     def overtaken(*words: Any) -> Any:
@@ -375,13 +381,12 @@ def test_another_machine_logs_the_same_at_any_moment(
 
 
 @pytest.mark.fault
-def test_another_machine_names_the_images_first(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unlocked")
+def test_another_machine_names_the_images_first(tmp_path: Path, run: Path) -> None:
     """Between MLflow's look for them and its own entry, which the database refuses as the second."""
     from mlflow.store.tracking.dbmodels.models import SqlDataset
     from sqlalchemy import event
 
-    locks = (tmp_path / f"lock-{number}" for number in count())
-    monkeypatch.setattr(Address, "lock", property(lambda _: next(locks)))
     overtaken = []
 
     def overtake(*_: Any) -> None:
