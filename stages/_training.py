@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 from tqdm import tqdm
 
 from stages._command import EX_TEMPFAIL, Stage, exclusive
@@ -50,6 +51,8 @@ def train_run(stage: Stage, setup: Setup, job: Job, teacher: Teacher | None = No
     if not only:
         remove_others(stage, folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(stage, folder, job, wanted)
+    if due and not stage.options.worker:
+        _warn_of_bfloat16(job, setup)
     groups, side_by_side = _plan(stage, setup, job, wanted, due)
     for group in groups:
         _train_group(stage, setup, job, group, teacher, more or bool(side_by_side) or group is not groups[-1])
@@ -69,6 +72,20 @@ def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
             aside.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, aside)
             tqdm.write(f"{path}: no part of this run any more; moved to {aside}")
+
+
+def _warn_of_bfloat16(job: Job, setup: Setup) -> None:
+    """Say so where PyTorch has no bfloat16 convolutions for the processor: what it does then is another computation.
+
+    It adds gradients up in bfloat16, where others add in float32 and round the sum once (docs/working.md).
+    """
+    on_cpu = setup.compute.device.type == "cpu" and setup.compute.autocast_dtype is torch.bfloat16
+    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        tqdm.write(
+            f"warning: {job.key}, precision: bfloat16, for which this processor has no kernels (x86: AVX-512); "
+            "PyTorch takes many times as long as in float32, and rounds gradients more: expected float32",
+            file=sys.stderr,
+        )
 
 
 def _due(stage: Stage, folder: Path, job: Job, wanted: Sequence[int]) -> list[int]:

@@ -205,3 +205,14 @@ def test_a_change_of_what_the_stage_depends_on_while_it_runs_is_refused(project:
     assert "methods.triplet: changed from" in printed and '"margin": 30' in printed
     assert hashes(project) == before
     assert "trained anew" in stage(project, *DISTILL)  # of the margin that stands there now
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "warns"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_a_processor_without_bfloat16_says_so_once(project: Path, precision: str, has: bool, warns: int) -> None:
+    patch = f"import torch; torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: {has}\n"
+    words = ["run.fuse_seeds=never", "--retrain", "--processes", "2", f"suites.digits.precision={precision}"]
+    stage(project, "stages.train_teacher", "suite=digits", words[-1])
+    printed = patched(project, patch, *DISTILL[1:], *words)
+    assert printed.count("warning: digits/triplet, precision: bfloat16, for which this processor has no") == warns
