@@ -1,5 +1,6 @@
 """README.md says what is so: its tables and first numbers are the committed ones, its targets and links exist."""
 
+import csv
 import json
 import os
 import re
@@ -7,12 +8,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from conftest import ROOT, committed
 from guides import leads_somewhere
 
 from tripletkd.analysis import ablation
+from tripletkd.analysis.statistics import Difference, difference
 from tripletkd.evaluation.measurement import read_ablation
 from tripletkd.reporting import tables
 
@@ -94,6 +97,32 @@ def test_the_triplet_student_stands_beside_the_authors(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     printed = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert f"<!-- against the authors -->\n{printed}<!-- end -->" in TEXTS
+
+
+def shown(gap: Difference | None) -> str:
+    assert gap is not None
+    return f"{gap.mean:+.2f} ± {gap.half_width:.2f}"
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_the_control_of_bfloat16_is_what_was_measured(split: str) -> None:
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in csv.DictReader(committed("docs/cifar10_full/bfloat16.csv").splitlines()):
+        accuracy = 100 * float(row[f"{split}_accuracy"])
+        found.setdefault((row["method"], row["precision"]), {})[int(row["seed"])] = accuracy
+    lines = [f"| {split} accuracy, % | n | float32 | bfloat16 | bfloat16 − float32 |", f"| --- |{' ---: |' * 4}"]
+    for name in RIVALS:
+        exact, rounded = found[name, "float32"], found[name, "bfloat16"]
+        cells = f"{mean(exact.values()):.2f} | {mean(rounded.values()):.2f}"
+        lines.append(f"| {name} | {len(exact)} | {cells} | {shown(difference(rounded, exact))} |")
+    for base in ("scratch", "kd"):
+        gaps = []
+        for kind in ("float32", "bfloat16"):
+            ours, theirs = found["triplet", kind], found[base, kind]
+            gaps.append({seed: ours[seed] - theirs[seed] for seed in theirs})
+        cells = " | ".join(shown(difference(gap, dict.fromkeys(gap, 0.0))) for gap in gaps)
+        lines.append(f"| triplet over {base} | {len(gaps[0])} | {cells} | {shown(difference(gaps[1], gaps[0]))} |")
+    assert "\n".join(lines) in TEXTS
 
 
 def test_the_first_sentences_count_the_tables_verdicts() -> None:
