@@ -43,9 +43,10 @@ def shown(line: str, exact: bool = False) -> re.Pattern[str]:
 def leads_somewhere(page: Path, link: str) -> bool:
     """Whether a page's link is to a file, and to a heading of it where one is named."""
     name, _, anchor = link.partition("#")
-    if not (page.parent / name).exists():
+    target = page.parent / name if name else page
+    if not target.exists():
         return False
-    headings = re.findall(r"^#+ (.+)$", (page.parent / name).read_text(), re.MULTILINE) if anchor else []
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor else []
     return anchor in ["", *(re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings)]
 
 
