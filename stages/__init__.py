@@ -1,1 +1,9 @@
-"""The pipeline's steps, a script each: python -m stages.<stage>; dvc.yaml says in which order and what each needs."""
+"""The seven steps of the pipeline, a script each: python -m stages.<stage>. dvc.yaml has their order and their inputs."""
+
+import sys
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    sys.exit(
+        f"error: {sys.executable} has no PyTorch; type `source .venv/bin/activate` first, or `make env` to build it"
+    )

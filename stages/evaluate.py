@@ -1,27 +1,28 @@
 """Measure one method's students from their weights, and keep their history where the table finds it."""
 
-from dataclasses import replace
-
-from stages._command import Stage, run
-from stages._setup import job_of_method, load_teacher, refuse_failure, refuse_other_job, set_up
-from tripletkd import methods
-from tripletkd.evaluation import measurement
-from tripletkd.evaluation.measure import measure, output_map, sound
-from tripletkd.files import write_csv
-from tripletkd.provenance import sha256
-from tripletkd.training.run_record import read_run
+from tripletkd.pipeline.stage import Stage, run
 
 
 def main(stage: Stage) -> None:
     """Measure all seeds of one method."""
+    from dataclasses import replace
+
+    from tripletkd import methods
+    from tripletkd.evaluation import measurement
+    from tripletkd.evaluation.measure import measure, output_map, sound
+    from tripletkd.files import write_csv
+    from tripletkd.pipeline.jobs import Runs, load_teacher, refuse_failure, refuse_other_job, set_up
+    from tripletkd.provenance import sha256
+    from tripletkd.training.run_record import read_run, seed_folder
+
     method, split = stage.config.method, stage.config.split
     assert method is not None
     folder, place = stage.path("runs", split, method), stage.path("results", "measured", split)
     setup, trained = set_up(stage), read_run(folder, stage.suite.seeds)
     teacher, teacher_sha256 = load_teacher(stage, setup)
-    job = job_of_method(stage, setup, teacher_sha256)
+    job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
     for record in trained.records:
-        refuse_other_job(stage, record, job)
+        refuse_other_job(stage, seed_folder(folder, record.seed), record.identity, [record.code], job)
     trained = sound(trained, setup.data)
     refuse_failure(trained)
     measured = measure(trained, setup.data, teacher.test_logits)
@@ -34,4 +35,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("suite", "method", "split"), logs=False)
+    run(main, needs=("suite", "method", "split"))

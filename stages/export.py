@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stages._command import Stage, run
 from tripletkd import export, models
 from tripletkd.config.schema import InputSettings
 from tripletkd.data import dataset as canonical
@@ -22,6 +21,7 @@ from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
 from tripletkd.files import whole, write_json
+from tripletkd.pipeline.stage import Stage, run
 from tripletkd.provenance import sha256
 from tripletkd.reporting.model_card import Exported, Sources, markdown
 from tripletkd.training.run_record import (

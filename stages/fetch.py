@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages._command import Stage, run
 from tripletkd.errors import UserError
 from tripletkd.files import whole
+from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
     from tripletkd.config.schema import DataSettings
@@ -27,7 +27,6 @@ TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would 
 def main(stage: Stage) -> None:
     """Fetch the images of a suite."""
     from tripletkd.data import dataset as data
-    from tripletkd.tracking.mlflow import StageFiles
 
     settings, target = stage.suite.data, stage.path("data")
     origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
@@ -38,15 +37,6 @@ def main(stage: Stage) -> None:
             stage.suite.inputs.build(dataset.image_shape[2])
             description = data.save(dataset, beside, origin, resizing(settings))
     stage.say(f"{target}: {summary(description)}")
-    counts = {
-        "train_images": description["images"]["train"],
-        "test_images": description["images"]["test"],
-        "classes": len(description["classes"]),
-        **description["duplicates"],
-    }
-    params = {"source": origin, "data_sha256": description["sha256"]}
-    files = [str(target / data.DESCRIPTION)]
-    stage.logger.files(StageFiles(stage.suite.name, "fetch", counts, params, files, stage.log()))
 
 
 def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Dataset]:

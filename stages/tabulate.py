@@ -2,39 +2,41 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages._command import Stage, run
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_csv, write_json, write_text
+from tripletkd.pipeline import environments
+from tripletkd.pipeline.stage import Stage, run
 from tripletkd.provenance import sha256
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
-    from tripletkd.config.schema import SuiteConfig
     from tripletkd.evaluation.measurement import Measurement, VariantMeasurement
-    from tripletkd.training.optim import Recipe
+    from tripletkd.pipeline.jobs import Runs
+    from tripletkd.training.job import Job
 
 
 def main(stage: Stage) -> None:
-    """Gather what was measured, write the files and log them."""
+    """Gather what was measured, write the files and say where each seed was computed."""
     from tripletkd.reporting import tables
     from tripletkd.training.run_record import write_log
 
-    results, place = gather(stage), stage.path("results")
+    place = stage.path("results")
+    results, measured = gather(stage)
     write(place, results)
+    computed = environments.refresh(stage, measured)
     write_log(stage.path("logs", "tabulate.json"), place / "table.json", stage.log())
     answers = "\n".join(tables.verdicts(results).markdown())
     report = f"the report: {place / 'report.html'}"
-    stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", report]))
-    stage.logger.results(place)
+    stage.say("\n".join([*tables.comparison(results).markdown(), "", answers, "", *computed, report]))
 
 
-def gather(stage: Stage) -> Results:
-    """Read what was measured of the configured methods and ablations, whatever else lies there."""
+def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
+    """Read what was measured of the configured methods and ablations, whatever else is there."""
     from tripletkd.analysis import ablation, comparison
     from tripletkd.training.run_record import read_history
 
@@ -43,7 +45,7 @@ def gather(stage: Stage) -> Results:
     measured, ablated = read_methods(stage), read_ablations(stage)
     whole_test_split = config.split == "test" and not stage.suite.data.per_class
     published = stage.suite.published if whole_test_split else {}  # which are of those images
-    return comparison.Results(
+    results = comparison.Results(
         suite=stage.suite.name,
         about=stage.suite.about,
         split=config.split,
@@ -54,149 +56,98 @@ def gather(stage: Stage) -> Results:
         verdicts=comparison.verdicts(measured, config.claims),
         published=published,
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
-        equivalent_code=stage.config.run.equivalent_code,
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
     )
+    of_variants = [each.measurement for variants in ablated.values() for each in variants]
+    return results, [*measured.values(), *of_variants]
 
 
 def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
     """Read the history, or the map, that was written with a measurement.
 
     Raises:
-        UserError: if the file beside it is another.
+        UserError: If the file beside it is another.
     """
     from tripletkd.training.run_record import read_history
 
-    path, written = place / f"{measured.name}{of}.csv", measured.map_sha256 if of else measured.history_sha256
+    name, written = measured.identity.name, measured.map_sha256 if of else measured.history_sha256
+    path = place / f"{name}{of}.csv"
     if not path.is_file() or sha256(path) != written:
-        raise UserError(f"{path}: not the file that {measured.name}.json was written with; run evaluate again")
+        raise UserError(f"{path}: not the file that {name}.json was written with; run evaluate again")
     return read_history(path)
 
 
-def read_methods(stage: Stage) -> dict[str, Measurement]:
-    """Read what was measured of the teacher and of the methods, all of one kind and as params.yaml says."""
+def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:
+    """Read what was measured of the teacher of the stage's split, and describe the runs under it."""
     from tripletkd.evaluation import measurement
+    from tripletkd.pipeline.jobs import Runs
 
-    suite, split = stage.suite, stage.config.split
-    teacher = read_teacher(stage, split)
-    measured = {}
-    for name in stage.config.run.methods:
-        path = stage.path("results", "measured", split, f"{name}.json")
-        measured[name] = measurement.read(path, suite.name, name)
-        expected = student_settings(suite, suite.methods[name], suite.student.recipe)
-        refuse_unlike(path, measured[name], {"split": split} | expected, f"its student; methods.{name}")
-        refuse_other_code(stage, path, measured[name], stage.code_of("distill", method=name))
-    refuse_strangers(teacher, measured.values())
-    return {"teacher": teacher} | measured
-
-
-def read_teacher(stage: Stage, split: str) -> Measurement:
-    """Read what was measured of the teacher that has not seen a split."""
-    from tripletkd.evaluation import measurement
-
-    suite, path = stage.suite, stage.path("results", "measured", split, "teacher.json")
+    suite, path = stage.suite, stage.path("results", "measured", stage.config.split, "teacher.json")
     teacher = measurement.read(path, suite.name, "teacher")
-    expected: dict[str, Any] = {"split": split, "network": suite.teacher.network, "seeds": [suite.teacher.seed]}
-    expected |= {"recipe": asdict(suite.teacher.recipe), **common_settings(suite)}
-    refuse_unlike(path, teacher, expected, "its teacher")
-    refuse_other_code(stage, path, teacher, stage.code_of("train_teacher"))
-    return teacher
+    data, weights = teacher.identity.data_sha256, teacher.weights_sha256.get(suite.teacher.seed)
+    refuse_other_run(stage, path, teacher, Runs(stage, data).teacher())
+    return teacher, Runs(stage, data, weights)
+
+
+def read_methods(stage: Stage) -> dict[str, Measurement]:
+    """Read what was measured of the teacher and of the methods, all as params.yaml says."""
+    from tripletkd.evaluation import measurement
+
+    teacher, runs = read_teacher(stage)
+    measured = {"teacher": teacher}
+    for name in stage.config.run.methods:
+        path = stage.path("results", "measured", stage.config.split, f"{name}.json")
+        measured[name] = measurement.read(path, stage.suite.name, name)
+        refuse_other_run(stage, path, measured[name], runs.student(name))
+    return measured
 
 
 def read_ablations(stage: Stage) -> dict[str, list[VariantMeasurement]]:
     """Read what was measured of the ablations' variants, which are those of params.yaml."""
-    from tripletkd.evaluation import measurement
-
-    split, ablated = stage.config.run.ablation_split, {}
-    for name in stage.config.run.ablations:
-        path = stage.path("results", "measured", split, "ablations", f"{name}.json")
-        ablated[name] = measurement.read_ablation(path, stage.suite.name, name)
-        refuse_unlike_variants(stage, path, name, ablated[name])
-    if ablated:
-        teacher = read_teacher(stage, split)
-        refuse_strangers(teacher, [each.measurement for variants in ablated.values() for each in variants])
-    return ablated
+    stage, names = stage.on_split(stage.config.run.ablation_split), stage.config.run.ablations
+    if not names:
+        return {}
+    _, runs = read_teacher(stage)
+    return {name: read_ablation(stage, runs, name) for name in names}
 
 
-def refuse_unlike_variants(stage: Stage, path: Path, name: str, measured: Sequence[VariantMeasurement]) -> None:
-    """Raise UserError if an ablation's variants, or what they are compared with, are not those of params.yaml."""
+def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasurement]:
+    """Read what was measured of one ablation.
+
+    Raises:
+        UserError: If its variants, or what they are compared with, are not those of params.yaml.
+    """
     from tripletkd.config.schema import ABLATED
     from tripletkd.evaluation import measurement
 
-    suite, source = stage.suite, f"ablations.{name}, methods.{ABLATED}"
-    variants = suite.ablations[name]
-    labels = [each.label for each in measured]
-    measurement.refuse_unlike(str(path), {"variants": labels}, {"variants": [each.label for each in variants]}, source)
-    for found, variant in zip(measured, variants, strict=True):
-        expected = {"split": stage.config.run.ablation_split}
-        refuse_unlike(
-            path,
-            found.measurement,
-            expected | student_settings(suite, variant.params, variant.recipe),
-            f"its student; {source}",
+    suite, variants = stage.suite, stage.suite.ablations[name]
+    path = stage.path("results", "measured", stage.config.split, "ablations", f"{name}.json")
+    measured = measurement.read_ablation(path, suite.name, name)
+    configured = [v.params == suite.methods[ABLATED] and v.recipe == suite.student.recipe for v in variants]
+    found, expected = [(m.label, m.configured) for m in measured], list(zip([v.label for v in variants], configured))
+    if found != expected:
+        raise UserError(f"{path}: variants {found}, params.yaml (ablations.{name}) has {expected}; run its stage again")
+    for each, variant in zip(measured, variants, strict=True):
+        refuse_other_run(stage, path, each.measurement, runs.variant(name, variant))
+    return measured
+
+
+def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) -> None:
+    """Raise UserError if what was measured is not the run that params.yaml describes."""
+    from tripletkd.pipeline.jobs import refuse_other_job
+
+    refuse_other_job(stage, path, measured.identity, measured.code, job)
+    if measured.all_seeds != sorted(job.seeds):
+        raise UserError(
+            f"{path}: made with seeds {measured.all_seeds}, params.yaml (suites.{job.identity.suite}) has {job.seeds}; run "
+            "its stages again"
         )
-        configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
-        reference, ours = {"reference": {found.label: found.configured}}, {"reference": {found.label: configured}}
-        measurement.refuse_unlike(str(path), reference, ours, source)
-        refuse_other_code(stage, path, found.measurement, stage.code_of("ablate", ablation=name))
-
-
-def student_settings(suite: SuiteConfig, params: Any, recipe: Recipe) -> dict[str, Any]:
-    """Say what params.yaml has a student made with, by a method's parameters and a recipe."""
-    own = {
-        "network": suite.student.network,
-        "seeds": sorted(suite.seeds),
-        "recipe": asdict(recipe),
-        "method": asdict(params),
-    }
-    return own | common_settings(suite)
-
-
-def common_settings(suite: SuiteConfig) -> dict[str, Any]:
-    """Say what params.yaml has teacher and students made with."""
-    inputs = asdict(suite.inputs)
-    return {"precision": suite.precision, "inputs": inputs, "evaluate_every": suite.evaluate_every}
-
-
-def refuse_unlike(path: Path, measured: Measurement, expected: dict[str, Any], source: str) -> None:
-    """Raise UserError if a run was not made as params.yaml says: a table would compare the incomparable."""
-    from tripletkd.evaluation import measurement
-
-    seeds = sorted([*(each.seed for each in measured.seeds), *measured.failed])
-    for values in [each.values for each in measured.environments] or [{}]:
-        precision = values.get("precision")
-        found = {"split": measured.split, "network": measured.network, "seeds": seeds, "precision": precision}
-        measurement.refuse_unlike(str(path), found | measured.params, expected, f"suites.{measured.suite}, {source}")
-
-
-def refuse_other_code(stage: Stage, path: Path, measured: Measurement, ours: str) -> None:
-    """Raise UserError if a run was computed by other code than ours, and params.yaml does not call it equivalent."""
-    for code in measured.code:
-        if code not in (ours, *stage.config.run.equivalent_code):
-            raise UserError(
-                f"{path}: computed by code of sha256 {code}, the code here has {ours}; run `dvc repro`, or say in "
-                "run.equivalent_code that it computes the same bytes"
-            )
 
 
 def without_failed(history: Iterable[dict[str, float]], measured: Measurement) -> list[dict[str, float]]:
     """Keep the rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
     return [row for row in history if row["seed"] not in measured.failed]
-
-
-def refuse_strangers(teacher: Measurement, students: Iterable[Measurement]) -> None:
-    """Raise UserError if a student had other images or another teacher: a table would compare the incomparable."""
-    for student in students:
-        for what, found, expected in (
-            ("images", student.data_sha256, [teacher.data_sha256]),
-            ("a teacher", student.teacher_sha256, list(teacher.weights_sha256.values())),
-        ):
-            if found not in expected:
-                raise UserError(
-                    f"{student.suite}/{student.name}: measured with {what} of sha256 {found}, the table's teacher "
-                    f"has {' or '.join(expected)}; run its stages again"
-                )
 
 
 def write(place: Path, results: Results) -> None:
@@ -225,7 +176,7 @@ def table(results: Results) -> dict[str, Any]:
     """Return the table and the verdicts as data, with what they are of."""
     from tripletkd.reporting import page, tables
 
-    methods = {name: each.params["method"] for name, each in results.measured.items() if name != "teacher"}
+    methods = {name: each.identity.params for name, each in results.measured.items() if name != "teacher"}
     about = {"suite": results.suite, "about": results.about, "split": results.split, "methods": methods}
     rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
     in_short = [*page.answer(results), *tables.in_short(results)]

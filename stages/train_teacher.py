@@ -1,25 +1,21 @@
 """Train a suite's teacher on the labels and write its run record and its measurements."""
 
-from stages._command import Stage, run
+from tripletkd.pipeline.stage import Stage, run
 
 
 def main(stage: Stage) -> None:
     """Train the teacher and measure it."""
-    from stages._setup import job_of_teacher, refuse_failure, set_up
-    from stages._training import train_run
     from tripletkd.evaluation import measurement
     from tripletkd.evaluation.measure import measure, sound
+    from tripletkd.pipeline.jobs import Runs, refuse_failure, set_up
+    from tripletkd.pipeline.train import Training, train_run
 
-    setup, split = set_up(stage), stage.config.split
-    trained = train_run(stage, setup, job_of_teacher(stage, setup))
-    if stage.options.worker:
-        return
-    trained = sound(trained, setup.data)
-    if trained.networks:
-        measured = measure(trained, setup.data, teacher_logits=None)
-        measurement.write(stage.path("results", "measured", split, "teacher.json"), measured)
-    stage.logger.runs([stage.path("runs", split, "teacher")])
+    setup = set_up(stage)
+    job = Runs(stage, setup.data_sha256).teacher()
+    trained = sound(train_run(Training(stage, setup, job)), setup.data)
     refuse_failure(trained)
+    measured = measure(trained, setup.data, teacher_logits=None)
+    measurement.write(stage.path("results", "measured", stage.config.split, "teacher.json"), measured)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tripletkd.errors import UserError
+
+Kind = TypeVar("Kind")
 
 
 @contextmanager
@@ -70,3 +74,44 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
+    """Read what `write_json` wrote of a dataclass, or of a list of them.
+
+    Args:
+        path: The file.
+        kind: What it must hold; each value must be of its field's type.
+        remedy: What a person does where it is missing or damaged.
+
+    Raises:
+        UserError: If the file is not there, or holds anything else. The message names the first wrong value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; {remedy}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(f"{path}: not what this version writes ({reason}); {remedy}")
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: If it is not there, or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; run this from the project's root") from None
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None

@@ -4,6 +4,7 @@ A choice is a typing.Literal, a range stands in the annotation (Annotated[int, "
 must be given.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,16 @@ Percent = Annotated[float, ">= 0", "<= 100"]
 
 
 @dataclass(frozen=True)
+class EquivalentCode:
+    """Code that was shown to compute the bytes that today's code computes, for some methods of a suite."""
+
+    code: str  # sha256, as in records
+    suite: str
+    methods: list[str]  # and "teacher"
+    shown: str  # where it is shown
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What is regenerated, and how it is computed where that does not change what a suite describes."""
 
@@ -31,7 +42,7 @@ class RunSettings:
     device: Literal["auto", "cpu", "cuda"]
     residence: Literal["auto", "device", "host"]
     deterministic: bool
-    equivalent_code: list[str]  # sha256, as in records, of code that was shown to compute the same bytes
+    equivalent_code: list[EquivalentCode]
     cuda_graph: bool
     fuse_seeds: Literal["auto", "always", "never"]
     checkpoint_minutes: Annotated[float, "> 0"]
@@ -170,6 +181,11 @@ class Variant:
         """What is changed, in words, for example "outputs unit, margin 0.5"."""
         values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changed.items()}
         return ", ".join(f"{key} {value}" for key, value in values.items()) or "as configured"
+
+    @property
+    def folder_name(self) -> str:
+        """The label as a file name: triplet 0, decay_epochs [88] becomes triplet-0-decay_epochs-88."""
+        return re.sub(r"[^\w.]+", "-", self.label).strip("-")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from tripletkd import models
 from tripletkd.data.batches import DeviceSplit
 from tripletkd.errors import UserError
 from tripletkd.evaluation import metrics
-from tripletkd.evaluation.measurement import Environment, Measurement, SeedMeasurement
+from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
 from tripletkd.training.trainer import EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from tripletkd.data.batches import DeviceData
-    from tripletkd.training.run_record import Record, TrainedRun
+    from tripletkd.training.run_record import TrainedRun
 
 MAPPED_A_CLASS = 20  # images of each class in the output map
 TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: a few borderline images
@@ -52,31 +52,25 @@ def measure(run: "TrainedRun", data: "DeviceData", teacher_logits: Tensor | None
             belong together.
     """
     record = run.records[0]  # what is read of it, the records of all seeds share
-    example = models.build(record.network, record.image_shape, record.classes, seed=0)
+    example = models.build(record.identity.network, record.image_shape, record.classes, seed=0)
     weights = models.weights(next(iter(run.networks.values()), example))
     seeds = []
     for seed, network in run.networks.items():
         tested = [row for row in run.history if row["seed"] == seed and "test_accuracy" in row]
         seeds.append(measure_seed(seed, network, tested, data, teacher_logits))
     return Measurement(
-        suite=record.suite,
-        split=record.split,
-        name=record.name,
-        method=record.method,
-        network=record.network,
+        identity=record.identity,
         parameters=models.parameter_count(example),
         multiply_adds=multiply_adds(example, record.image_shape),
         weights_bytes=sum(tensor.nbytes for tensor in weights.values()),
-        params=record.params,
-        data_sha256=record.data_sha256,
-        teacher_sha256=record.teacher_sha256,
         weights_sha256={r.seed: r.weights_sha256 for r in run.records if r.weights_sha256 is not None},
-        code=tuple(dict.fromkeys(r.code for r in run.records)),
-        environments=distinct_environments(run.records),
-        failed={r.seed: r.failed for r in run.records if r.failed is not None},
+        code={
+            code: tuple(r.seed for r in run.records if r.code == code) for code in sorted({r.code for r in run.records})
+        },
+        failed=run.failed,
         test_images=len(data.test.labels),
         seeds=tuple(seeds),
-        class_names=tuple(data.dataset.classes) if record.method == "teacher" else None,
+        class_names=tuple(data.dataset.classes) if record.identity.is_teacher else None,
     )
 
 
@@ -100,7 +94,8 @@ def measure_seed(
         UserError: if the network's accuracy is not the last row's.
     """
     logits, labels = predict(network, data.test), data.test.labels
-    train_correct = predict(network, data.train).argmax(1) == data.train.labels
+    train_logits, train_labels = predict(network, data.train), data.train.labels
+    train_correct = train_logits.argmax(1) == train_labels
     test_accuracy = metrics.accuracy(logits, labels)
     if abs(tested[-1]["test_accuracy"] - test_accuracy) > TOLERANCE:
         raise UserError(
@@ -112,6 +107,7 @@ def measure_seed(
     return SeedMeasurement(
         seed=seed,
         train_accuracy=train_correct.sum().item() / len(train_correct),
+        train_cross_entropy=metrics.cross_entropy(train_logits, train_labels),
         test_accuracy=test_accuracy,
         test_correct=metrics.packed_hits(logits, labels),
         test_cross_entropy=metrics.cross_entropy(logits, labels),
@@ -130,18 +126,6 @@ def predict(network: nn.Module, split: DeviceSplit) -> Tensor:
     """Compute a network's logits [N, classes] of a whole split in eval mode; the network itself is left as it was."""
     frozen = copy.deepcopy(network).to(split.device, split.dtype).eval()
     return torch.cat([frozen(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
-
-
-def distinct_environments(records: "Sequence[Record]") -> tuple[Environment, ...]:
-    """List what the seeds were trained with, in the order of the first seed of each."""
-    found: list[tuple[dict[str, Any], list[int]]] = []
-    for record in records:
-        seeds = next((seeds for values, seeds in found if values == record.environment), None)
-        if seeds is None:
-            found.append((dict(record.environment), [record.seed]))
-        else:
-            seeds.append(record.seed)
-    return tuple(Environment(tuple(seeds), values) for values, seeds in found)
 
 
 def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") -> list[dict[str, float]]:
@@ -163,7 +147,7 @@ def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") ->
         return []
     seed, student = next(iter(run.networks.items()))
     record, labels = run.records[0], data.test.labels
-    untrained = models.build(record.network, record.image_shape, record.classes, seed)
+    untrained = models.build(record.identity.network, record.image_shape, record.classes, seed)
     logits = {
         "teacher": teacher_logits.double(),
         "before": predict(untrained, data.test).double(),

@@ -38,6 +38,16 @@ def known(name: str) -> bool:
     return name.removeprefix(TORCHVISION) in torchvision.models.list_models(module=torchvision.models)
 
 
+def definition(name: str) -> tuple[type[nn.Module], tuple[object, ...], dict[str, object]]:
+    """Return the class of a `known` network, and the arguments with which NETWORKS has it."""
+    if name.startswith(TORCHVISION):
+        return TorchvisionNetwork, (name.removeprefix(TORCHVISION),), {}
+    made = NETWORKS[name]
+    network, *arguments = (made.func, made.args, made.keywords) if isinstance(made, partial) else (made, (), {})
+    assert isinstance(network, type)
+    return network, *arguments
+
+
 def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     """Build a network with initial weights drawn from a seed.
 

@@ -1,1 +1,1 @@
-"""What is kept of a run: its record, and its mirror in MLflow."""
+"""The mirror of runs, exports and tables in MLflow."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -40,6 +41,13 @@ class SavePolicy:
     deadline: float | None = None  # of time.monotonic(), after which the run is stopped
     more: bool = False  # whether there is more to do after the last epoch, so that a stop still has to be said
     signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)  # that stop it
+
+    def reason_to_stop(self, now: float) -> str | None:
+        """Say why to stop at this time of time.monotonic(); None where there is no reason."""
+        parent = parent_process()  # of a seed that is trained beside others
+        if parent is not None and not parent.is_alive():
+            return "the process that started this one is gone"
+        return "--max-minutes" if self.deadline is not None and now >= self.deadline else None
 
 
 class Checkpoint:
@@ -98,9 +106,7 @@ class Checkpoint:
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
         """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is more to train."""
         now = time.monotonic()
-        stop = self.signal or (
-            "--max-minutes" if self.policy.deadline is not None and now >= self.policy.deadline else None
-        )
+        stop = self.signal or self.policy.reason_to_stop(now)
         if progress.epoch == epochs or stop or now - self.saved >= 60 * self.policy.minutes:
             self.save(tensors, progress)
         if stop and (progress.epoch < epochs or self.policy.more):

@@ -3,69 +3,54 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
 from tripletkd import methods, models
-from tripletkd.data.batches import DeviceData
+from tripletkd.data.batches import DeviceData, Inputs
+from tripletkd.meaning import Definition, definition_of
 from tripletkd.provenance import fingerprint, versions
 from tripletkd.streams import torch_seed
-from tripletkd.training.compute import Compute
+from tripletkd.training.compute import Compute, set_up_process
+from tripletkd.training.identity import RunIdentity, code_of
+from tripletkd.training.loop import fit
 from tripletkd.training.optim import Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
 
 
 @dataclass(frozen=True)
-class RunKey:
-    """Names a run: its place below runs/, and a line of a table."""
-
-    suite: str
-    split: str  # on which it is measured, and which it has not seen
-    name: str  # "teacher", the method, or "ablations/<ablation>/<variant>"
-
-    def __str__(self) -> str:
-        """Name it for people."""
-        return f"{self.suite}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Holds what the jobs of one suite and split have in common, beside their networks and methods."""
-
-    inputs: dict[str, Any]  # of the suite, as the record has them
-    precision: str
-    deterministic: bool
-    evaluate_every: int
-    data_sha256: str
-    teacher_sha256: str | None = None
-    code: str = ""  # sha256 of what computes weights and history
-
-
-@dataclass(frozen=True)
 class Job:
-    """Describes a network to be trained by a method from several seeds: all that its weights and history depend on."""
+    """Describes a network to be trained by a method from several seeds.
 
-    key: RunKey
-    network: str
-    method: str  # of tripletkd.methods
-    params: Any  # the method's Params
+    Attributes:
+        identity: All that the weights and the history depend on, beside the seed and the code.
+        params: The method's Params.
+        recipe: How the network is trained.
+        seeds: Of initial weights, order of images and negatives.
+        teacher_network: The teacher's network, whose code counts too; None where there is no teacher.
+    """
+
+    identity: RunIdentity
+    params: object
     recipe: Recipe
     seeds: Sequence[int]
-    conditions: Conditions
+    teacher_network: str | None = None
 
-    def described_params(self) -> dict[str, Any]:
-        """Collect the blocks of params.yaml that make the run, for its record."""
-        own = {} if self.key.name == "teacher" else {"method": asdict(self.params)}
-        common = {"inputs": self.conditions.inputs, "evaluate_every": self.conditions.evaluate_every}
-        return own | {"recipe": asdict(self.recipe)} | common
+    @cached_property
+    def code(self) -> str:
+        """Hash what computes the weights and the history, as it is now."""
+        networks = [models.definition(name) for name in (self.identity.network, self.teacher_network) if name]
+        of_job = [type(self.recipe.optimizer), type(self.recipe.schedule), *(network for network, *_ in networks)]
+        roots = [build_trainer, fit, set_up_process, Compute, DeviceData, Inputs, Teacher, Recipe, *of_job]
+        definitions = [*map(definition_of, roots), Definition("tripletkd.evaluation.metrics", "TripletMetrics")]
+        arguments = [rest for _, *rest in networks]
+        return fingerprint(code_of(self.identity.method, definitions), arguments)
 
     def fingerprint(self, seed: int) -> str:
         """Hash all that a seed's files should depend on: not the device, nor what else is trained beside it."""
-        described = [self.network, self.method, asdict(self.params), asdict(self.recipe), asdict(self.conditions)]
-        return fingerprint(described, seed, versions("torch", "numpy"))
+        return fingerprint(asdict(self.identity), self.code, versions("torch", "numpy"), seed)
 
     def group_fingerprint(self, seeds: Sequence[int]) -> str:
         """Hash what the checkpoint of several seeds depends on."""
@@ -87,9 +72,9 @@ def build_trainer(
     Raises:
         UserError: if the network or the method does not fit the images.
     """
-    method = methods.load(job.method)
+    method = methods.load(job.identity.method)
     shape, classes = data.dataset.image_shape, len(data.dataset.classes)
-    students = {seed: models.build(job.network, shape, classes, seed) for seed in seeds}
+    students = {seed: models.build(job.identity.network, shape, classes, seed) for seed in seeds}
     objective = Objective(
         loss=partial(method.loss, params=job.params),
         needs=methods.needs(method, job.params),
@@ -104,7 +89,7 @@ def _adapters(
     job: Job, students: dict[int, nn.Module], data: DeviceData, teacher: Teacher | None
 ) -> list[nn.Module] | None:
     """Make what the method trains beside the students, for the shapes of the two networks; drawn from each seed."""
-    method = methods.load(job.method)
+    method = methods.load(job.identity.method)
     if not hasattr(method, "adapters"):
         return None
     assert teacher is not None

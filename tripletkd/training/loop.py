@@ -1,8 +1,8 @@
 """One training loop for the teacher and for every method, all seeds of a group at once."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,22 +13,19 @@ from tqdm import tqdm
 from tripletkd.data.batches import DeviceSplit, Plan
 from tripletkd.training.checkpoint import Checkpoint, Progress
 from tripletkd.training.cuda_graph import Captured
+from tripletkd.training.progress import Unseen, Watch
 from tripletkd.training.trainer import Terms, Trainer
-
-LOG_EVERY = 60.0  # seconds, where there is no terminal to show a bar on
 
 MetricsFn = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
 
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Says what is measured and shown while a run trains; nothing of it changes what is trained."""
+    """Says what is measured while a run trains, and who looks on; nothing of it changes what is trained."""
 
     evaluate_every: int = 1  # epochs; the last one is always evaluated
     metrics_fn: MetricsFn | None = None
-    description: str = "training"
-    bar: bool = True  # on a terminal, for a line a minute
-    quiet: bool = False  # neither
+    watch: Watch = field(default_factory=Unseen)
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Chec
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
     with every evaluation the accuracy on either split, in eval mode over all its images, and what `metrics_fn` makes of
-    the test split's logits. A seed whose loss is not finite fails alone: its rows end before that epoch. A terminal
-    shows a bar with the time that is left, a log gets a line a minute.
+    the test split's logits. A seed whose loss is not finite fails alone: its rows end before that epoch.
 
     Raises:
         checkpoint.Paused: if the run was stopped at a checkpoint.
@@ -56,20 +52,25 @@ def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Chec
     shown = monitoring or Monitoring()
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()
     step = Captured(trainer.step) if trainer.compute.cuda_graph else trainer.step
-    with _Reporter(trainer, shown, done) as reporter, checkpoint or nullcontext():
+    steps = -(-len(trainer.data.train) // trainer.recipe.batch_size)
+    shown.watch.begin(done, trainer.recipe.epochs, steps)
+    with ExitStack() as stack:
+        stack.callback(shown.watch.end)
+        if checkpoint:
+            stack.enter_context(checkpoint)
         plan = _next_plan(trainer, done)
         while plan and len(done.failed) < len(trainer.seeds):
             started = time.monotonic()
             epoch = done.epoch + 1
             trainer.begin_epoch(epoch)
-            terms = _train_epoch(step, plan, trainer, reporter)
+            terms = _train_epoch(step, plan, trainer, shown.watch)
             plan = _next_plan(trainer, done, ahead=1)  # drawn while a GPU is still at work on this epoch
             evaluated = epoch % shown.evaluate_every == 0 or epoch == trainer.recipe.epochs
             rows = _rows(trainer, epoch, terms, _measure(trainer, shown.metrics_fn) if evaluated else {}, done)
             done.history += rows
             done.epoch = epoch
             done.seconds += time.monotonic() - started
-            reporter.epoch(rows, terms)
+            shown.watch.epoch(rows, done)
             if checkpoint:
                 checkpoint.after_epoch(trainer.tensors(), done, trainer.recipe.epochs)
     return _finish(trainer, done)
@@ -81,12 +82,12 @@ def _next_plan(trainer: Trainer, done: Progress, ahead: int = 0) -> Plan | None:
     return trainer.plan(epoch) if epoch <= trainer.recipe.epochs else None
 
 
-def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, reporter: "_Reporter") -> Terms:
+def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, watch: Watch) -> Terms:
     """Pass once over the training split; returns the terms of every step, [steps, S], not waiting for the device."""
     rows = []
     for batch in trainer.data.train.batches(plan, trainer.recipe.batch_size):
         rows.append(step(batch))
-        reporter.bar.update()
+        watch.step()
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -155,50 +156,3 @@ def _finish(trainer: Trainer, done: Progress) -> TrainResult:
         else:
             done.failed[seed] = f"weights are not finite after epoch {done.epoch}"
     return TrainResult(networks, done.history, done.failed, done.seconds, done.environments)
-
-
-class _Reporter:
-    """Shows how far a run is: a bar on a terminal, a line a minute in a log, or nothing."""
-
-    def __init__(self, trainer: Trainer, monitoring: Monitoring, done: Progress) -> None:
-        self.epochs, self.monitoring, self.done = trainer.recipe.epochs, monitoring, done
-        steps = -(-len(trainer.data.train) // trainer.recipe.batch_size)
-        self.bar = tqdm(
-            total=self.epochs * steps,
-            initial=done.epoch * steps,
-            desc=monitoring.description,
-            unit="step",
-            disable=True if monitoring.quiet or not monitoring.bar else None,  # None: shown on a terminal only
-        )
-        self.last_logged = time.monotonic()
-
-    def __enter__(self) -> "_Reporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def epoch(self, rows: Sequence[dict[str, float]], terms: Terms) -> None:
-        """Show an epoch's means over the seeds that did not fail."""
-        figures = _means(rows, terms)
-        self.bar.set_postfix(figures, refresh=False)
-        if self.bar.disable and not self.monitoring.quiet and time.monotonic() - self.last_logged >= LOG_EVERY:
-            left = tqdm.format_interval(self.done.seconds / self.done.epoch * (self.epochs - self.done.epoch))
-            shown = ", ".join(f"{name} {value}" for name, value in figures.items())
-            print(
-                f"{self.monitoring.description}: epoch {self.done.epoch} of {self.epochs}, {shown}; {left} left",
-                flush=True,
-            )
-            self.last_logged = time.monotonic()
-
-
-def _means(rows: Sequence[dict[str, float]], terms: Terms) -> dict[str, str]:
-    if not rows:
-        return {}
-
-    def mean(name: str) -> float:
-        return sum(row[name] for row in rows) / len(rows)
-
-    shown = {name: f"{mean(name):.3f}" for name in terms}
-    measured = [part for part in ("train", "test") if f"{part}_accuracy" in rows[0]]
-    return shown | {part: f"{100 * mean(f'{part}_accuracy'):.1f}%" for part in measured}

@@ -1,26 +1,26 @@
-"""The run record: a folder a seed that holds all there is to know of it, from which MLflow can be refilled.
+"""The run record: a folder for each seed that holds all there is to know of it, from which MLflow can be refilled.
 
 runs/<suite>/<split>/<name>/seed-<N>/
     weights.safetensors  the last epoch's weights; not there where the seed failed
-    history.csv          a row an epoch: terms, learning rate, accuracies
-    record.json          parameters, hashes of data, teacher and weights, fingerprint, environment; no time, no path
+    history.csv          a row for each epoch: terms, learning rate, accuracies
+    record.json          identity of the run, hashes of weights, history and code; no time, no path, no machine
 logs/<suite>/<split>/<name>/seed-<N>.json
-                         times, machine, commit: what differs from run to run, and so is no output of a stage
+                         when and where it was trained: what differs from run to run, and so is no output of a stage
 """
 
-from __future__ import annotations  # the types of torch are not imported: MLflow's process does not need it
+from __future__ import annotations  # the types of torch are not imported: the mirror in MLflow does not need it
 
 import csv
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tripletkd.errors import UserError
-from tripletkd.files import whole, write_csv, write_json
-from tripletkd.provenance import sha256
+from tripletkd.files import read_json, whole, write_csv, write_json
+from tripletkd.provenance import sha256, versions
+from tripletkd.training.identity import RunIdentity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,37 +29,26 @@ if TYPE_CHECKING:
     from tripletkd.training.loop import TrainResult
 
 WEIGHTS, HISTORY, RECORD = "weights.safetensors", "history.csv", "record.json"
-NAME = re.compile(r"\w[\w.-]*")  # what a suite, a method, an ablation or a variant may be called
 
 
 @dataclass(frozen=True)
 class Record:
     """Holds what record.json says of one trained seed."""
 
-    suite: str
-    split: str  # on which it is measured, and which it has not seen
-    name: str  # of the run in that suite and split: the method, "teacher", or "ablations/<ablation>/<variant>"
-    method: str  # or "teacher"
-    network: str
+    identity: RunIdentity
+    seed: int
+    code: str  # sha256 of what the code means that computed the weights, see meaning.py
+    versions: dict[str, str]  # of torch and numpy
     image_shape: tuple[int, int, int]
     classes: int
-    seed: int
-    params: dict[str, Any]  # the blocks of params.yaml that made it
-    data_sha256: str
-    teacher_sha256: str | None
-    code: str  # sha256 of what computed the weights
-    fingerprint: str  # of all that the weights should depend on, the code among it
-    environment: dict[str, Any]
-    trained_with: list[int]  # the seeds in each of its kernels, on which last bits depend: itself alone if not fused
     failed: str | None = None  # why it has no weights
     weights_sha256: str | None = None
     history_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would be read or written outside the folders that a record belongs to."""
-        names = [self.suite, *self.name.split("/")]
-        if self.split not in ("test", "validation") or not all(NAME.fullmatch(name) for name in names):
-            raise ValueError(f"{self.suite!r}, {self.split!r}, {self.name!r} name no run")
+        """Refuse a record that contradicts itself."""
+        if (self.failed is None) == (self.weights_sha256 is None):
+            raise ValueError("it has weights, or a reason why it has none: not both, not neither")
 
 
 @dataclass(frozen=True)
@@ -71,9 +60,9 @@ class TrainedRun:
     history: list[dict[str, float]]  # of all seeds, epoch by epoch
 
     @property
-    def failed(self) -> dict[str, str]:
+    def failed(self) -> dict[int, str]:
         """List the seeds without weights, and why."""
-        return {str(record.seed): record.failed for record in self.records if record.failed is not None}
+        return {record.seed: record.failed for record in self.records if record.failed is not None}
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -85,87 +74,59 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
     """Write the seeds that were trained together, each in the place of an earlier one of the same number.
 
     Args:
-        folder: of the run.
-        job: what was trained.
-        shape: of an image, [H, W, C].
-        classes: their number.
-        result: what came of it; the first of its environments is where training began.
+        folder: Of the run.
+        job: What was trained.
+        shape: Of an image, [H, W, C].
+        classes: Their number.
+        result: What came of it.
     """
-    seeds, environment, written = [*result.networks, *result.failed], _joined(result.environments), []
-    for seed in seeds:
-        record = Record(
-            suite=job.key.suite,
-            split=job.key.split,
-            name=job.key.name,
-            method="teacher" if job.key.name == "teacher" else job.method,
-            network=job.network,
-            image_shape=shape,
-            classes=classes,
-            seed=seed,
-            params=job.described_params(),
-            data_sha256=job.conditions.data_sha256,
-            teacher_sha256=job.conditions.teacher_sha256,
-            code=job.conditions.code,
-            fingerprint=job.fingerprint(seed),
-            environment=environment,
-            trained_with=sorted(seeds) if environment.get("fused_seeds") else [seed],
-            failed=result.failed.get(seed),
-        )
+    written = []
+    for seed in [*result.networks, *result.failed]:
         history = [row for row in result.history if row["seed"] == seed]
-        written.append(_write_seed(folder, record, result.networks.get(seed), history))
+        network, failed = result.networks.get(seed), result.failed.get(seed)
+        with whole(seed_folder(folder, seed)) as beside:
+            beside.mkdir(parents=True)
+            write_csv(beside / HISTORY, history)
+            record = Record(
+                identity=job.identity,
+                seed=seed,
+                code=job.code,
+                versions=versions("torch", "numpy"),
+                image_shape=shape,
+                classes=classes,
+                failed=failed,
+                weights_sha256=None if network is None else _write_weights(beside / WEIGHTS, network),
+                history_sha256=sha256(beside / HISTORY),
+            )
+            write_json(beside / RECORD, asdict(record))
+        written.append(record)
     return written
 
 
-def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Describe the machines of one run as one: where they differ, "the first, then the second"."""
-    names = dict.fromkeys(name for environment in environments for name in environment)
-    values = {name: list(dict.fromkeys(e.get(name) for e in environments)) for name in names}
-    return {name: v[0] if len(v) == 1 else ", then ".join(map(str, v)) for name, v in values.items()}
-
-
-def _write_seed(
-    folder: Path, record: Record, network: nn.Module | None, history: Sequence[Mapping[str, float]]
-) -> Record:
+def _write_weights(path: Path, network: nn.Module) -> str:
+    """Write the weights of a network; returns their hash."""
     from safetensors.torch import save
 
     from tripletkd import models
 
-    with whole(seed_folder(folder, record.seed)) as beside:
-        beside.mkdir(parents=True)
-        if network is not None:
-            (beside / WEIGHTS).write_bytes(save(models.weights(network)))
-            record = replace(record, weights_sha256=sha256(beside / WEIGHTS))
-        write_csv(beside / HISTORY, history)
-        record = replace(record, history_sha256=sha256(beside / HISTORY))
-        write_json(beside / RECORD, asdict(record))
-    return record
+    path.write_bytes(save(models.weights(network)))
+    return sha256(path)
 
 
 def read_record(folder: Path) -> Record:
     """Read the record in a seed's folder.
 
     Raises:
-        UserError: if there is no whole record of this version.
+        UserError: If there is no whole record of this version.
     """
-    path = folder / RECORD
-    try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        if (record.failed is None) == (record.weights_sha256 is None):
-            raise ValueError("it has weights, or a reason why it has none: not both, not neither")
-        return record
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: not there; run the stage that makes it first (`dvc repro`, with its suite in run.suites)"
-        ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a run record of this version ({error}); run the stage again") from None
+    return read_json(folder / RECORD, Record, "run the stage that makes it (`dvc repro`, with its suite in run.suites)")
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read the records of all seeds that stand in the folder of a run, in the order of the seeds.
+    """Read the records of all seeds in the folder of a run, in the order of the seeds.
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: If one cannot be read.
     """
     return sorted((read_record(path.parent) for path in folder.glob(f"seed-*/{RECORD}")), key=lambda r: r.seed)
 
@@ -174,7 +135,7 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
     """Read the records, networks and history of the named seeds of a run.
 
     Raises:
-        UserError: if a file is missing, damaged, or not the one that was recorded.
+        UserError: If a file is missing, damaged, or not the one that was recorded.
     """
     records = [read_record(seed_folder(folder, seed)) for seed in seeds]
     for seed, record in zip(seeds, records, strict=True):
@@ -199,7 +160,7 @@ def load_network(folder: Path, record: Record) -> nn.Module:
     """Build the network of a seed with its weights, in the precision that it was trained in.
 
     Raises:
-        UserError: if the file of weights is missing or not the one that was recorded.
+        UserError: If the file of weights is missing or not the one that was recorded.
     """
     from safetensors.torch import load_file
 
@@ -207,7 +168,7 @@ def load_network(folder: Path, record: Record) -> nn.Module:
 
     path = seed_folder(folder, record.seed) / WEIGHTS
     _check_sha256(path, record.weights_sha256)
-    network = models.build(record.network, record.image_shape, record.classes, seed=0)
+    network = models.build(record.identity.network, record.image_shape, record.classes, seed=0)
     network.load_state_dict(load_file(path), assign=True)
     return network
 
@@ -216,7 +177,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """Read rows as they were written: seed and epoch are integers, empty cells (epochs without evaluation) left out.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: If the file is damaged.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -230,7 +191,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def write_log(path: Path, about: Path, log: Mapping[str, Any]) -> None:
-    """Write the times and the machine of a run, which belong to the file `about`."""
+    """Write when and where the file `about` was made, for the file of this content only."""
     write_json(path, {**log, "belongs_to_sha256": sha256(about)})
 
 

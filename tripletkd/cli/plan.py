@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
-from torch import Tensor
-
 from stages._command import Stage, run
 from stages._setup import Setup, conditions, job_of_method, job_of_teacher, key_of, set_up
+from torch import Tensor
+
 from tripletkd import models
 from tripletkd.config.schema import ABLATED
 from tripletkd.data.dataset import DESCRIPTION, Dataset, Split

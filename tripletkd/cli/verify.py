@@ -17,6 +17,7 @@ def main(stage: Stage) -> None:
     """
     from stages._setup import job_of_method, load_teacher, refuse_other_job, set_up
     from stages._training import monitoring
+
     from tripletkd.errors import UserError
     from tripletkd.provenance import sha256
     from tripletkd.training.job import build_trainer

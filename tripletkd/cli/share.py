@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages._command import errors_for_people, read_paths, read_yaml
+
 from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
 from tripletkd.files import whole

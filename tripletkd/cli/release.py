@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages._command import errors_for_people, read_paths, read_yaml
+
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_text
 from tripletkd.provenance import sha256

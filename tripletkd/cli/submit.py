@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages._command import CODE, EX_TEMPFAIL, errors_for_people, read_paths
+
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
 

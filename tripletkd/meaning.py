@@ -1,0 +1,311 @@
+"""What code means: a hash that a comment, a docstring, the layout or the name of a file does not change.
+
+    python -m tripletkd.meaning        # writes code.json: a hash for each stage of dvc.yaml
+
+The hash covers every definition that is reached from the ones that are asked for, as syntax trees. A definition is
+reached if a reached one names it. Annotations, messages of errors and what is printed do not count. Of other packages the
+versions in uv.lock count.
+"""
+
+import ast
+import copy
+import hashlib
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import NamedTuple
+
+from tripletkd.files import write_json
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tripletkd", "stages")
+CODE = Path("code.json")
+PRINTS = ("print", "tqdm.write", "warnings.warn")  # calls whose words are for people
+
+
+class Definition(NamedTuple):
+    """Names a function, a class or an assignment at the top level of a module; `*` is what a module does at import."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Module:
+    """Holds what a file defines, and what the names that it imports stand for."""
+
+    name: str
+    path: Path
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imported: dict[str, str] = field(default_factory=dict)  # local name -> full name of a module or of what is in one
+
+
+@cache
+def _module(name: str) -> Module | None:
+    """Parse a module of this project; None for any other name."""
+    stem = ROOT / name.replace(".", "/")
+    path = next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+    if path is None or name.split(".", maxsplit=1)[0] not in PACKAGES:
+        return None
+    module = Module(name, path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for statement in ast.parse(path.read_bytes()).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            module.imported.update(_imports(statement, package))
+        elif not _is_docstring(statement) and not _is_guard(statement):
+            for target in _targets(statement):
+                module.definitions.setdefault(target, []).append(statement)
+    return module
+
+
+def _imports(statement: ast.Import | ast.ImportFrom, package: str) -> Iterator[tuple[str, str]]:
+    """Give each local name that an import binds, with the full name that it stands for."""
+    if isinstance(statement, ast.Import):
+        for alias in statement.names:
+            yield alias.asname or alias.name.split(".")[0], alias.name if alias.asname else alias.name.split(".")[0]
+        return
+    parts = package.split(".")
+    base = parts[: len(parts) - statement.level + 1] if statement.level else []
+    source = ".".join([*base, *filter(None, [statement.module])])
+    for alias in statement.names:
+        yield alias.asname or alias.name, f"{source}.{alias.name}"
+
+
+def _targets(statement: ast.stmt) -> Iterator[str]:
+    """Give the names that a statement of a module defines; `*` where it defines none."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    names = [node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)]
+    yield from names or ["*"]
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _is_guard(statement: ast.stmt) -> bool:
+    """Whether a block is for type checkers, or for the module as a program."""
+    test = ast.unparse(statement.test) if isinstance(statement, ast.If) else ""
+    return "TYPE_CHECKING" in test or "__name__" in test
+
+
+class _Normalizer(ast.NodeTransformer):
+    """Removes what does not count from a definition, and collects what it reaches."""
+
+    def __init__(self, module: Module) -> None:
+        self.module, self.imported = module, dict(module.imported)
+        self.reached: set[Definition] = set()
+        self.packages: set[str] = set()
+        self.files: set[Path] = set()
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self._bind(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self._bind(node)
+
+    def _bind(self, node: ast.Import | ast.ImportFrom) -> None:
+        package = self.module.name if self.module.path.name == "__init__.py" else self.module.name.rpartition(".")[0]
+        self.imported.update(_imports(node, package))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self._body(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._body(node)
+
+    def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        for inner in ast.walk(node):  # an import counts wherever in the body it stands
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                self._bind(inner)
+        node.body = [s for s in node.body if not _is_docstring(s) and not _is_guard(s)]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_Raise(self, _: ast.Raise) -> ast.AST:
+        return ast.Raise()
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        call = node.value
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in PRINTS:
+            return None
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, str) and 2 < len(node.value) < 80 and "/" not in node.value and "." in node.value:
+            beside = self.module.path.with_name(node.value)  # a template
+            if beside.is_file():
+                self.files.add(beside)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        full = self._full(node)
+        return ast.Name(full) if full else self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self._full(node) or node.id)
+
+    def _full(self, node: ast.AST) -> str | None:
+        """Note what a name, or a dotted one, reaches; returns it without its module, None where it is no import."""
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.insert(0, node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name):
+            return None
+        if not parts and node.id in self.module.definitions:
+            self.reached.add(Definition(self.module.name, node.id))
+            return node.id
+        if parts and node.id in self.module.definitions:
+            self.reached.add(Definition(self.module.name, node.id))
+            return None
+        if node.id not in self.imported:
+            return None
+        return self._imported([*self.imported[node.id].split("."), *parts])
+
+    def _imported(self, parts: Sequence[str]) -> str | None:
+        """Split a full name into its module, its definition and what is asked of that."""
+        for end in range(len(parts), 0, -1):
+            module = _module(".".join(parts[:end]))
+            if module is None:
+                continue
+            if end == len(parts):  # the module itself is handed on
+                self.reached |= {Definition(module.name, name) for name in module.definitions}
+                return module.name.rpartition(".")[2]
+            name = parts[end]
+            if name in module.imported:
+                return self._imported([*module.imported[name].split("."), *parts[end + 1 :]])
+            self.reached |= {Definition(module.name, name), Definition(module.name, "*")}
+            return ".".join(parts[end:])
+        self.packages.add(parts[0])
+        return None if parts[0] in PACKAGES else ".".join(parts)
+
+
+def _dump(node: object) -> str:
+    """Write a syntax tree without what is empty in it: `ast.dump` differs between versions of Python."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_dump, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment")]
+    return f"{type(node).__name__}({','.join(f'{name}={_dump(v)}' for name, v in fields if v not in (None, []))})"
+
+
+class Meaning(NamedTuple):
+    """Holds what a definition says, and what it reaches."""
+
+    text: str
+    reached: frozenset[Definition]
+    packages: frozenset[str]
+
+
+@cache
+def _meaning(definition: Definition) -> Meaning:
+    module = _module(definition.module)
+    if module is None or definition.name not in module.definitions:
+        return Meaning("", frozenset(), frozenset())
+    normalizer, texts = _Normalizer(module), []
+    for statement in module.definitions[definition.name]:
+        texts.append(_dump(normalizer.visit(copy.deepcopy(statement))))
+    texts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(normalizer.files)]
+    return Meaning("\n".join(texts), frozenset(normalizer.reached), frozenset(normalizer.packages))
+
+
+def reached_from(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> dict[Definition, Meaning]:
+    """Find the definitions of this project that the roots reach, the roots among them; not `without`, nor beyond it."""
+    found: dict[Definition, Meaning] = {}
+    pending = list(roots)
+    while pending:
+        definition = pending.pop()
+        if definition not in found and definition not in without:
+            found[definition] = _meaning(definition)
+            pending += found[definition].reached
+    return {definition: meaning for definition, meaning in found.items() if meaning.text}
+
+
+def definition_of(thing: type | Callable[..., object]) -> Definition:
+    """Name the definition of a function or a class."""
+    return Definition(thing.__module__, thing.__qualname__.partition(".")[0])
+
+
+def everything_in(module: str) -> list[Definition]:
+    """List the definitions of a module, for code that is found by its module's name."""
+    found = _module(module)
+    assert found is not None, module
+    return [Definition(module, name) for name in found.definitions]
+
+
+def meaning(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> str:
+    """Hash what the roots and all that they reach mean: sha256, in hexadecimal digits.
+
+    Equal for code that differs in comments, docstrings, annotations, layout, order or the names of files only.
+    """
+    texts = sorted(f"{definition.name} {found.text}" for definition, found in reached_from(roots, without).items())
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def versions_of(roots: Sequence[Definition]) -> dict[str, str]:
+    """Look up in uv.lock the versions of the packages that the roots, and all that they reach, import."""
+    imported = {name for meaning in reached_from(roots).values() for name in meaning.packages}
+    names = {d.lower() for name in imported - set(sys.stdlib_module_names) for d in _distributions().get(name, ())}
+    return {name: version for name, version in sorted(_locked().items()) if name in names}
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
+@cache
+def _locked() -> dict[str, str]:
+    """Read the version of each package; several where it depends on the machine or on Python."""
+    lock, found = ROOT / "uv.lock", dict[str, str]()  # not there where the library is installed without the project
+    for package in tomllib.loads(lock.read_text(encoding="utf-8"))["package"] if lock.is_file() else []:
+        if "version" in package:
+            found[package["name"]] = " ".join(filter(None, [found.get(package["name"]), package["version"]]))
+    return found
+
+
+def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
+    """Describe the code of a stage: the hash of what it means, and the versions of the packages that it imports.
+
+    Args:
+        stage: Its name, that of its module in stages/.
+        method: The method that it loads by name, if it does.
+    """
+    module = {"train_teacher": "scratch", "ablate": "triplet_family"}.get(stage, method)
+    found = everything_in(f"stages.{stage}") if _module(f"stages.{stage}") else []
+    roots = [*found, *(everything_in(f"tripletkd.methods.{module}") if module and module != "teacher" else [])]
+    return {"code": meaning(roots), **versions_of(roots)}
+
+
+def main() -> None:
+    """Write what the code of every stage means, and of every method where a stage loads one by its name."""
+    from tripletkd import methods
+
+    found: dict[str, object] = {}
+    for stage in ("fetch", "train_teacher", "ablate", "tabulate", "export"):
+        found[stage] = code_of_stage(stage)
+    for stage in ("distill", "evaluate"):
+        found[stage] = {method: code_of_stage(stage, method) for method in methods.names()}
+    if not CODE.is_file() or json.loads(CODE.read_text(encoding="utf-8")) != found:
+        write_json(CODE, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The jobs of a suite: its data on the device, the identity of each of its runs, and its teacher."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tripletkd import methods
+from tripletkd.config.schema import ABLATED, Variant
+from tripletkd.data import dataset as canonical
+from tripletkd.data.batches import DeviceData
+from tripletkd.errors import UserError
+from tripletkd.pipeline.stage import Stage
+from tripletkd.provenance import versions
+from tripletkd.training import run_record
+from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
+from tripletkd.training.identity import RunIdentity, described, refuse_unlike
+from tripletkd.training.job import Job
+from tripletkd.training.optim import Recipe
+from tripletkd.training.run_record import Record, TrainedRun
+from tripletkd.training.trainer import Teacher
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A suite's data for the device, and how to compute there."""
+
+    data: DeviceData
+    compute: Compute
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash the data set, once for all jobs: it may be larger than memory."""
+        return self.data.dataset.sha256()
+
+
+def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
+    """Set up this process as the suite and `run` say, and open the suite's data, checked by its hash.
+
+    Args:
+        stage: Whose suite and split it is.
+        dataset: In the place of the suite's data.
+
+    Raises:
+        UserError: If the device is not here, or the data is not there or damaged.
+    """
+    run, suite = stage.config.run, stage.suite
+    dataset = dataset or canonical.load(stage.path("data"))
+    if stage.config.split == "validation":
+        dataset = dataset.with_holdout(suite.holdout)
+    height, _, channels = dataset.image_shape
+    compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
+    set_up_process(compute, suite.precision, run.deterministic, height)
+    resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
+    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype, resident)
+    return Setup(data, compute)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Describes the runs of a stage's suite and split, as params.yaml has them.
+
+    Attributes:
+        stage: Whose suite and split it is.
+        data_sha256: The images that the runs are trained and measured on.
+        teacher_sha256: The teacher's weights; None as long as nobody needs them.
+    """
+
+    stage: Stage
+    data_sha256: str
+    teacher_sha256: str | None = None
+
+    def teacher(self) -> Job:
+        """Describe the training of the suite's teacher."""
+        teacher = self.stage.suite.teacher
+        params = methods.load("scratch").Params(ce=1.0)
+        identity = self._identity("teacher", "scratch", teacher.network, params, teacher.recipe)
+        return Job(identity, params, teacher.recipe, [teacher.seed])
+
+    def student(self, method: str) -> Job:
+        """Describe the training of the suite's student by a method."""
+        suite = self.stage.suite
+        return self._student(method, method, suite.methods[method], suite.student.recipe)
+
+    def variant(self, ablation: str, variant: Variant) -> Job:
+        """Describe the training of the suite's student by one variant of an ablation."""
+        name = f"ablations/{ablation}/{variant.folder_name}"
+        return self._student(name, ABLATED, variant.params, variant.recipe)
+
+    def _student(self, name: str, method: str, params: object, recipe: Recipe) -> Job:
+        suite = self.stage.suite
+        identity = self._identity(name, method, suite.student.network, params, recipe)
+        return Job(identity, params, recipe, suite.seeds, suite.teacher.network)
+
+    def _identity(self, name: str, method: str, network: str, params: object, recipe: Recipe) -> RunIdentity:
+        suite = self.stage.suite
+        return RunIdentity(
+            suite=suite.name,
+            split=self.stage.config.split,
+            name=name,
+            method=method,
+            network=network,
+            params={} if name == "teacher" else described(params),
+            recipe=described(recipe),
+            inputs=described(suite.inputs),
+            precision=suite.precision,
+            deterministic=self.stage.config.run.deterministic,
+            evaluate_every=suite.evaluate_every,
+            data_sha256=self.data_sha256,
+            teacher_sha256=None if name == "teacher" else self.teacher_sha256,
+        )
+
+
+def is_of(stage: Stage, job: Job, record: Record) -> bool:
+    """Tell whether a record is of a job, by today's versions of packages and by code that computes the same."""
+    is_current = record.versions == versions("torch", "numpy") and record.code in accepted_code(stage, job)
+    return record.identity == job.identity and is_current
+
+
+def refuse_other_job(stage: Stage, place: object, found: RunIdentity, codes: Iterable[str], job: Job) -> None:
+    """Compare a run that is there with the job that params.yaml describes.
+
+    The machine and the versions of packages may be others.
+
+    Raises:
+        UserError: If the run is of another job, or was computed by other code. The message names the first difference.
+    """
+    source = f"suites.{job.identity.suite}, " + (
+        "its teacher" if job.identity.is_teacher else f"its student; methods.{job.identity.method}"
+    )
+    refuse_unlike(place, found, job.identity, source)
+    accepted = accepted_code(stage, job)
+    for code in codes:
+        if code not in accepted:
+            raise UserError(
+                f"{place}: computed by code of sha256 {code}, the code here has {job.code}; run `dvc repro`, or say in "
+                "run.equivalent_code that it computes the same bytes"
+            )
+
+
+def accepted_code(stage: Stage, job: Job) -> Sequence[str]:
+    """List the code that may have computed a job: that of today, and what params.yaml calls equivalent for it."""
+    name = "teacher" if job.identity.is_teacher else job.identity.method
+    equivalent = stage.config.run.equivalent_code
+    return [job.code, *(e.code for e in equivalent if e.suite == job.identity.suite and name in e.methods)]
+
+
+def load_teacher(stage: Stage, setup: Setup) -> tuple[Teacher, str]:
+    """Load the suite's teacher and the hash of its weights.
+
+    Raises:
+        UserError: If it is not there, not as params.yaml says, or below its floor.
+    """
+    folder, suite, split = stage.path("runs", stage.config.split, "teacher"), stage.suite, stage.config.split
+    [record] = run_record.read_run(folder, [suite.teacher.seed]).records
+    place, job = run_record.seed_folder(folder, record.seed), Runs(stage, setup.data_sha256).teacher()
+    refuse_other_job(stage, place, record.identity, [record.code], job)
+    if record.weights_sha256 is None:
+        raise UserError(f"{folder}: the teacher's training failed: {record.failed}")
+    teacher = Teacher(run_record.load_network(folder, record), setup.data)
+    reached = 100 * teacher.test_accuracy
+    if reached < suite.teacher_floor:
+        raise UserError(
+            f"suites.{suite.name}.teacher_floor: the teacher reaches {reached:.2f} % on the {split} split, "
+            f"{suite.teacher_floor} % is demanded before a student is trained; train it better (teacher.recipe) or "
+            "lower the floor"
+        )
+    return teacher, record.weights_sha256
+
+
+def refuse_failure(run: TrainedRun) -> None:
+    """Refuse a run of which nothing is left.
+
+    Raises:
+        UserError: If no seed came through.
+    """
+    if not run.networks:
+        failures = "; ".join(f"seed {seed}: {why}" for seed, why in run.failed.items())
+        raise UserError(f"{run.records[0].identity}: every seed failed: {failures}")

@@ -1,0 +1,240 @@
+"""A stage at work: its parameters, its places, and one message for a person when something is wrong.
+
+    python -m stages.distill suite=digits method=triplet [key=value ...] [--max-minutes M]
+
+dvc.yaml says where files are and which parameters a stage depends on. The stages read it themselves: they run without DVC.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tripletkd.errors import Busy, Paused, UserError
+from tripletkd.files import read_yaml
+from tripletkd.meaning import code_of_stage
+from tripletkd.pipeline.arguments import Options, parse
+from tripletkd.pipeline.locks import exclusive
+
+if TYPE_CHECKING:
+    from tripletkd.config.load import Config
+    from tripletkd.config.schema import Split, SuiteConfig
+
+CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
+EX_TEMPFAIL = 75  # of sysexits.h: the same command does it later. It stopped at a checkpoint, or another was at work
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage at work.
+
+    Attributes:
+        name: Its name in dvc.yaml.
+        config: params.yaml with the overrides of the command line.
+        options: What else the command line says.
+        started: When it began, in seconds since 1970.
+    """
+
+    name: str
+    config: "Config"
+    options: Options = field(default_factory=Options)
+    started: float = field(default_factory=time.time)
+
+    @cached_property
+    def suite(self) -> "SuiteConfig":
+        """The suite that the stage is asked for, with nothing left to look up."""
+        assert self.config.suite is not None
+        return self.config.for_suite(self.config.suite)
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """Where each kind of file is, as dvc.yaml says."""
+        return read_paths()
+
+    def path(self, kind: str, *inner: str) -> Path:
+        """Name a place: with "runs", "test", "triplet" it is runs/<suite>/test/triplet."""
+        assert self.config.suite is not None
+        return self.paths[kind].joinpath(self.config.suite, *inner)
+
+    def of_suite(self, name: str) -> "Stage":
+        """Return the same stage for another suite."""
+        return replace(self, config=replace(self.config, suite=name))
+
+    def on_split(self, split: "Split") -> "Stage":
+        """Return the same stage for another split."""
+        return replace(self, config=replace(self.config, split=split))
+
+    def say(self, text: str) -> None:
+        """Print for whoever looks on."""
+        if not self.options.quiet:
+            print(text, flush=True)
+
+    def log(self, **more: Any) -> dict[str, Any]:
+        """Describe what differs from run to run, for logs and MLflow."""
+        return {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 2),
+            "commit": commit(),
+            "experiment": os.environ.get("DVC_EXP_NAME"),
+            "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+            "stage": os.environ.get("DVC_STAGE"),
+            **more,
+        }
+
+    @cached_property
+    def dependencies(self) -> dict[str, str]:
+        """What the results depend on beside data, as it is when this is first asked for."""
+        return read_dependencies(self.name, self.config)
+
+
+def read_paths() -> dict[str, Path]:
+    """Read where each kind of file is, as dvc.yaml says."""
+    return {kind: Path(path) for kind, path in read_yaml(Path("dvc.yaml"))["vars"][0]["paths"].items()}
+
+
+def read_dependencies(stage: str, config: "Config") -> dict[str, str]:
+    """Read what a stage depends on: what its code means, and the parameters that dvc.yaml names for it."""
+    block, params = read_yaml(Path("dvc.yaml"))["stages"].get(stage, {}), read_yaml(Path("params.yaml"))
+    found = code_of_stage(stage, config.method)
+    for key in [key for key in block.get("params", []) if isinstance(key, str)]:
+        for kind in ("suite", "method", "ablation", "split"):
+            key = key.replace(f"${{item.{kind}}}", str(getattr(config, kind)))  # noqa: PLW2901
+        value: Any = params
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[key] = json.dumps(value, sort_keys=True, default=str)
+    return found
+
+
+def refuse_changes(stage: Stage) -> None:
+    """Compare what the stage depends on with what it was at the start.
+
+    DVC would otherwise store the results under what is there now.
+
+    Raises:
+        UserError: If a parameter or the code was changed meanwhile.
+    """
+    now, before = read_dependencies(stage.name, stage.config), stage.dependencies
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{name}: changed from {before.get(name)} to {now.get(name)} while the stage ran; its results are of what was "
+                "there at the start, and nothing is recorded of them: run the same command again"
+            )
+
+
+def commit() -> str | None:
+    """Name the commit of the checkout, with "-dirty" after it where CODE was changed; None without git.
+
+    dvc.lock and results/ do not count: DVC itself changes them before a stage runs.
+    """
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        # No word comes from outside, and git is the one on the PATH.
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # nosec B603 B607  # noqa: S603
+
+    with suppress(OSError):
+        head = git("rev-parse", "--verify", "--quiet", "HEAD").stdout.strip()
+        return head + ("-dirty" if git("diff", "--quiet", "HEAD", "--", *CODE).returncode else "") if head else None
+    return None
+
+
+def tracking_root() -> Path:
+    """Name where the default MLflow store is: the main workspace, also for DVC's queued and temporary experiments."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def run(
+    main: Callable[[Stage], None],
+    needs: Sequence[str] = ("suite",),
+    trains: bool = False,
+    allow_teacher: bool = False,
+) -> None:
+    """Parse the command line, check params.yaml, run `main`; a UserError becomes one message and exit code 1.
+
+    Args:
+        main: What the stage does. It imports itself what takes long to import.
+        needs: What of suite, method, ablation and split tells apart runs of this stage that may go on side by side.
+        trains: Whether it takes the options of training.
+        allow_teacher: Whether it takes method=teacher.
+    """
+    name = Path(sys.argv[0]).stem
+    overrides, options = parse(name, sys.modules[main.__module__].__doc__, needs, trains)
+    with errors_for_people():
+        stage = open_stage(name, overrides, needs, options, allow_teacher)
+        stage.dependencies  # noqa: B018  # those of the start
+        words = [name, *(getattr(stage.config, need) for need in needs)]
+        with nullcontext() if options.only_seeds else exclusive(*words):
+            main(stage)
+        refuse_changes(stage)
+
+
+def open_stage(
+    name: str,
+    overrides: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    options: Options | None = None,
+    allow_teacher: bool = False,
+) -> Stage:
+    """Return a stage with params.yaml of the present folder, checked.
+
+    Args:
+        name: Its name in dvc.yaml, or another one.
+        overrides: Such as "methods.triplet.margin=10".
+        needs: What of suite, method, ablation and split must be given.
+        options: What else the command line says.
+        allow_teacher: Whether method=teacher is accepted.
+
+    Raises:
+        UserError: If params.yaml or an override is wrong, or something is not given.
+    """
+    from tripletkd.config.load import load
+
+    config = load(Path.cwd(), overrides, allow_teacher)
+    for need in needs:
+        if getattr(config, need) is None:
+            names = ", ".join(getattr(config, need + "s"))
+            raise UserError(f"{need}: not given; expected {need}=NAME with one of {names}")
+    return Stage(name, config, options or Options())
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turn what a person can mend into one message and an exit code that is not 0."""
+    try:
+        yield
+    except Paused as paused:
+        print(f"paused: {paused}", file=sys.stderr)
+        sys.exit(EX_TEMPFAIL)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EX_TEMPFAIL if isinstance(error, Busy) else 1)
+    except OSError as error:  # no room, no rights: what was there before is whole, see files.whole
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; fix that and run the same command again", file=sys.stderr)
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if not (help_text := _on_device(error)):
+            raise
+        print(f"error: {help_text}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left; the same command starts this stage again", file=sys.stderr)
+        sys.exit(130)
+
+
+def _on_device(error: RuntimeError | MemoryError) -> str | None:
+    """Say what a person can do about errors of PyTorch and of memory; None for those that are ours."""
+    text = (str(error).splitlines() or ["out of memory"])[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"{text}; take fewer seeds, a smaller recipe.batch_size, or run.fuse_seeds=never"
+    if "deterministic implementation" in text:
+        return f"run.deterministic: {text}; expected false for this network"
+    return None

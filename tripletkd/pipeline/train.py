@@ -1,0 +1,363 @@
+"""The way of a job to its run record: which seeds are due, together or side by side, from a checkpoint or anew."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tripletkd.errors import Paused, UserError
+from tripletkd.evaluation.metrics import TripletMetrics
+from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, set_up
+from tripletkd.pipeline.locks import exclusive
+from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
+from tripletkd.provenance import environment
+from tripletkd.training import run_record
+from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
+from tripletkd.training.compute import CORES
+from tripletkd.training.job import Job, build_trainer
+from tripletkd.training.loop import Monitoring, TrainResult, fit
+from tripletkd.training.progress import ProgressBar, Unseen, Watch
+from tripletkd.training.run_record import TrainedRun
+from tripletkd.training.trainer import Teacher
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage that trains a job: where from, and where to.
+
+    Attributes:
+        stage: Its options say which seeds, and whether finished ones too.
+        setup: The data, and how to compute.
+        job: What is to be trained.
+        teacher: For the methods that need one.
+        more: Whether the stage has more to train after this.
+    """
+
+    stage: Stage
+    setup: Setup
+    job: Job
+    teacher: Teacher | None = None
+    more: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, with a folder for each seed."""
+        return self._place("runs")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self._place("checkpoints")
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs of its seeds."""
+        return self._place("logs")
+
+    def _place(self, kind: str) -> Path:
+        return self.stage.path(kind, self.job.identity.split, self.job.identity.name)
+
+    def monitoring(self, watch: Watch | None = None) -> Monitoring:
+        """Choose what is measured and shown while the job is trained."""
+        teacher, shown = self.teacher, watch or Unseen()
+        metrics = None if teacher is None else TripletMetrics(teacher.test_logits, teacher.data.test.labels)
+        return Monitoring(self.job.identity.evaluate_every, metrics, shown)
+
+
+def train_run(training: Training) -> TrainedRun:
+    """Train the seeds of a job that are not finished, and return all that were asked for.
+
+    A seed is finished where its record is of the job. Seeds that the job does not name are moved aside.
+
+    Raises:
+        UserError: If a seed is asked for that the suite does not have, or another process trains it.
+        Paused: If training was stopped at a checkpoint.
+    """
+    job, only = training.job, training.stage.options.only_seeds
+    if unknown := sorted(set(only) - set(job.seeds)):
+        raise UserError(f"--only-seeds: {unknown[0]} is not there; expected some of {', '.join(map(str, job.seeds))}")
+    wanted = [seed for seed in job.seeds if not only or seed in only]
+    if not only:
+        remove_others(training.stage, training.folder, {f"seed-{seed}" for seed in job.seeds})
+    due = _due(training, wanted)
+    if due:
+        _warn_of_bfloat16(training)
+    groups, side_by_side = _plan(training, wanted, due)
+    for group in groups:
+        more = training.more or bool(side_by_side) or group is not groups[-1]
+        _train_group(
+            replace(training, more=more),
+            group,
+            None if training.stage.options.quiet else ProgressBar(str(job.identity)),
+        )
+    if side_by_side:
+        _train_side_by_side(training, side_by_side)
+    return run_record.read_run(training.folder, wanted)
+
+
+def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
+    """Move aside what is no part of a run, such as seeds that its suite has no longer; say so."""
+    place = stage.path("checkpoints") / folder.relative_to(stage.path("runs"))
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name not in expected and not path.name.startswith("."):
+            aside = place / f"{path.name}.removed"
+            if aside.is_dir():  # from an earlier time
+                shutil.rmtree(aside)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, aside)
+            tqdm.write(f"{path}: no part of this run any more; moved to {aside}")
+
+
+def _warn_of_bfloat16(training: Training) -> None:
+    """Say so where PyTorch has no bfloat16 convolutions for the processor: what it does then is another computation.
+
+    It adds gradients up in bfloat16, where other processors add in float32 and round the sum once (docs/working.md).
+    """
+    compute = training.setup.compute
+    on_cpu = compute.device.type == "cpu" and compute.autocast_dtype is torch.bfloat16
+    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        tqdm.write(
+            f"warning: {training.job.identity}, precision: bfloat16, for which this processor has no kernels (x86: "
+            "AVX-512); PyTorch takes many times as long as in float32, and rounds gradients more: expected float32",
+            file=sys.stderr,
+        )
+
+
+def _due(training: Training, wanted: Sequence[int]) -> list[int]:
+    """The seeds to be trained; those that are finished are named."""
+    due, finished, stage = [], [], training.stage
+    for seed in wanted:
+        place = run_record.seed_folder(training.folder, seed)
+        reason = None if place.exists() else ""
+        if reason is None:
+            reason = "--retrain" if stage.options.retrain else _unfit(training, seed)
+        if reason is None:
+            finished.append(seed)
+            continue
+        due.append(seed)
+        if reason:
+            stage.say(f"{place}: {reason}; trained anew")
+    if finished:
+        names = ", ".join(map(str, finished))
+        stage.say(f"{training.job.identity}: seeds {names} are there, as asked for; --retrain trains them anew")
+    return due
+
+
+def _unfit(training: Training, seed: int) -> str | None:
+    """Why what is there is not the job's seed; None where it is."""
+    try:
+        [record] = run_record.read_run(training.folder, [seed]).records
+    except (UserError, OSError) as error:
+        return str(error)
+    is_finished = is_of(training.stage, training.job, record)
+    return None if is_finished else "of other parameters, data, teacher, code or versions of packages"
+
+
+def _plan(training: Training, wanted: Sequence[int], due: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Say which seeds are trained together in this process, and which side by side in processes of their own.
+
+    Groups that an earlier call has begun go on as they were, but for those of one seed where seeds are trained side by
+    side: the process of a seed finds its checkpoint.
+    """
+    groups = _resumable(training, due, wanted)
+    apart = _processes(training, due) > 1
+    if apart:
+        groups = [group for group in groups if len(group) > 1 or group[0] not in due]
+    begun = {seed for group in groups for seed in group}
+    rest = [seed for seed in due if seed not in begun]
+    if apart or not rest:
+        return groups, rest
+    return [*groups, rest], []
+
+
+def _processes(training: Training, seeds: Sequence[int]) -> int:
+    """How many seeds to train side by side: one group on a GPU or where seeds are fused, else a process a core."""
+    compute = training.setup.compute
+    if compute.device.type != "cpu" or compute.fuse_seeds:
+        return 1
+    return max(1, min(training.stage.options.processes or CORES, len(seeds)))
+
+
+def _checkpoint_path(training: Training, seeds: Sequence[int]) -> Path:
+    name = f"seeds-{seeds[0]}-{seeds[-1]}-{training.job.group_fingerprint(seeds)[:12]}.safetensors"
+    return training.checkpoints / name
+
+
+def _resumable(training: Training, due: Sequence[int], wanted: Sequence[int]) -> list[list[int]]:
+    """The groups of seeds that an earlier call has begun; seeds trained together go on together.
+
+    Seeds of such a group may be finished: then a process died between its first record and its last log.
+    """
+    groups: list[list[int]] = []
+    for path in sorted(training.checkpoints.glob("seeds-*.safetensors")):
+        header = read_header(path)
+        if header is None:
+            if path.exists():  # and was not removed meanwhile by a process that has finished its seeds
+                aside = path.with_suffix(".unreadable")
+                path.replace(aside)
+                tqdm.write(f"{path}: cannot be read; moved to {aside.name}, starting anew")
+            continue
+        fingerprint, seeds = header
+        if fingerprint != training.job.group_fingerprint(seeds):
+            tqdm.write(f"{path}: belongs to a run with other inputs; left there, starting anew")
+        elif set(seeds) <= set(wanted) and any(seed in due or not _has_log(training, seed) for seed in seeds):
+            groups.append(seeds)
+    return groups
+
+
+def _has_log(training: Training, seed: int) -> bool:
+    record = run_record.seed_folder(training.folder, seed) / run_record.RECORD
+    return bool(run_record.read_log(_log_path(training, seed), record))
+
+
+def _log_path(training: Training, seed: int) -> Path:
+    return training.logs / f"seed-{seed}.json"
+
+
+def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) -> None:
+    """Train seeds together, from a checkpoint where one is left, and write their records and logs."""
+    stage, setup, job = training.stage, training.setup, training.job
+    trainer = build_trainer(job, seeds, setup.data, setup.compute, training.teacher)
+    path = _checkpoint_path(training, seeds)
+    here = environment(setup.compute.device.type) | {"cuda_graph": setup.compute.cuda_graph}
+    checkpoint = Checkpoint(path, job.group_fingerprint(seeds), seeds, here, _save_policy(training))
+    with ExitStack() as locks:
+        for seed in seeds:
+            words = (job.identity.suite, job.identity.split, job.identity.name, f"seed-{seed}")
+            locks.enter_context(exclusive(stage.name, *words))
+        result = fit(trainer, training.monitoring(watch), checkpoint)
+        _write(training, result)
+        path.unlink(missing_ok=True)
+
+
+def _save_policy(training: Training) -> SavePolicy:
+    """When to save and to stop; Ctrl-C is for the process that started this one, if one did: it hands it on."""
+    beside = multiprocessing.parent_process() is not None
+    signals = (signal.SIGTERM,) if beside else (signal.SIGINT, signal.SIGTERM)
+    return SavePolicy(
+        training.stage.config.run.checkpoint_minutes, training.stage.options.deadline, training.more, signals
+    )
+
+
+def _write(training: Training, result: TrainResult) -> None:
+    """Write the record and the log of every seed of a group."""
+    job, dataset = training.job, training.setup.data.dataset
+    records = run_record.write_seeds(training.folder, job, dataset.image_shape, len(dataset.classes), result)
+    seeds = sorted(record.seed for record in records)
+    images = len(dataset.train.labels) * job.recipe.epochs * len(records)
+    figures = {
+        "training_seconds": round(result.seconds, 2),
+        "training_images_per_second": round(images / result.seconds),
+        "environment": _joined(result.environments),
+    }
+    for record in records:
+        together = seeds if training.setup.compute.fuse_seeds else [record.seed]
+        about = run_record.seed_folder(training.folder, record.seed) / run_record.RECORD
+        log = training.stage.log(**figures, trained_with=together)  # on which the last bits depend
+        run_record.write_log(_log_path(training, record.seed), about, log)
+
+
+def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe the machines of one run as one: where they differ, "the first, then the second"."""
+    names = dict.fromkeys(name for environment in environments for name in environment)
+    values = {name: list(dict.fromkeys(e.get(name) for e in environments)) for name in names}
+    return {name: v[0] if len(v) == 1 else ", then ".join(map(str, v)) for name, v in values.items()}
+
+
+# --- seeds side by side -----------------------------------------------------------------------------------------------
+
+
+class _Counter(Unseen):
+    """Counts the epochs that all processes have done, for the bar of the process that started them."""
+
+    def __init__(self, epochs: Any) -> None:
+        self.epochs = epochs
+
+    def epoch(self, *_: object) -> None:
+        """Count one more."""
+        with self.epochs.get_lock():
+            self.epochs.value += 1
+
+
+def _train_side_by_side(training: Training, seeds: Sequence[int]) -> None:
+    """Train each seed in a process of its own, with the processors shared among them.
+
+    Raises:
+        UserError: If one failed.
+        Paused: If they were stopped at checkpoints.
+    """
+    stage, job, spawn = training.stage, training.job, multiprocessing.get_context("spawn")
+    processes, epochs = _processes(training, seeds), spawn.Value("q", 0)
+    waiting, running, codes = list(seeds), dict[int, BaseProcess](), dict[int, int | None]()
+    bar = tqdm(
+        total=len(seeds) * job.recipe.epochs, desc=str(job.identity), unit="epoch", disable=stage.options.quiet or None
+    )
+    with _handing_on_signals(running) as stopped, _threads(max(1, CORES // processes)), bar:
+        while running or (waiting and not stopped):
+            while waiting and len(running) < processes and not stopped:
+                seed = waiting.pop(0)
+                running[seed] = spawn.Process(target=_train_alone, args=(stage, job, job.code, seed, epochs))
+                running[seed].start()
+            wait([process.sentinel for process in running.values()], timeout=1)
+            bar.update(epochs.value - bar.n)
+            for seed in [seed for seed, process in running.items() if process.exitcode is not None]:
+                codes[seed] = running.pop(seed).exitcode
+    if stopped or EX_TEMPFAIL in codes.values():
+        raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
+    for seed, code in codes.items():
+        if code:
+            raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said is above")
+
+
+def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: Any) -> None:
+    """Train one seed of a job, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    with errors_for_people():
+        if replace(job).code != code:
+            raise UserError(f"{job.identity}, seed {seed}: the code was changed before its process began; run it again")
+        setup = set_up(stage)
+        teacher = load_teacher(stage, setup)[0] if job.teacher_network else None
+        _train_group(Training(stage, setup, job, teacher), [seed], _Counter(epochs))
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give the processes that are started in the block so many threads each."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+@contextmanager
+def _handing_on_signals(running: Mapping[int, BaseProcess]) -> Iterator[list[int]]:
+    """Hand SIGINT and SIGTERM on to the processes as SIGTERM; yields those that came. No process outlives the block."""
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for process in running.values():
+            process.terminate()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for process in running.values():
+            process.kill()

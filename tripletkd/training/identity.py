@@ -1,0 +1,126 @@
+"""What identifies a run: all that its weights and its history should depend on, and the one comparison of two runs."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tripletkd.errors import UserError
+from tripletkd.meaning import Definition, everything_in, meaning
+
+NAME = re.compile(r"\w[\w.-]*")  # what a suite, a method, an ablation or a variant may be called
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Says what a run is, whatever the seed and the machine.
+
+    The blocks of parameters leave out every value that is its default. A parameter that is added later, with a default,
+    therefore changes no run that is there.
+
+    Attributes:
+        split: The part of the data that the run is measured on and has not seen.
+        name: "teacher", a method, or "ablations/<ablation>/<variant>".
+        method: The module of tripletkd.methods that computes the loss.
+    """
+
+    suite: str
+    split: str
+    name: str
+    method: str
+    network: str
+    params: dict[str, Any]
+    recipe: dict[str, Any]
+    inputs: dict[str, Any]
+    precision: str
+    deterministic: bool
+    evaluate_every: int
+    data_sha256: str
+    teacher_sha256: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse what would be read or written outside the folders that a run belongs to."""
+        names = [self.suite, *self.name.split("/")]
+        if self.split not in ("test", "validation") or not all(NAME.fullmatch(name) for name in names):
+            raise ValueError(f"{self.suite!r}, {self.split!r}, {self.name!r} name no run")
+
+    def __str__(self) -> str:
+        """Name the run for people."""
+        return f"{self.suite}/{self.name}"
+
+    @property
+    def is_teacher(self) -> bool:
+        """Tell whether the run is the suite's teacher."""
+        return self.name == "teacher"
+
+
+def described(settings: object) -> dict[str, Any]:
+    """Return a dataclass of parameters as JSON has it, without the values that are their defaults.
+
+    A `name`, which tells one kind of block from another, is kept.
+    """
+    assert dataclasses.is_dataclass(settings)
+    block = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name != "name" and value == field.default:
+            continue
+        block[field.name] = described(value) if dataclasses.is_dataclass(value) else value
+    found: dict[str, Any] = json.loads(json.dumps(block))
+    return found
+
+
+def refuse_unlike(place: object, found: RunIdentity, expected: RunIdentity, source: str) -> None:
+    """Compare a run with the one that params.yaml describes.
+
+    Every comparison of runs is this one. If all runs of a table agree with params.yaml, they agree with each other.
+
+    Args:
+        place: The file or the folder that says what was found.
+        found: What it says.
+        expected: The identity that params.yaml describes.
+        source: The blocks of params.yaml that it comes from.
+
+    Raises:
+        UserError: If they differ. The message names the first key that does, with both values.
+    """
+    if difference := first_difference(asdict(found), asdict(expected)):
+        key, one, other = difference
+        raise UserError(
+            f"{place}: made with {key} {one}, params.yaml ({source}) has {other}; run its stages again, or write into "
+            "params.yaml what it was made with: figures of unlike runs are not compared"
+        )
+
+
+def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first dotted key at which two nested blocks differ, with both values; None where they are equal."""
+    return next(_differences(found, expected), None)
+
+
+def _differences(found: Any, expected: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        for name in [*expected, *(name for name in found if name not in expected)]:
+            yield from _differences(found.get(name), expected.get(name), f"{key}.{name}".lstrip("."))
+    elif found != expected:
+        yield key, found, expected
+
+
+def code_of(method: str, roots: Sequence[Definition]) -> str:
+    """Hash what the code means that computes the weights and the history of a run.
+
+    Args:
+        method: Its module in tripletkd.methods.
+        roots: The functions and classes that the training begins with, the network's class among them.
+    """
+    return meaning([*roots, *everything_in(f"tripletkd.methods.{method}")], without=REGISTRIES)
+
+
+# Lists of what can be chosen from: what is chosen counts, the rest of the list does not.
+REGISTRIES = (
+    Definition("tripletkd.models", "NETWORKS"),
+    Definition("tripletkd.models", "TorchvisionNetwork"),
+    Definition("tripletkd.training.optim", "OptimizerSettings"),
+    Definition("tripletkd.training.optim", "ScheduleSettings"),
+)
