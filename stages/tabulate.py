@@ -125,7 +125,8 @@ def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasuremen
     path = stage.path("results", "measured", stage.config.split, "ablations", f"{name}.json")
     measured = measurement.read_ablation(path, suite.name, name)
     configured = [v.params == suite.methods[ABLATED] and v.recipe == suite.student.recipe for v in variants]
-    found, expected = [(m.label, m.configured) for m in measured], list(zip([v.label for v in variants], configured))
+    found = [(each.label, each.configured) for each in measured]
+    expected = [(variant.label, is_it) for variant, is_it in zip(variants, configured, strict=True)]
     if found != expected:
         raise UserError(f"{path}: variants {found}, params.yaml (ablations.{name}) has {expected}; run its stage again")
     for each, variant in zip(measured, variants, strict=True):
@@ -140,8 +141,8 @@ def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) 
     refuse_other_job(stage, path, measured.identity, measured.code, job)
     if measured.all_seeds != sorted(job.seeds):
         raise UserError(
-            f"{path}: made with seeds {measured.all_seeds}, params.yaml (suites.{job.identity.suite}) has {job.seeds}; run "
-            "its stages again"
+            f"{path}: made with seeds {measured.all_seeds}, params.yaml (suites.{job.identity.suite}) has {job.seeds}; "
+            "run its stages again"
         )
 
 

@@ -13,9 +13,11 @@ from tripletkd.data.batches import DeviceData, Inputs
 from tripletkd.data.dataset import Dataset
 from tripletkd.training.checkpoint import Checkpoint
 from tripletkd.training.compute import Compute
-from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
+from tripletkd.training.identity import RunIdentity, described
+from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.loop import Monitoring, TrainResult, fit
 from tripletkd.training.optim import SGD, MultiStep, Recipe
+from tripletkd.training.progress import ProgressBar, Unseen
 from tripletkd.training.trainer import Loss, Teacher, Trainer
 
 CPU = torch.device("cpu")
@@ -49,11 +51,23 @@ class Small:
 
     def job(self, seeds: list[int]) -> Job:
         """The job that a stage would make of it."""
-        conditions = Conditions({}, "float64", True, 1, data_sha256="none")
         params = self.params or PARAMS[self.method]
-        return Job(
-            RunKey("small", "test", self.method), self.networks[1], self.method, params, self.recipe, seeds, conditions
+        identity = RunIdentity(
+            suite="small",
+            split="test",
+            name=self.method,
+            method=self.method,
+            network=self.networks[1],
+            params=described(params),
+            recipe=described(self.recipe),
+            inputs={},
+            precision="float64",
+            deterministic=True,
+            evaluate_every=1,
+            data_sha256="none",
+            teacher_sha256=None,
         )
+        return Job(identity, params, self.recipe, seeds, self.networks[0])
 
     def trainer(self, dataset: Dataset, seeds: list[int], loss: Loss | None = None) -> Trainer:
         """Its trainer; loss: in the place of the method's."""
@@ -74,7 +88,7 @@ class Small:
     ) -> TrainResult:
         """Train it to the end."""
         trainer = self.trainer(dataset or digits(), seeds, loss)
-        return fit(trainer, Monitoring(quiet=quiet), checkpoint)
+        return fit(trainer, Monitoring(watch=Unseen() if quiet else ProgressBar("small")), checkpoint)
 
 
 def digits() -> Dataset:

@@ -2,9 +2,9 @@
 
     python -m tripletkd.meaning        # writes code.json: a hash for each stage of dvc.yaml
 
-The hash covers every definition that is reached from the ones that are asked for, as syntax trees. A definition is
-reached if a reached one names it. Annotations, messages of errors and what is printed do not count. Of other packages the
-versions in uv.lock count.
+The hash covers the syntax tree of every definition that is reached. A definition is reached if it is asked for, or if a
+reached one names it. Annotations, messages of errors and what is printed do not count. Of other packages the version in
+uv.lock counts.
 """
 
 import ast
@@ -120,6 +120,8 @@ class _Normalizer(ast.NodeTransformer):
         return self._body(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        for item in [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]:
+            self.visit(copy.deepcopy(item.annotation))  # a field of a class reaches the classes of its values
         return self._body(node)
 
     def _body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
@@ -288,10 +290,15 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
         stage: Its name, that of its module in stages/.
         method: The method that it loads by name, if it does.
     """
-    module = {"train_teacher": "scratch", "ablate": "triplet_family"}.get(stage, method)
-    found = everything_in(f"stages.{stage}") if _module(f"stages.{stage}") else []
-    roots = [*found, *(everything_in(f"tripletkd.methods.{module}") if module and module != "teacher" else [])]
-    return {"code": meaning(roots), **versions_of(roots)}
+    from tripletkd.training.identity import COMPUTES
+
+    by_name = {"train_teacher": "scratch", "ablate": "triplet_family"}.get(stage, method)
+    roots = everything_in(f"stages.{stage}") if _module(f"stages.{stage}") else []
+    roots += everything_in(f"tripletkd.methods.{by_name}") if by_name not in (None, "teacher") else []
+    # What a stage calls through the objects that params.yaml makes
+    roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
+    without = [Definition("tripletkd.training.identity", name) for name in ("COMPUTES", "REGISTRIES")]  # names of code
+    return {"code": meaning(roots, without), **versions_of(roots)}
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What the stages and the console command share: a stage at work, the jobs of a suite, and the training of their seeds."""
+"""What stages and commands share: a stage at work, the jobs of a suite, and the training of their seeds."""

@@ -22,7 +22,7 @@ FILE = "environment.json"
 def refresh(stage: "Stage", measured: "list[Measurement]") -> list[str]:
     """Write where the seeds of a suite were computed, as far as it is known.
 
-    The log of a seed that is here says it. Of a seed without a log, the file that is there says it for the same weights.
+    The log of a seed that is here says it. Of a seed without a log, the file of before says it for the same weights.
 
     Args:
         stage: Of the suite.

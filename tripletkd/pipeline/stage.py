@@ -2,7 +2,7 @@
 
     python -m stages.distill suite=digits method=triplet [key=value ...] [--max-minutes M]
 
-dvc.yaml says where files are and which parameters a stage depends on. The stages read it themselves: they run without DVC.
+dvc.yaml says where files are and which parameters a stage depends on. The stages read it, so they run without DVC.
 """
 
 import json
@@ -125,8 +125,8 @@ def refuse_changes(stage: Stage) -> None:
     for name in dict.fromkeys([*before, *now]):
         if before.get(name) != now.get(name):
             raise UserError(
-                f"{name}: changed from {before.get(name)} to {now.get(name)} while the stage ran; its results are of what was "
-                "there at the start, and nothing is recorded of them: run the same command again"
+                f"{name}: changed from {before.get(name)} to {now.get(name)} while the stage ran. Its results are of "
+                "what was there at the start, and nothing is recorded of them: run the same command again"
             )
 
 

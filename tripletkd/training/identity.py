@@ -107,16 +107,29 @@ def _differences(found: Any, expected: Any, key: str = "") -> Iterator[tuple[str
         yield key, found, expected
 
 
-def code_of(method: str, roots: Sequence[Definition]) -> str:
+def code_of(method: str, choices: Sequence[Definition]) -> str:
     """Hash what the code means that computes the weights and the history of a run.
 
     Args:
         method: Its module in tripletkd.methods.
-        roots: The functions and classes that the training begins with, the network's class among them.
+        choices: The classes of the networks, of the optimizer and of the schedule.
     """
-    return meaning([*roots, *everything_in(f"tripletkd.methods.{method}")], without=REGISTRIES)
+    roots = [Definition(*name.split(":")) for name in COMPUTES]
+    return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without=REGISTRIES)
 
 
+# What computing begins with. tests/test_meaning.py compares what these reach with what is called while a run trains.
+COMPUTES = (
+    "tripletkd.config.schema:InputSettings",
+    "tripletkd.data.batches:DeviceData",
+    "tripletkd.training.compute:select_compute",
+    "tripletkd.training.compute:set_up_process",
+    "tripletkd.training.job:build_trainer",
+    "tripletkd.training.loop:fit",
+    "tripletkd.training.optim:Recipe",
+    "tripletkd.training.trainer:Teacher",
+    "tripletkd.evaluation.metrics:TripletMetrics",
+)
 # Lists of what can be chosen from: what is chosen counts, the rest of the list does not.
 REGISTRIES = (
     Definition("tripletkd.models", "NETWORKS"),

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from tripletkd import methods, models
-from tripletkd.data.batches import DeviceData, Inputs
-from tripletkd.meaning import Definition, definition_of
+from tripletkd.data.batches import DeviceData
+from tripletkd.meaning import definition_of
 from tripletkd.provenance import fingerprint, versions
 from tripletkd.streams import torch_seed
-from tripletkd.training.compute import Compute, set_up_process
+from tripletkd.training.compute import Compute
 from tripletkd.training.identity import RunIdentity, code_of
-from tripletkd.training.loop import fit
 from tripletkd.training.optim import Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
 
@@ -42,11 +41,9 @@ class Job:
     def code(self) -> str:
         """Hash what computes the weights and the history, as it is now."""
         networks = [models.definition(name) for name in (self.identity.network, self.teacher_network) if name]
-        of_job = [type(self.recipe.optimizer), type(self.recipe.schedule), *(network for network, *_ in networks)]
-        roots = [build_trainer, fit, set_up_process, Compute, DeviceData, Inputs, Teacher, Recipe, *of_job]
-        definitions = [*map(definition_of, roots), Definition("tripletkd.evaluation.metrics", "TripletMetrics")]
-        arguments = [rest for _, *rest in networks]
-        return fingerprint(code_of(self.identity.method, definitions), arguments)
+        chosen = [type(self.recipe.optimizer), type(self.recipe.schedule), *(network for network, *_ in networks)]
+        code = code_of(self.identity.method, list(map(definition_of, chosen)))
+        return fingerprint(code, [arguments for _, *arguments in networks])
 
     def fingerprint(self, seed: int) -> str:
         """Hash all that a seed's files should depend on: not the device, nor what else is trained beside it."""

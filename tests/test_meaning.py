@@ -1,0 +1,138 @@
+"""What counts as a change of code, in a copy of the project: shown with the code that trains, and with a stage's."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import small_run
+from conftest import ROOT
+
+from tripletkd import models
+from tripletkd.meaning import Definition, definition_of, everything_in, reached_from
+from tripletkd.training.identity import COMPUTES, REGISTRIES
+
+MODELS, TRAINER = "tripletkd/models/__init__.py", "tripletkd/training/trainer.py"
+PROGRAM = """
+from pathlib import Path
+from tripletkd.config.load import load
+from tripletkd.meaning import code_of_stage
+from tripletkd.pipeline.jobs import Runs
+from tripletkd.pipeline.stage import Stage
+stage = Stage("distill", load(Path("."), ["suite=digits", "method=triplet"]))
+print(Runs(stage, "d" * 64, "t" * 64).student("triplet").code, code_of_stage("distill", "triplet")["code"])
+"""
+
+
+def hashes(folder: Path) -> list[str]:
+    """The hash of the code that trains a triplet student of the digits, and of the stage that does it."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for name in ("tripletkd", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml", "uv.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def edit(path: Path, found: str, replacement: str) -> None:
+    text = path.read_text()
+    assert re.search(found, text), f"{path} has no {found}"
+    path.write_text(re.sub(found, replacement, text, count=1))
+
+
+def rename(folder: Path) -> None:
+    """Move a module, as `git mv` and a search for its name would."""
+    (folder / "tripletkd/training/trainer.py").rename(folder / "tripletkd/training/stepper.py")
+    for path in folder.rglob("*.py"):
+        path.write_text(re.sub(r"training\.trainer\b", "training.stepper", path.read_text()))
+
+
+def reformat(folder: Path) -> None:
+    """Write every file as Python itself would: no comments, another layout."""
+    for path in folder.rglob("*.py"):
+        path.write_text(ast.unparse(ast.parse(path.read_text())) + "\n")
+
+
+NOTHING: dict[str, Callable[[Path], None]] = {
+    "a comment": lambda folder: edit(folder / TRAINER, r"\nclass Trainer", "\n# why\nclass Trainer"),
+    "a docstring": lambda folder: edit(folder / TRAINER, r'"""Update every', '"""Change every'),
+    "an annotation": lambda folder: edit(folder / "tripletkd/training/loop.py", r"-> Terms:", "-> dict[str, Tensor]:"),
+    "the message of an error": lambda folder: edit(folder / MODELS, "takes square", "wants square"),
+    "another method": lambda folder: edit(folder / "tripletkd/methods/kd.py", r"kl_divergence\(", "2 * kl_divergence("),
+    "the layout": reformat,
+    "the name of a file": rename,
+}
+
+
+def test_what_computes_nothing_changes_nothing(copy: Path) -> None:
+    """All at once; of the stage only the list of networks counts, for it could be asked for each of them."""
+    before = hashes(copy)
+    for change in NOTHING.values():
+        change(copy)
+    assert hashes(copy) == before
+    edit(copy / MODELS, r"'paper_teacher':", "'x': PaperTeacher, 'paper_teacher':")
+    after = hashes(copy)
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+CHANGES = {
+    "an operator of the loss": ("tripletkd/methods/functional.py", r"near - far \+ margin", "near - far - margin"),
+    "a constant of the network": ("tripletkd/models/paper.py", r"2 \* width, 3, padding=1", "2 * width, 5, padding=2"),
+    "an argument of the network": (MODELS, r"PaperStudent, width=8", "PaperStudent, width=16"),
+    "the teacher's network": ("tripletkd/models/paper.py", r"stage3\.flatten\(1\)\)\)\)", "2 * stage3.flatten(1))))"),
+    "the draw of negatives": ("tripletkd/data/batches.py", r"rng\.random\(count\) < 0\.5", "rng.random(count) < 0.4"),
+    "the optimizer": ("tripletkd/training/optim.py", r"alpha=self\.weight_decay", "alpha=2 * self.weight_decay"),
+    "the schedule": ("tripletkd/training/optim.py", r"epoch > boundary", "epoch >= boundary"),
+    "how pixels become inputs": ("tripletkd/data/batches.py", r"/ 255 - mean\) / std\)\.", "/ 256 - mean) / std)."),
+    "how inputs are set up": ("tripletkd/config/schema.py", r"Inputs\(tuple\(self\.mean\)", "Inputs(tuple(self.std)"),
+    "a figure of the history": (
+        "tripletkd/evaluation/metrics.py",
+        r"class TripletMetrics:",
+        "class TripletMetrics:\n    x = 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_computes_counts(what: str, copy: Path) -> None:
+    before = hashes(copy)
+    name, found, replacement = CHANGES[what]
+    edit(copy / name, found, replacement)
+    after = hashes(copy)
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_all_that_is_called_while_a_run_trains_is_in_the_hash() -> None:
+    """Or is on the list of what only keeps, shows or limits what was computed."""
+    kept = ("errors", "files", "meaning", "provenance", "training.checkpoint", "training.progress", "training.identity")
+    allowed = (*kept, "data.sources")  # images have a hash of their own
+    trained = small_run.Small(method="crd", inputs=small_run.AUGMENTED)
+    job, called = trained.job([1, 2]), set[tuple[str, str]]()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event == "call" and module.startswith("tripletkd."):
+            called.add((module, frame.f_code.co_qualname.partition(".")[0]))
+
+    sys.setprofile(note)
+    try:
+        trained.fit([1, 2])
+    finally:
+        sys.setprofile(None)
+    assert job.code  # which is hashed from the same roots
+    roots = [Definition(*name.split(":")) for name in COMPUTES] + everything_in("tripletkd.methods.crd")
+    networks = [definition_of(models.definition(name)[0]) for name in (job.identity.network, job.teacher_network or "")]
+    of_recipe = [definition_of(type(part)) for part in (job.recipe.optimizer, job.recipe.schedule)]
+    hashed = {tuple(each) for each in reached_from([*roots, *networks, *of_recipe], REGISTRIES)}
+    missing = {each for each in called - hashed if not each[0].removeprefix("tripletkd.").startswith(allowed)}
+    assert not {each for each in missing if not each[1].startswith(("<", "__create_fn__"))}  # dataclasses' own
