@@ -21,7 +21,7 @@ MODELS, TRAINER = "tripletkd/models/__init__.py", "tripletkd/training/trainer.py
 PROGRAM = """
 from pathlib import Path
 from tripletkd.config.load import load
-from tripletkd.meaning import code_of_stage
+from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.jobs import Runs
 from tripletkd.pipeline.stage import Stage
 stage = Stage("distill", load(Path("."), ["suite=digits", "method=triplet"]))

@@ -1,7 +1,5 @@
 """What code means: a hash that a comment, a docstring, the layout or the name of a file does not change.
 
-    python -m tripletkd.meaning        # writes code.json: a hash for each stage of dvc.yaml
-
 The hash covers the syntax tree of every definition that is reached. A definition is reached if it is asked for, or if a
 reached one names it. Annotations, messages of errors and what is printed do not count. Of other packages the version in
 uv.lock counts.
@@ -10,7 +8,6 @@ uv.lock counts.
 import ast
 import copy
 import hashlib
-import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +17,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
-from tripletkd.files import write_json
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tripletkd", "stages")
-CODE = Path("code.json")
 PRINTS = ("print", "tqdm.write", "warnings.warn")  # calls whose words are for people
 
 
@@ -281,38 +275,3 @@ def _locked() -> dict[str, str]:
         if "version" in package:
             found[package["name"]] = " ".join(filter(None, [found.get(package["name"]), package["version"]]))
     return found
-
-
-def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
-    """Describe the code of a stage: the hash of what it means, and the versions of the packages that it imports.
-
-    Args:
-        stage: Its name, that of its module in stages/.
-        method: The method that it loads by name, if it does.
-    """
-    from tripletkd.training.identity import COMPUTES
-
-    by_name = {"train_teacher": "scratch", "ablate": "triplet_family"}.get(stage, method)
-    roots = everything_in(f"stages.{stage}") if _module(f"stages.{stage}") else []
-    roots += everything_in(f"tripletkd.methods.{by_name}") if by_name not in (None, "teacher") else []
-    # What a stage calls through the objects that params.yaml makes
-    roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
-    without = [Definition("tripletkd.training.identity", name) for name in ("COMPUTES", "REGISTRIES")]  # names of code
-    return {"code": meaning(roots, without), **versions_of(roots)}
-
-
-def main() -> None:
-    """Write what the code of every stage means, and of every method where a stage loads one by its name."""
-    from tripletkd import methods
-
-    found: dict[str, object] = {}
-    for stage in ("fetch", "train_teacher", "ablate", "tabulate", "export"):
-        found[stage] = code_of_stage(stage)
-    for stage in ("distill", "evaluate"):
-        found[stage] = {method: code_of_stage(stage, method) for method in methods.names()}
-    if not CODE.is_file() or json.loads(CODE.read_text(encoding="utf-8")) != found:
-        write_json(CODE, found)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tripletkd.errors import Busy, Paused, UserError
 from tripletkd.files import read_yaml
-from tripletkd.meaning import code_of_stage
 from tripletkd.pipeline.arguments import Options, parse
+from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.locks import exclusive
 
 if TYPE_CHECKING:

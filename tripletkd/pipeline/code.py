@@ -1,0 +1,45 @@
+"""What the code of each stage means, on which dvc.yaml has the stage depend.
+
+python -m tripletkd.pipeline.code        # writes code.json
+"""
+
+import json
+from pathlib import Path
+
+from tripletkd import methods
+from tripletkd.files import write_json
+from tripletkd.meaning import Definition, everything_in, meaning, versions_of
+from tripletkd.training.identity import COMPUTES
+
+CODE = Path("code.json")
+
+
+def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
+    """Describe the code of a stage: the hash of what it means, and the versions of the packages that it imports.
+
+    Args:
+        stage: Its name, that of its module in stages/.
+        method: The method that it loads by name, if it does.
+    """
+    by_name = {"train_teacher": "scratch", "ablate": "triplet_family"}.get(stage, method)
+    roots = everything_in(f"stages.{stage}")
+    roots += everything_in(f"tripletkd.methods.{by_name}") if by_name not in (None, "teacher") else []
+    # What a stage calls through the objects that params.yaml makes
+    roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
+    without = [Definition("tripletkd.training.identity", name) for name in ("COMPUTES", "REGISTRIES")]  # names of code
+    return {"code": meaning(roots, without), **versions_of(roots)}
+
+
+def main() -> None:
+    """Write what the code of every stage means, and of every method where a stage loads one by its name."""
+    found: dict[str, object] = {}
+    for stage in ("fetch", "train_teacher", "ablate", "tabulate", "export"):
+        found[stage] = code_of_stage(stage)
+    for stage in ("distill", "evaluate"):
+        found[stage] = {method: code_of_stage(stage, method) for method in methods.names()}
+    if not CODE.is_file() or json.loads(CODE.read_text(encoding="utf-8")) != found:
+        write_json(CODE, found)
+
+
+if __name__ == "__main__":
+    main()
