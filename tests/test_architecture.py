@@ -128,7 +128,7 @@ def test_a_method_imports_torch_and_shared_formulas_only(name: str) -> None:
     shared = ("tripletkd.types", "tripletkd.methods.functional")
     ours = {module for module in found if mentions(frozenset({module}), "tripletkd")}
     assert not {module for module in ours if not module.startswith(shared)}
-    assert {module.split(".")[0] for module in found - ours} <= {"torch", *sys.stdlib_module_names}
+    assert {module.split(".")[0] for module in found - ours} <= {"torch", "annotated_types", *sys.stdlib_module_names}
 
 
 def test_shared_formulas_import_no_method() -> None:

@@ -114,7 +114,7 @@ WRONG = {
     "ablations.margin=[{margin: 1}, {recipe: {epochs: 9}}]": "ablations.margin[1].recipe.schedule.decay_epochs: found",
     "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'as configured' is listed twice",
     # the override itself
-    "=3": "'=3' on the command line: cannot be read",
+    "=3": "'=3': unknown key; expected one of suite, ",
     "run.device=é": "'run.device=é' on the command line: cannot be read",
     "run.device=${oc.env:HOME}": "run.device: found '${oc.env:HOME}', expected the value itself",
     "run.device=cpu,cuda": "run.device: found several values, expected one; `dvc exp run --queue -S 'run.device=c",
@@ -129,7 +129,7 @@ def test_what_is_wrong_on_the_command_line_is_named(override: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("device: auto", "device: [", "params.yaml, line LINE: cannot be read: "),
+        ("device: auto", "device: [", ": cannot be read: expected ',' or ']'"),
         ("run:", "<<<<<<< HEAD\nrun:", "params.yaml, line LINE: a conflict mark of git; resolve the merge first"),
         ("run:", "run: !!python/object:os.system", "params.yaml, line LINE: cannot be read: "),
         ("mean: [0.307]", "mean: &a [*a]", "params.yaml, line LINE: cannot be read: found an alias, *a"),

@@ -56,9 +56,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if index not in known:
             if not isinstance(block, dict) or depth < 2 - last or parsed.is_delete():
                 expected = ", ".join(map(str, known)) or "none: it is a single value"
-                raise UserError(
-                    f"{'.'.join(path[: depth + 1])}: unknown key; expected one of {expected}{_near(path, tree)}"
-                )
+                found = ".".join(path[: depth + 1]) or repr(override)
+                raise UserError(f"{found}: unknown key; expected one of {expected}{_near(path, tree)}")
             block[index] = None if last else {}
         if not last:
             block = block[index]
@@ -70,7 +69,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _near(path: Sequence[str], tree: dict[str, Any]) -> str:
     """Return a question after the keys that end as the one that was asked for, or are written much like it."""
-    asked, keys = ".".join(path), [key for key, _ in _places(tree)]
+    asked, keys = ".".join(path), [key for key, _ in _places(tree) if key]
     ending = [key for key in keys if key.endswith(f".{asked}")][:3]
     return f"; did you mean {' or '.join(ending)}?" if ending else near(asked, keys)
 
