@@ -72,6 +72,8 @@ def _explain(error: ErrorDetails, cls: Any, block: Any) -> str:
         error["loc"] += ("name",)
         found = context.get("tag")
     path = _path(error["loc"], block)
+    if kind == "json_invalid":  # hundreds of lists within each other, or half a character
+        return f"{path or 'params.yaml'}: cannot be read: {context['error']}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{path}: missing; every key of the block must be given"
     if kind == "unexpected_keyword_argument":

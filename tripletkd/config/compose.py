@@ -11,7 +11,6 @@ from tripletkd.files import read_yaml
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-MAX_DEPTH = 20  # of blocks in blocks
 LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
 SELECTION = {"suite": None, "method": None, "ablation": None, "split": "test"}  # what only the command line says
 
@@ -96,19 +95,17 @@ def _parse(override: str) -> "Override":
     return parsed
 
 
-def _places(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _places(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every block, list and value that there is, with its key; UserError where a name is no text."""
-    if depth > MAX_DEPTH:
-        raise UserError(f"{key}: more than {MAX_DEPTH} blocks and lists within each other")
     yield key, value
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
                 raise UserError(f"{key}: found {name!r} as a name, expected text; put it in quotes")
-            yield from _places(item, f"{key}.{name}".lstrip("."), depth + 1)
+            yield from _places(item, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _places(item, f"{key}[{i}]", depth + 1)
+            yield from _places(item, f"{key}[{i}]")
 
 
 def _check_value(value: Any, key: str) -> None:
