@@ -105,28 +105,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of the project as DVC does, by YAML 1.2: 011 is 11, and `yes` is a text.
 
     Raises:
-        UserError: It is not there, holds no keys or git's marks of a conflict, or is not YAML without aliases.
+        UserError: It is not there, is not YAML, or holds no keys or git's marks of a conflict.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.composer import Composer, ComposerError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent
 
-    class WithoutAliases(Composer):  # which multiply: ten lines of them fill any memory
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if isinstance(event := self.parser.peek_event(), AliasEvent):
-                problem = f"found an alias, *{event.anchor}, expected the value itself"
-                raise ComposerError(None, None, problem, event.start_mark)
-            return super().compose_node(parent, index)
-
-    reader = YAML(typ="safe", pure=True)
-    reader.Composer = WithoutAliases
     try:
         text = path.read_text(encoding="utf-8")
         if conflict := re.search("^(<{7}|>{7}) ", text, re.MULTILINE):
             line = text.count("\n", 0, conflict.start()) + 1
             raise UserError(f"{path}, line {line}: a conflict mark of git; resolve the merge first")
-        content = reader.load(text)
+        content = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: not there; run the command from the project's root") from None
     except MarkedYAMLError as error:

@@ -13,13 +13,14 @@ from conftest import ROOT, committed
 
 from tripletkd import methods, models
 from tripletkd.config.load import load
-from tripletkd.config.schema import SuiteConfig
+from tripletkd.config.schema import EquivalentCode, SuiteConfig
 from tripletkd.errors import UserError
 from tripletkd.files import read_yaml
 from tripletkd.training.optim import SGD, AdamW, Cosine, MultiStep, Recipe
 
 TEXT = (ROOT / "params.yaml").read_text()
 SUITE, RECIPE = "suites.digits", "suites.digits.recipe"
+CODE = f"run.equivalent_code=[{{code: {64 * 'e'}, suite: digits, methods: [teacher, kd], shown: docs/own}}]"
 
 
 def digits(*words: str) -> SuiteConfig:
@@ -103,8 +104,9 @@ WRONG = {
     "suite=digit": "suite: 'digit' is not there; expected one of digits, digits_resnet, cifar10, ",
     "method=teacher": "method: 'teacher' is not there",
     "claims.0.over=[triplet]": "claims[0].over: 'triplet' is not there; expected one of scratch, ",
-    "run.equivalent_code.0.suite=nope": "run.equivalent_code[0].suite: 'nope' is not there",
-    "run.equivalent_code.0.code=b4b4": "run.equivalent_code[0].code: found 'b4b4', expected text of the pattern",
+    CODE.replace("digits", "nope"): "run.equivalent_code[0].suite: 'nope' is not there",
+    CODE.replace("kd", "nope"): "run.equivalent_code[0].methods: 'nope' is not there; expected one of teacher, ",
+    CODE.replace(64 * "e", "b4b4"): "run.equivalent_code[0].code: found 'b4b4', expected text of the pattern",
     "+methods={foo: {ce: 1}}": "methods.foo: unknown method; expected one of at, cc",
     "+methods={teacher: {ce: 1}}": "methods.teacher: found 'teacher' as a name, expected another",
     "methods.crd.suites={nope: {}}": "methods.crd.suites: 'nope' is not there",
@@ -134,7 +136,7 @@ def test_what_is_wrong_on_the_command_line_is_named(override: str) -> None:
         ("device: auto", "device: [", ": cannot be read: expected ',' or ']'"),
         ("run:", "<<<<<<< HEAD\nrun:", "params.yaml, line LINE: a conflict mark of git; resolve the merge first"),
         ("run:", "run: !!python/object:os.system", "params.yaml, line LINE: cannot be read: "),
-        ("mean: [0.307]", "mean: &a [*a]", "params.yaml, line LINE: cannot be read: found an alias, *a"),
+        ("mean: [0.307]", "mean: &a [*a]", "suites.digits.inputs.mean[0]: found an alias, expected the"),
         ("mean: [0.307]", "mean: " + 5000 * "[", "params.yaml: cannot be read: "),
         ("mean: [0.307]", f"mean: {250 * '['}{250 * ']'}", "params.yaml: cannot be read: recursion limit"),
         ("  split: test", "  split: test\n  split: validation", 'cannot be read: found duplicate key "split"'),
@@ -241,6 +243,10 @@ def test_the_paper_stands_in_params(tmp_path: Path) -> None:
 
 
 # --- what a suite comes to -------------------------------------------------------------------------------------------
+
+
+def test_equivalent_code_is_of_some_runs() -> None:
+    assert load(ROOT, [CODE]).run.equivalent_code == [EquivalentCode(64 * "e", "digits", ["teacher", "kd"], "docs/own")]
 
 
 def test_overrides_reach_one_suite() -> None:

@@ -95,17 +95,23 @@ def _parse(override: str) -> "Override":
     return parsed
 
 
-def _places(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every block, list and value that there is, with its key; UserError where a name is no text."""
+def _places(value: Any, key: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield every block, list and value that there is, with its key.
+
+    Raises:
+        UserError: A name is no text, or a block or list is YAML's alias of another: ten lines of those fill any memory.
+    """
     yield key, value
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if not isinstance(name, str):
-                raise UserError(f"{key}: found {name!r} as a name, expected text; put it in quotes")
-            yield from _places(item, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _places(item, f"{key}[{i}]")
+    seen = set() if seen is None else seen
+    if not isinstance(value, dict | list):
+        return
+    if id(value) in seen:
+        raise UserError(f"{key}: found an alias, expected the block or list itself")
+    seen.add(id(value))
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict) and not isinstance(name, str):
+            raise UserError(f"{key}: found {name!r} as a name, expected text; put it in quotes")
+        yield from _places(item, f"{key}.{name}".lstrip(".") if isinstance(value, dict) else f"{key}[{name}]", seen)
 
 
 def _check_value(value: Any, key: str) -> None:
