@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and the one way to read YAML."""
 
 import csv
 import json
@@ -101,17 +101,28 @@ def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
     raise UserError(f"{path}: not what this version writes ({reason}); {remedy}")
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of the project as DVC does, by YAML 1.2: 011 is 11, and `yes` is a text.
 
     Raises:
-        UserError: If it is not there, or is not YAML.
+        UserError: It is not there, is not YAML, or holds no keys or git's marks of a conflict.
     """
-    import yaml
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if conflict := re.search("^(<{7}|>{7}) ", text, re.MULTILINE):
+            line = text.count("\n", 0, conflict.start()) + 1
+            raise UserError(f"{path}, line {line}: a conflict mark of git; resolve the merge first")
+        content = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run this from the project's root") from None
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: not there; run the command from the project's root") from None
+    except MarkedYAMLError as error:
+        place = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else f"{path}"
+        raise UserError(f"{place}: cannot be read: {error.problem}") from None
+    except (YAMLError, OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {'nothing' if content is None else 'no keys'}, expected keys with values")
+    return content

@@ -1,222 +1,208 @@
-"""params.yaml and the command line: what is wrong is named, with what was found and what is expected."""
+"""params.yaml and the command line: what is read, what it comes to, and how a person is told what is wrong."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import pytest
 from conftest import ROOT, committed
 
 from tripletkd import methods, models
-from tripletkd.config import load as config
-from tripletkd.config.check import check
+from tripletkd.config.load import load
+from tripletkd.config.schema import EquivalentCode, SuiteConfig
 from tripletkd.errors import UserError
+from tripletkd.files import read_yaml
 from tripletkd.training.optim import SGD, AdamW, Cosine, MultiStep, Recipe
 
+TEXT = (ROOT / "params.yaml").read_text()
+SUITE, RECIPE = "suites.digits", "suites.digits.recipe"
+CODE = f"run.equivalent_code=[{{code: {64 * 'e'}, suite: digits, methods: [teacher, kd], shown: docs/own}}]"
+
+
+def digits(*words: str) -> SuiteConfig:
+    return load(ROOT, words).for_suite("digits")
+
+
+def message(folder: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what is wrong is named: the key, what was found, what was expected ----------------------------------------------
+
 WRONG = {
+    # names of keys
     "run.foo=1": "run.foo: unknown key; expected one of suites, methods",
-    "+run.foo=1": "run.foo: unknown key; expected one of suites, methods",
     "foo=1": "foo: unknown key; expected one of suite, method, ablation, split, run",
-    "suites.digits.seeds=[]": "suites.digits.seeds: found an empty list",
-    "suites.digits.seeds=[0,1]": "suites.digits.teacher.seed: found 0, which is in suites.digits.seeds",
-    "suites.digits.seeds=[1,2,1]": "suites.digits.seeds: 1 is listed 2 times",
-    "suites.digits.seeds=[a]": "suites.digits.seeds[0]: found 'a', expected a whole number",
-    "suites.digits.seeds=[1.5]": "suites.digits.seeds[0]: found 1.5, expected a whole number",
-    "suites.digits.seeds=[true]": "suites.digits.seeds[0]: found True, expected a whole number",
-    "suites.digits.seeds=[null]": "suites.digits.seeds[0]: found no value, expected one",
-    "suites.digits.seeds=[-1]": "suites.digits.seeds[0]: found -1, expected a value >= 0",
-    "suites.digits.precision=float16": "suites.digits.precision: found 'float16', expected a value in float32 float64",
-    "run.suites=[digits,nope]": "run.suites: 'nope' is not there",
-    "run.methods=[kd,nope]": "run.methods: 'nope' is not there",
-    "run.export=[teacher,nope]": "run.export: 'nope' is not there; expected one of teacher, ",
-    "run.export=[kd,kd]": "run.export: 'kd' is listed 2 times",
-    "run.device=gpu": "run.device: found 'gpu', expected a value in auto cpu cuda",
-    "suite=nope": "suite: 'nope' is not there",
-    "method=nope": "method: 'nope' is not there",
-    "suites.digits.recipe.optimizer.lr=0": "suites.digits.recipe.optimizer.lr: found 0.0, expected a value > 0",
-    "suites.digits.recipe.optimizer.lr=fast": "suites.digits.recipe.optimizer.lr: found 'fast', expected a number",
-    "suites.digits.recipe.optimizer.name=lion": "suites.digits.recipe.optimizer.name: found 'lion', expected a value",
-    "~suites.digits.recipe.optimizer.name": "suites.digits.recipe.optimizer.name: missing; every key",
-    "suites.digits.recipe.optimizer.name=adamw": "suites.digits.recipe.optimizer.momentum: unknown key; expected",
-    "+suites.digits.recipe.schedule.gamma=1": "suites.digits.recipe.schedule.gamma: unknown key; expected one of name",
-    "suites.digits.recipe.epochs=0": "suites.digits.recipe.epochs: found 0, expected a value >= 1",
-    "suites.digits.recipe.schedule.decay_epochs=[0]": "suites.digits.recipe.schedule.decay_epochs: found [0], expected",
-    "suites.digits.recipe.schedule.decay_epochs=[9,4]": "schedule.decay_epochs: found [9, 4], expected epochs from",
-    "suites.digits.recipe.schedule.decay_epochs=[29]": "found [29], expected epochs from 1 to 28, each after the last",
-    "suites.digits.recipe.epochs=21": "suites.digits.recipe.schedule.decay_epochs: found [22], expected",
-    "+suites.digits.recipe.schedule.warmup_epochs=28": "suites.digits.recipe.schedule.warmup_epochs: found 28",
-    "+suites.digits.teacher.recipe={epochs: 9}": "suites.digits.teacher.recipe.schedule.decay_epochs: found [22]",
-    "+suites.digits.student.recipe={optimizer: {lr: 0}}": "suites.digits.student.recipe.optimizer.lr: found 0.0",
-    "+suites.digits.student.recipe={lr: 1}": "suites.digits.student.recipe.lr: unknown key; expected one of epochs",
-    "+suites.digits.student.recipe=[1]": "suites.digits.student.recipe: found a list, expected a block of parameters",
-    "suites.digits.evaluate_every=29": "suites.digits.evaluate_every: found 29, expected at most 28, the teacher's",
-    "suites.digits_resnet.evaluate_every=21": "suites.digits_resnet.evaluate_every: found 21, expected at most 20, the",
-    "suites.digits.teacher_floor=101": "suites.digits.teacher_floor: found 101.0, expected a value <= 100",
-    "suites.digits.published=nope.csv": "suites.digits.published: nope.csv: not there; expected a CSV file",
-    "suites.digits.student.network=nope": "suites.digits.student.network: found 'nope'",
-    "suites.digits.inputs.std=[0]": "suites.digits.inputs.std[0]: found 0.0, expected a value > 0",
-    "suites.digits=3": "suites.digits: found 3, expected a block of parameters",
     "suites.digit.holdout=3": "suites.digit: unknown key; expected one of digits, digits_resnet",
-    "suites.digits.data=[1]": "suites.digits.data: found a list, expected a block",
-    "run.methods=kd": "run.methods: found a single value, expected a list",
-    "suites.digits.seeds=1": "suites.digits.seeds: found a single value, expected a list",
-    "suites.digits.seeds=20-11": "suites.digits.seeds: found '20-11', expected a list, or a range such as 11-20",
-    "suites.digits.seeds=1-2000": "suites.digits.seeds: found '1-2000', expected a list, or a range such as 11-20",
-    "suites.digits.seeds=0-5": "suites.digits.teacher.seed: found 0, which is in suites.digits.seeds",
-    "claims={method: kd}": "claims: found a block of parameters, expected a list",
-    "run.deterministic=maybe": "run.deterministic: found 'maybe', expected true or false",
-    "~run.device": "run.device: missing; every key of the block must be given",
-    "~suites.digits.seeds": "suites.digits.seeds: missing; every key of the block must be given",
-    "~run.nope": "run.nope: unknown key; expected one of suites",
-    "~methods.triplet.margin": "methods.triplet.margin: missing; every key of the block must be given",
-    "methods.triplet.margin=null": "methods.triplet.margin: found no value, expected one",
-    "methods.triplet.margn=1": "methods.triplet.margn: unknown key; expected one of ce, triplet, margin",
-    "methods.tripet.margin=1": "methods.tripet: unknown key; expected one of scratch, ",
-    "method.triplet.margin=1": "is a single value; did you mean methods.triplet.margin?",
-    "triplet.margin=1": "ablations, claims; did you mean methods.triplet.margin?",
+    f"{SUITE}.holdout.x=1": f"{SUITE}.holdout.x: unknown key; expected one of none: it is a single value",
+    f"{SUITE}.student.recpe.epochs=1": f"{SUITE}.student.recpe: unknown key; expected one of network, recipe; did",
+    f"{SUITE}.student.recipe.optimizr.lr=1": f"{SUITE}.student.recipe.optimizr: unknown key",
+    f"{RECIPE}.schedule.gamma=1": f"{RECIPE}.schedule.gamma: unknown key; expected one of name, decay_epochs",
+    f"{RECIPE}.optimizer.name=adamw": f"{RECIPE}.optimizer.momentum: unknown key; expected one of name, lr",
+    "methods.triplet.margn=1": "methods.triplet.margn: unknown key; expected one of ce, triplet, margin, standardize",
+    "triplet.margin=1": "claims; did you mean methods.triplet.margin?",
     "suite.digits.seeds=[1]": "did you mean suites.digits.seeds?",
-    "methods.triplet.margin=-1": "methods.triplet.margin: found -1.0, expected a value >= 0",
-    "methods.triplet.margin=x": "methods.triplet.margin: found 'x', expected a number",
-    "methods.triplet.margin=nan": "methods.triplet.margin: found nan, expected a value that is a finite number",
-    "methods.triplet.margin=inf": "methods.triplet.margin: found inf",
-    "+methods.triplet.foo=1": "methods.triplet.foo: unknown key; expected one of ce, triplet, margin",
-    "+methods.foo.ce=1": "methods.foo: unknown method; expected one of",
-    "methods.kd=4": "methods.kd: found 4, expected a block",
-    "claims=[{method: foo, over: [kd]}]": "claims[0].method: 'foo' is not there",
-    "claims=[{method: kd, over: [foo]}]": "claims[0].over: 'foo' is not there; expected one of scratch, ",
-    "claims=[{method: kd, over: [kd]}]": "claims[0].over: 'kd' is not there; expected one of scratch, ",
-    "claims=[{method: kd, over: [pair, pair]}]": "claims[0].over: 'pair' is listed 2 times",
-    "methods.at.layers=[stage1,stage1]": "methods.at.layers: 'stage1' is listed 2 times",
-    "run.ablations=[nope]": "run.ablations: 'nope' is not there; expected one of margin, lambda",
-    "run.splits=[test]": "run.ablation_split: 'validation' is not there; expected one of test",
-    "run.splits=[validation]": "run.split: 'test' is not there; expected one of validation",
-    "split=train": "split: found 'train', expected a value in test validation",
-    "suites.digits.holdout=0": "suites.digits.holdout: found 0, expected a value >= 1",
-    "ablations.margin=[{margin: 1}]": "ablations.margin: found [{'margin': 1}], expected a list of two variants",
-    "ablations.margin=[{margin: 1}, {recipe: 2}]": "ablations.margin[1].recipe: found 2, expected a block",
-    "ablations.lambda=[{margin: 1}, {margin: -1}]": "ablations.lambda[1].margin: found -1.0, expected a value >= 0",
-    "ablations.margin=[1, 2]": "ablations.margin[0]: found 1, expected a block",
-    "ablations.margin=[{margin: 1}, {margin: -1}]": "ablations.margin[1].margin: found -1.0, expected a value >= 0",
-    "ablations.margin=[{margin: 1}, {marge: 2}]": "ablations.margin[1].marge: unknown key; expected one of ce, kl",
-    "ablations.margin=[{margin: 1}, {recipe: {optimizer: {lr: 0}}}]": "ablations.margin[1].recipe.optimizer.lr: found",
-    "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'as configured' is listed twice",
-    "~methods.triplet_family": "methods.triplet_family: missing; the ablations vary it",
-    "methods.dkd.suites={nope: {nckd: 1}}": "methods.dkd.suites",
-    "methods.dkd.suites.cifar100_vgg13_vgg8.nckd=-1": "methods.dkd.suites.cifar100_vgg13_vgg8.nckd: found -1.0",
-    "=3": "",
-    "suites.digits.holdout=99999999999999999999": "suites.digits.holdout: found 99999999999999999999, expected a",
-    "run.device=${oc.env:HOME}": "run.device: found 'run.device=${oc.env:HOME}', expected the value itself",
-    "run.device=cpu,cuda": "run.device: found several values, expected one; `dvc exp run --queue -S 'run.dev",
-    "method=kd,pair": "method: found several values, expected one; `dvc repro` runs every method that",
-    "run.checkpoint_minutes=1e31": "run.checkpoint_minutes: found 1e+31, expected a value of at most 1e+30",
-    "+run.device=cpu": "run.device",
     "run/device=cpu": "run/device: unknown key",
-    "suites.digits.holdout.x=1": "suites.digits.holdout.x: unknown key; expected one of none: it is a single value",
+    "run.device@run=cpu": "run.device@run: unknown key",
+    "~run.nope": "run.nope: unknown key",
+    "~run.device": "run.device: missing; every key of the block must be given",
+    f"~{RECIPE}.optimizer.name": f"{RECIPE}.optimizer.name: missing; every key",
+    # types, ranges, choices
+    f"{SUITE}.seeds=[1.5]": f"{SUITE}.seeds[0]: found 1.5, expected a whole number",
+    f"{SUITE}.seeds=[true]": f"{SUITE}.seeds[0]: found True, expected a whole number",
+    f"{SUITE}.seeds=[null]": f"{SUITE}.seeds[0]: found no value, expected one",
+    f"{SUITE}.seeds=1": f"{SUITE}.seeds: found 1, expected a list",
+    f"{SUITE}.seeds=[]": f"{SUITE}.seeds: found [], expected a list of at least 1",
+    f"{SUITE}.seeds=[1,2,1]": f"{SUITE}.seeds: found [1, 2, 1], expected each once",
+    f"{SUITE}.seeds=20-11": f"{SUITE}.seeds: found '20-11', expected a list, or a range such as 11-20",
+    f"{SUITE}.seeds={[*range(1, 302)]}".replace(
+        " ", ""
+    ): f"{SUITE}.seeds: found [1, 2, 3, 4, 5, 6, ...], expected a list",
+    f"{SUITE}.seeds=1-301": f"{SUITE}.seeds: found '1-301', expected a list, or a range such as 11-20 of at most 300",
+    f"{SUITE}.seeds=0-5": f"{SUITE}.teacher.seed: found 0, which is in {SUITE}.seeds",
+    f"{SUITE}.about=[1]": f"{SUITE}.about: found [1], expected text",
+    f"{SUITE}=3": f"{SUITE}: found 3, expected a block of parameters",
+    "suites=3": "suites: found 3, expected a block of parameters",
+    f"{SUITE}.inputs.mean=[{'[' * 9}1{']' * 9}]": f"{SUITE}.inputs.mean[0]: found [[[[[[[...]]]]]]], expected a number",
+    "claims={method: kd}": "claims: found a block, expected a list",
+    "run.deterministic=maybe": "run.deterministic: found 'maybe', expected true or false",
+    "run.device=gpu": "run.device: found 'gpu', expected 'auto', 'cpu' or 'cuda'",
+    f"{RECIPE}.optimizer.name=lion": f"{RECIPE}.optimizer.name: found 'lion', expected one of 'sgd', 'adamw'",
+    f"{RECIPE}.optimizer.lr=0": f"{RECIPE}.optimizer.lr: found 0, expected a value > 0",
+    f"{SUITE}.student.recipe={{optimizer: {{lr: 0}}}}": f"{SUITE}.student.recipe.optimizer.lr: found 0, expected",
+    f"{SUITE}.student.recipe=[1]": f"{SUITE}.student.recipe: found [1], expected a block of parameters",
+    f"{SUITE}.teacher_floor=101": f"{SUITE}.teacher_floor: found 101, expected a value <= 100",
+    f"{SUITE}.holdout=99999999999999999999": f"{SUITE}.holdout: found 99999999999999999999, expected a finite number",
+    "methods.triplet.margin=x": "methods.triplet.margin: found 'x', expected a number",
+    "methods.triplet.margin=null": "methods.triplet.margin: found no value, expected one",
+    "methods.triplet.margin=nan": "methods.triplet.margin: found nan, expected a finite number",
+    "methods.triplet.margin=1e31": "methods.triplet.margin: found 1e+31, expected a finite number of at most 1e+30",
+    "methods.at.layers=[stage1,stage1]": "methods.at.layers: found ['stage1', 'stage1'], expected each once",
+    "methods.at.layers=[embedding]": "methods.at.layers[0]: found 'embedding', expected 'stage1', 'stage2' or 'stage3'",
+    "methods.crd.suites.digits.negatives=0": "methods.crd.suites.digits.negatives: found 0, expected a value >= 1",
+    # what does not go together
+    f"{RECIPE}.schedule.decay_epochs=[9,4]": f"{RECIPE}.schedule.decay_epochs: found [9, 4], expected epochs from 1 to",
+    f"{RECIPE}.schedule.warmup_epochs=28": f"{RECIPE}.schedule.warmup_epochs: found 28",
+    f"{SUITE}.teacher.recipe={{epochs: 9}}": f"{SUITE}.teacher.recipe.schedule.decay_epochs: found [22]",
+    f"{SUITE}.evaluate_every=29": f"{SUITE}.evaluate_every: found 29, expected at most 28, the teacher's",
+    f"{SUITE}.student.network=resnet9": f"{SUITE}.student.network: found 'resnet9', expected one of paper_teacher",
+    f"{SUITE}.published=nope.csv": f"{SUITE}.published: nope.csv: not there; expected a CSV file with the columns",
+    # names of suites, methods, ablations
+    "run.suites=[digits,nope]": "run.suites: 'nope' is not there; expected one of digits, ",
+    "run.methods=[tripet]": "run.methods: 'tripet' is not there; expected one of scratch, ",
+    "run.export=[teacher,nope]": "run.export: 'nope' is not there; expected one of teacher, ",
+    "run.splits=[validation]": "run.split: 'test' is not there; expected one of validation",
+    "run.splits=[test]": "run.ablation_split: 'validation' is not there; expected one of test",
+    "run.ablations=[nope]": "run.ablations: 'nope' is not there; expected one of margin, lambda",
+    "suite=digit": "suite: 'digit' is not there; expected one of digits, digits_resnet, cifar10, ",
+    "method=teacher": "method: 'teacher' is not there",
+    "claims.0.over=[triplet]": "claims[0].over: 'triplet' is not there; expected one of scratch, ",
+    CODE.replace("digits", "nope"): "run.equivalent_code[0].suite: 'nope' is not there",
+    CODE.replace("kd", "nope"): "run.equivalent_code[0].methods: 'nope' is not there; expected one of teacher, ",
+    CODE.replace(64 * "e", "b4b4"): "run.equivalent_code[0].code: found 'b4b4', expected text of the pattern",
+    "+methods={foo: {ce: 1}}": "methods.foo: unknown method; expected one of at, cc",
+    "+methods={teacher: {ce: 1}}": "methods.teacher: found 'teacher' as a name, expected another",
+    "methods.crd.suites={nope: {}}": "methods.crd.suites: 'nope' is not there",
+    "~methods.triplet_family": "methods.triplet_family: missing; the ablations vary it",
+    # ablations
+    "ablations.margin=[{margin: 1}]": "ablations.margin: found [{'margin': 1}], expected a list of at least 2",
+    "ablations.margin=[{margin: 1}, {marge: 2}]": "ablations.margin[1].marge: unknown key; expected one of ce, kl",
+    "ablations.margin=[{margin: 1}, {recipe: 2}]": "ablations.margin[1].recipe: found 2, expected a block",
+    "ablations.margin=[{margin: 1}, {recipe: {epochs: 9}}]": "ablations.margin[1].recipe.schedule.decay_epochs: found",
+    "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'as configured' is listed twice",
+    # the override itself
+    "=3": "'=3': unknown key; expected one of suite, ",
     "run.device=é": "'run.device=é' on the command line: cannot be read",
-    "hydra.run.dir=x": "hydra.run.dir: unknown key",
-    "methods.rkd.layers=[]": "methods.rkd.layers: found an empty list",
-    "suites.digits.student.recipe.optimizr.lr=1": "suites.digits.student.recipe.optimizr: unknown key; expected one of",
-    "suites.digits.student.recpe.epochs=1": "suites.digits.student.recpe: unknown key; expected one of network",
-    "suites.digits.recipe.optimizer={name: adamw}": "suites.digits.recipe.optimizer.lr: missing",
+    "run.device=${oc.env:HOME}": "run.device: found '${oc.env:HOME}', expected the value itself",
+    "run.device=cpu,cuda": "run.device: found several values, expected one; `dvc exp run --queue -S 'run.device=c",
 }
 
 
 @pytest.mark.parametrize("override", WRONG)
-def test_what_is_wrong_is_named(override: str) -> None:
-    with pytest.raises(UserError) as caught:
-        config.load(ROOT, [override])
-    assert WRONG[override] in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_what_is_wrong_on_the_command_line_is_named(override: str) -> None:
+    assert WRONG[override] in message(ROOT, override)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "expected"),
     [
-        (
-            "triplet: {ce: 1, triplet: 2, ",
-            "triplet: {ce: 1, ",
-            "methods.triplet.triplet: missing",
-        ),
-        ("run:", "run: [", "params.yaml"),
-        ("run:", "run: !!python/object:os.system", "params.yaml"),
-        ("precision: float32", "precission: float32", "suites.digits.precission: unknown key"),
-        ("mean: [0.307]", "mean: 5", "suites.digits.inputs.mean: found a single value, expected a list"),
-        (
-            "mean: [0.307]",
-            "mean: [[1]]",
-            "suites.digits.inputs.mean[0]: found a list, expected a number",
-        ),
-        ("mean: [0.307]", "mean: &a [*a]", "params.yaml, line LINE: an alias, *a"),
-        (
-            "mean: [0.307]",
-            "mean: " + 5000 * "[",
-            "params.yaml, line LINE: more than 20 blocks and lists",
-        ),
-        ("holdout: 30", f"holdout: {5000 * '9'}", "suites.digits.holdout: 5000 characters"),
-        ("device: auto", "device: ${oc.env:HOME}", "run.device: found '${oc.env:HOME}', expected the value itself"),
-        ("run:\n", "defaults: [params]\nrun:\n", "defaults[0]: unknown key"),
-        ("  digits:\n", "  ../../elsewhere:\n", "found '../../elsewhere' as a name"),
-        ("  digits_resnet:\n", "  a.b:\n", "suites.a.b: found 'a.b' as a name, expected letters, digits and _ - in it"),
-        ("  digits_resnet:\n", "  17:\n", "suites: found 17 as a name, expected text"),
-        ("  split: test", "  split: test\n  split: validation", "found duplicate key split"),
-        ("device: auto", "device: ???", "run.device: missing"),
-        ("device: auto", "device: yes", "run.device: found True, expected a value in auto cpu cuda"),
+        ("device: auto", "device: [", ": cannot be read: expected ',' or ']'"),
+        ("run:", "<<<<<<< HEAD\nrun:", "params.yaml, line LINE: a conflict mark of git; resolve the merge first"),
+        ("run:", "run: !!python/object:os.system", "params.yaml, line LINE: cannot be read: "),
+        ("mean: [0.307]", "mean: &a [*a]", "suites.digits.inputs.mean[0]: found an alias, expected the"),
+        ("mean: [0.307]", "mean: " + 5000 * "[", "params.yaml: cannot be read: "),
+        ("mean: [0.307]", f"mean: {250 * '['}{250 * ']'}", "params.yaml: cannot be read: recursion limit"),
+        ("  split: test", "  split: test\n  split: validation", 'cannot be read: found duplicate key "split"'),
+        ("holdout: 30", "holdout: 1:10", "suites.digits.holdout: found '1:10', expected a whole number"),
+        ("deterministic: true", "deterministic: yes", "run.deterministic: found 'yes', expected true or false"),
+        ("about: The field", "about: 2020 # ", "suites.cifar100_resnet32x4_resnet8x4.about: found 2020, expected text"),
+        ("run:\n", "defaults: [params]\nrun:\n", "defaults: unknown key"),
+        ("  digits:\n", "  ../../elsewhere:\n", "found '../../elsewhere' as a name, expected letters, digits"),
+        ("  digits:\n", "  17:\n", "suites: found 17 as a name, expected text; put it in quotes"),
+        (TEXT, "# nothing\n", "params.yaml: found nothing, expected keys with values"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
-    assert old in text
-    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError) as caught:
-        config.load(tmp_path)
-    line = text[: text.index(old)].count("\n") + 1
-    assert message.replace("LINE", str(line)) in str(caught.value)
+def test_what_is_wrong_in_the_file_is_named(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(TEXT.replace(old, new, 1))
+    line = TEXT[: TEXT.index(old)].count("\n") + 1
+    assert expected.replace("LINE", str(line)) in message(tmp_path)
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run stages from the project's root"):
-        config.load(tmp_path)
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    assert "params.yaml: not there; run the command from the project's root" in message(tmp_path)
+    (tmp_path / "params.yaml").write_bytes(b"run: \xff")
+    assert "params.yaml: cannot be read: " in message(tmp_path)
 
 
-def test_overrides_reach_the_parameters() -> None:
-    settings = config.load(
-        ROOT, ["suite=cifar10", "method=triplet", "methods.triplet.margin=10", "suites.cifar10.seeds=[7]"]
+def test_two_pairs_that_make_one_name_of_a_stage_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """distill@digits-b-kd would be method b-kd of suite digits, and method kd of suite digits-b."""
+    (tmp_path / "b-kd.py").write_text((ROOT / "tripletkd/methods/kd.py").read_text())
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    text = TEXT.replace("  digits_resnet:\n", "  digits-b:\n").replace("digits_resnet: {negatives: 294}", "")
+    (tmp_path / "params.yaml").write_text(text.replace("  kd: {", "  b-kd: {ce: 1, kl: 1, temperature: 1}\n  kd: {"))
+    words = ["run.suites=[digits,digits-b]", "run.methods=[kd,b-kd]"]
+    assert "run.methods: 'b-kd' of suite 'digits' and 'kd' of suite 'digits-b' make one name" in message(
+        tmp_path, *words
     )
-    suite = settings.for_suite("cifar10")
-    assert suite.seeds == [7]
-    assert dataclasses.asdict(suite.methods["triplet"]) == {
-        "ce": 1.0,
-        "triplet": 2.0,
-        "margin": 10.0,
-        "standardize": False,
-    }
+    assert load(tmp_path, [words[0], "run.methods=[b-kd]"]).run.methods == ["b-kd"]
 
 
-def test_a_range_of_seeds_is_written_out() -> None:
-    settings = config.load(ROOT, ["suites.cifar10.seeds=[7]"])
-    assert settings.suites["digits"].seeds == [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
-    assert settings.suites["cifar10"].seeds == [7]
-    assert config.load(ROOT, ["suites.digits.seeds=3-4"]).suites["digits"].seeds == [3, 4]
+# --- one reading, DVC's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["methods.triplet.margin=7", "run.ablation_split=test", "suites.digits.recipe.epochs=2", "suites.digits.seeds=1-5"],
-)
+def test_the_stages_read_what_dvc_reads(tmp_path: Path) -> None:
+    """Hydra's own reader, of YAML 1.1, has 9 for 011 and a text for 1e-2."""
+    from dvc.utils.serialize import load_yaml
+
+    text = TEXT.replace("seeds: 11-20", "seeds: [011, 0o14, 1_3]", 1).replace("lr: 0.01", "lr: 1e-2", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_yaml(str(tmp_path / "params.yaml")) == read_yaml(tmp_path / "params.yaml")
+    suite = load(tmp_path).for_suite("digits")
+    assert suite.seeds == [11, 12, 13] and suite.student.recipe.optimizer.lr == 0.01
+
+
+@pytest.mark.parametrize("override", ["methods.triplet.margin=7", "run.ablation_split=test", f"{SUITE}.seeds=1-5"])
 def test_what_dvc_exp_run_sets_changes_one_line(override: str, tmp_path: Path) -> None:
     from dvc.utils.hydra import apply_overrides  # what it calls
 
-    before = (ROOT / "params.yaml").read_text().splitlines()
     shutil.copy(ROOT / "params.yaml", tmp_path)
     apply_overrides(tmp_path / "params.yaml", [override])
     after = (tmp_path / "params.yaml").read_text().splitlines()
-    assert len(after) == len(before)
-    assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+    assert sum(old != new for old, new in zip(TEXT.splitlines(), after, strict=True)) == 1
+
+
+# --- what params.yaml and the examples have --------------------------------------------------------------------------
 
 
 def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> None:
-    settings = config.load(ROOT)
+    settings = load(ROOT, ["method=teacher"], allow_teacher=True)
     assert sorted(settings.methods) == methods.names()
     for suite in settings.suites.values():
         size = 8 if suite.data.source == "digits" else 32
@@ -224,205 +210,138 @@ def test_every_method_and_network_of_params_exists_and_the_other_way_round() -> 
             assert models.build(block.network, (size, size, len(suite.inputs.mean) if size == 32 else 1), 10, seed=1)
 
 
-def test_only_a_stage_that_asks_for_it_takes_the_teacher_for_a_method() -> None:
-    assert config.load(ROOT, ["method=teacher"], allow_teacher=True).method == "teacher"
-    with pytest.raises(UserError, match="method: 'teacher' is not there"):
-        config.load(ROOT, ["method=teacher"])
+def test_every_example_suite_is_valid(tmp_path: Path) -> None:
+    """docs/suites.yaml pasted into params.yaml, as its head says."""
+    import yaml
 
-
-def test_params_has_no_interpolation_and_no_anchor() -> None:
-    """DVC resolves neither the way Hydra does; the same file is read by both."""
-    lines = [line.split("#")[0] for line in (ROOT / "params.yaml").read_text().splitlines()]
-    assert not [line for line in lines if "${" in line or ": &" in line or ": *" in line]
+    params, examples = (read_yaml(ROOT / name) for name in ("params.yaml", "docs/suites.yaml"))
+    assert not params["suites"].keys() & examples["suites"].keys()
+    params["suites"] |= examples["suites"]
+    params["methods"]["dkd"] |= examples["methods"]["dkd"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")  # with the published figures
+    settings = load(tmp_path, [f"run.suites=[{','.join(examples['suites'])}]", "run.ablations=[margin]"])
+    suites = {name: settings.for_suite(name) for name in settings.suites}
+    assert sum(len(suite.published) for suite in suites.values()) == 2 + 5 * 14
+    nckd = [getattr(suites[name].methods["dkd"], "nckd") for name in ("digits", "cifar100_vgg13_vgg8")]  # noqa: B009
+    assert nckd == [8.0, 6.0]
 
 
 def test_the_paper_stands_in_params(tmp_path: Path) -> None:
     """The method's and the protocol's numbers, from the authors' published run."""
     (tmp_path / "params.yaml").write_text(committed("params.yaml"))
-    (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")  # with the published figures
-    suite = config.load(tmp_path).for_suite("cifar10")
-    assert dataclasses.asdict(suite.methods["triplet"]) == {
-        "ce": 1.0,
-        "triplet": 2.0,
-        "margin": 5.0,
-        "standardize": False,
-    }
-    assert suite.student.recipe == Recipe(
-        epochs=500,
-        batch_size=100,
-        optimizer=SGD(lr=0.01, momentum=0.9, weight_decay=0.007),
-        schedule=MultiStep(decay_epochs=(100, 200, 300, 400), decay_factor=0.1),
-    )
+    (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")
+    suite = load(tmp_path).for_suite("cifar10")
+    triplet = {"ce": 1.0, "triplet": 2.0, "margin": 5.0, "standardize": False}
+    assert dataclasses.asdict(suite.methods["triplet"]) == triplet
+    sgd = SGD(lr=0.01, momentum=0.9, weight_decay=0.007)
+    schedule = MultiStep(decay_epochs=(100, 200, 300, 400), decay_factor=0.1)
+    assert suite.student.recipe == Recipe(epochs=500, batch_size=100, optimizer=sgd, schedule=schedule)
     published = suite.published
     assert (published["teacher"].accuracy, published["triplet"].accuracy) == (83.75, 80.91)
     assert published["triplet"].curve == "tripletkd/published/oki2020_cifar10_triplet.csv"
 
 
-def test_copy_elsewhere_reads_the_copy(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text((tmp_path / "params.yaml").read_text().replace("holdout: 30", "holdout: 29"))
-    assert config.load(tmp_path).for_suite("digits").holdout == 29
+# --- what a suite comes to -------------------------------------------------------------------------------------------
 
 
-# --- what a suite comes to --------------------------------------------------------------------------------------------
+def test_equivalent_code_is_of_some_runs() -> None:
+    assert load(ROOT, [CODE]).run.equivalent_code == [EquivalentCode(64 * "e", "digits", ["teacher", "kd"], "docs/own")]
+
+
+def test_overrides_reach_one_suite() -> None:
+    settings = load(ROOT, ["suite=cifar10", "method=triplet", "methods.triplet.margin=10", "suites.cifar10.seeds=3-4"])
+    suite = settings.for_suite("cifar10")
+    assert dataclasses.asdict(suite.methods["triplet"])["margin"] == 10.0
+    assert (settings.suite, settings.method, suite.seeds) == ("cifar10", "triplet", [3, 4])
+    assert settings.suites["digits"].seeds == [*range(11, 21)]
 
 
 def test_a_recipe_is_written_once_and_changed_where_it_differs() -> None:
-    resnets = config.load(ROOT).for_suite("digits_resnet")
-    sgd = SGD(lr=0.05, momentum=0.9, weight_decay=0.0005)
+    resnets, sgd = load(ROOT).for_suite("digits_resnet"), SGD(lr=0.05, momentum=0.9, weight_decay=0.0005)
     assert resnets.teacher.recipe == Recipe(30, 50, sgd, MultiStep(decay_epochs=(20, 26), decay_factor=0.1))
     assert resnets.student.recipe == Recipe(20, 50, sgd, MultiStep(decay_epochs=(14, 18), decay_factor=0.1))
-    digits = config.load(ROOT).for_suite("digits")
-    assert digits.teacher.recipe == digits.student.recipe
 
 
-def test_another_optimizer_or_schedule_starts_anew() -> None:
-    """Nothing of sgd or multistep is left in it."""
+def test_the_command_line_changes_blocks_and_one_of_another_name_starts_anew() -> None:
+    for word in ("recipe.optimizer={lr: 0.5}", "student.recipe.optimizer={lr: 0.5}", "student.recipe.optimizer.lr=0.5"):
+        assert digits(f"{SUITE}.{word}").student.recipe.optimizer == SGD(lr=0.5, momentum=0.9, weight_decay=0.0005)
     changes = "{optimizer: {name: adamw, lr: 0.001, weight_decay: 0}, schedule: {name: cosine, warmup_epochs: 2}}"
-    suite = config.load(ROOT, [f"+suites.digits.student.recipe={changes}", "run.ablations=[margin]"]).for_suite(
-        "digits"
-    )
+    suite = digits(f"+{SUITE}.student.recipe={changes}", "run.ablations=[margin]")
     assert suite.student.recipe == Recipe(28, 50, AdamW(lr=0.001, weight_decay=0), Cosine(warmup_epochs=2))
     assert isinstance(suite.teacher.recipe.optimizer, SGD)
 
 
-def test_the_command_line_changes_blocks_that_are_written_and_blocks_that_are_not() -> None:
-    """A block is merged into what is there; one of another name takes its place."""
-
-    def student(*words: str) -> Recipe:
-        return config.load(ROOT, words).for_suite("digits").student.recipe
-
-    optimizer = student("suites.digits.recipe.optimizer={name: adamw, lr: 0.1, weight_decay: 0}").optimizer
-    assert optimizer == AdamW(lr=0.1, weight_decay=0)
-    for word in ("recipe.optimizer={lr: 0.5}", "student.recipe.optimizer={lr: 0.5}", "student.recipe.optimizer.lr=0.5"):
-        assert student(f"suites.digits.{word}").optimizer == SGD(lr=0.5, momentum=0.9, weight_decay=0.0005)
-    assert student("suites.digits.student={network: resnet8, recipe: {epochs: 40}}").epochs == 40
-
-
-def test_an_ablation_varies_the_recipe_by_its_leaves() -> None:
-    words = [
-        "run.ablations=[longer,margin]",
-        "ablations.margin=[{margin: 1, outputs: unit}, "
-        "{outputs: unit, recipe: {optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}}]",
-    ]
-    found = config.load(ROOT, words).for_suite("digits").ablations
-    assert [variant.label for variant in found["longer"]] == [
-        "triplet 0",
-        "triplet 0, epochs 112, decay_epochs [88]",
-        "triplet 2",
-        "triplet 2, epochs 112, decay_epochs [88]",
-    ]
-    assert found["longer"][1].recipe.epochs == 112
+def test_an_ablation_varies_parameters_and_the_recipe_by_its_leaves() -> None:
+    adamw = "{optimizer: {name: adamw, lr: 0.1, weight_decay: 0}}"
+    variants = f"[{{margin: 1, outputs: unit}}, {{outputs: unit, recipe: {adamw}}}]"
+    found = digits("run.ablations=[longer,margin]", f"ablations.margin={variants}").ablations
+    longer = ["triplet 0", "triplet 0, epochs 112, decay_epochs [88]", "triplet 2"]
+    assert [variant.label for variant in found["longer"]][:3] == longer
     assert found["longer"][1].recipe.schedule == MultiStep(decay_epochs=(88,), decay_factor=0.1)
     assert [variant.label for variant in found["margin"]] == ["margin 1", "optimizer adamw, lr 0.1, weight_decay 0"]
     assert found["margin"][1].recipe.optimizer == AdamW(lr=0.1, weight_decay=0)
 
 
-def test_ablations_that_nobody_asked_for_need_not_fit_a_suites_recipe() -> None:
-    words = [
-        "run.ablations=[margin]",
-        "suites.digits.recipe.schedule={name: cosine}",
-    ]
-    assert list(config.load(ROOT, words).for_suite("digits").ablations) == ["margin"]
-    with pytest.raises(UserError, match=r"ablations.longer.1..recipe.schedule.decay_epochs: unknown key"):
-        config.load(ROOT, [*words, "ablation=longer"])
+def test_an_ablation_must_fit_the_suites_that_run_it() -> None:
+    """`longer` names decay_epochs, which a cosine has not."""
+    cosine, problem = [f"{SUITE}.recipe.schedule={{name: cosine}}"], "ablations.longer[1].recipe.schedule.decay_epochs"
+    assert list(digits(*cosine, "run.ablations=[margin]").ablations) == ["margin"]
+    elsewhere = load(ROOT, [*cosine, "suite=digits", "run.suites=[digits_resnet]", "run.ablations=[longer]"])
+    with pytest.raises(UserError, match="unknown key"):
+        elsewhere.for_suite("digits").ablations["longer"]
+    for words in (["run.ablations=[longer]"], ["run.ablations=[margin]", "suite=digits", "ablation=longer"]):
+        assert f"{problem}: unknown key" in message(ROOT, *cosine, *words)
 
 
-def test_a_method_may_be_otherwise_in_a_suite_and_each_suite_has_its_own() -> None:
-    settings = config.load(ROOT, ["suite=digits"])
-    nckd = {name: settings.for_suite(name).methods["dkd"].nckd for name in settings.suites}
-    assert (nckd["digits"], nckd["cifar100_resnet56_resnet20"], nckd["cifar100_vgg13_vgg8"]) == (8.0, 2.0, 6.0)
+# --- published figures -----------------------------------------------------------------------------------------------
 
-
-def test_published_figures_stand_in_files() -> None:
-    settings = config.load(ROOT)
-    counts = {name: len(settings.for_suite(name).published) for name in settings.suites}
-    assert sum(counts.values()) == 2 + 5 * 14
-    published = settings.for_suite("cifar100_vgg13_vgg8").published
-    assert (published["crd"].accuracy, published["kd standardized"].accuracy) == (73.94, 74.36)
+CURVES = {"c": "epoch,accuracy\n1,2\n", "e": "epoch,test_accuracy\n1,x\n", "f": "epoch,test_accuracy\n1,nan\n"}
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("rows", "expected"),
     [
-        (
-            "method,accuracy,source\nkd,1,x\n",
-            "figures.csv: found the columns method, accuracy, source, expected curve too",
-        ),
-        ("method,accuracy,source,curve\nkd,x,y,\n", "figures.csv, line 2.accuracy: found 'x', expected a number"),
-        (
-            "method,accuracy,source,curve\nkd,101,y,\n",
-            "figures.csv, line 2.accuracy: found 101.0, expected a value <= 100",
-        ),
-        ("method,accuracy,source,curve\nkd,nan,y,\n", "figures.csv, line 2.accuracy: found 'nan', expected a number"),
-        ("method,accuracy,source,curve\nkd,1,,\n", "figures.csv, line 2: found no source, expected one"),
-        ("method,accuracy,source,curve\nkd,1\n", "figures.csv, line 2: found no source, expected one"),
-        ("method,accuracy,source,curve\nkd,1,y,\nkd,2,y,\n", "figures.csv, line 3: 'kd' is listed twice"),
-        (
-            "method,accuracy,source,curve\nkd,1,y,c.csv\n",
-            "c.csv: found the columns epoch, accuracy, expected test_accuracy too",
-        ),
-        (
-            "method,accuracy,source,curve\nkd,1,y,d.csv\n",
-            "d.csv: not there; expected a CSV file with the columns epoch, test",
-        ),
-        ("method,accuracy,source,curve\nkd,1,y,e.csv\n", "e.csv, line 2.test_accuracy: found 'x', expected a number"),
-        ("method,accuracy,source,curve\nkd,1,y,f.csv\n", "f.csv, line 2.test_accuracy: found 'nan', expected a number"),
-        ("method,accuracy,source,curve\nkd,1,y,g.csv\n", "g.csv: found no epoch, expected a line each"),
+        ("kd,x,y,", "figures.csv, line 2.accuracy: found 'x', expected "),
+        ("kd,101,y,", "figures.csv, line 2.accuracy: found '101', expected a value <= 100"),
+        ("kd,nan,y,", "figures.csv, line 2.accuracy: found 'nan', expected "),
+        ("kd,1,,", "figures.csv, line 2.source: found '', expected some text"),
+        ("kd,1", "figures.csv, line 2.source: found no value, expected one"),
+        ("kd,1,y,\nkd,2,y,", "figures.csv, line 3.method: found 'kd', expected a name that no other line has"),
+        ("kd,1,y,c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
+        ("kd,1,y,d.csv", "d.csv: not there; expected a CSV file with the columns epoch, test_accuracy"),
+        ("kd,1,y,e.csv", "e.csv, line 2.test_accuracy: found 'x', expected "),
+        ("kd,1,y,f.csv", "f.csv, line 2.test_accuracy: found 'nan', expected "),
+        ("kd,1,y,g.csv", "g.csv: found no epoch, expected a line each"),
     ],
 )
-def test_wrong_published_figures_are_named(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "figures.csv").write_text(text)
-    (tmp_path / "c.csv").write_text("epoch,accuracy\n1,2\n")
-    (tmp_path / "e.csv").write_text("epoch,test_accuracy\n1,x\n")
-    (tmp_path / "f.csv").write_text("epoch,test_accuracy\n1,nan\n")
-    (tmp_path / "g.csv").write_text("epoch,test_accuracy\n")
+def test_wrong_published_figures_are_named(rows: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "figures.csv").write_text(f"method,accuracy,source,curve\n{rows}\n")
+    for name, text in (CURVES | {"g": "epoch,test_accuracy\n"}).items():
+        (tmp_path / f"{name}.csv").write_text(text)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    with pytest.raises(UserError) as caught:
-        config.load(tmp_path, ["suites.digits.published=figures.csv"])
-    assert f"suites.digits.published: {message}" in str(caught.value)
+    assert f"suites.digits.published: {expected}" in message(tmp_path, "suites.digits.published=figures.csv")
 
 
-# --- annotations ------------------------------------------------------------------------------------------------------
+# --- a stage's own command line --------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    weight: Annotated[float, "> 0", "<= 1"]
-    kinds: tuple[Literal["a", "b"], ...]
-    layers: list[Literal["stage1", "stage2"]]
-    text: str = "x"
+def fetch(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"}
+    program = [sys.executable, "-m", "stages.fetch", *words]
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ({"weight": 0, "kinds": [], "layers": []}, "k.weight: found 0.0, expected a value > 0; correct"),
-        ({"weight": 2, "kinds": [], "layers": []}, "k.weight: found 2.0, expected a value <= 1; correct"),
-        ({"weight": True, "kinds": [], "layers": []}, "k.weight: found True, expected a number"),
-        ({"weight": 1, "kinds": ["a", "c"], "layers": []}, r"k.kinds\[1\]: found 'c', expected a value in a b"),
-        (
-            {"weight": 1, "kinds": [], "layers": ["stage3"]},
-            r"k.layers\[0\]: found 'stage3', expected a value in stage1 stage2",
-        ),
-        ({"weight": 1, "kinds": [], "layers": [], "text": True}, "k.text: found True, expected text"),
-        ({"weight": 1, "kinds": [], "layers": [], "text": [1]}, "k.text: found a list, expected text"),
-        ({"weight": 1, "kinds": []}, "k.layers: missing"),
-        ([], "k: found a list, expected a block of parameters"),
-    ],
-)
-def test_annotations_are_what_is_demanded(block: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check(Example, block, "k")
+def test_a_stage_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    done = fetch(tmp_path, "suite=digits", f"{SUITE}.holdout=none")
+    assert (done.returncode, done.stdout) == (1, "") and not (tmp_path / "data").exists()
+    assert done.stderr.startswith(f"error: {SUITE}.holdout: found 'none', expected a whole number")
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_is_as_annotated_is_taken_as_it_is() -> None:
-    made = check(Example, {"weight": 1, "kinds": ["b"], "layers": ["stage2"], "text": 7}, "k")
-    assert made == Example(1.0, ("b",), ["stage2"], "7")
-    assert isinstance(made.weight, float)
-
-
-def test_a_range_that_nobody_can_read_is_an_error_of_ours() -> None:
-    wrong = dataclasses.make_dataclass("Wrong", [("x", Annotated[int, "about 3"])])
-    with pytest.raises(KeyError):
-        check(wrong, {"x": 3}, "k")
+def test_a_suite_is_fetched_though_an_ablation_of_others_does_not_fit_it(tmp_path: Path) -> None:
+    done = fetch(tmp_path, "suite=digits", "run.suites=[digits_resnet]", f"{RECIPE}.schedule={{name: cosine}}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/digits/dataset.json").exists()

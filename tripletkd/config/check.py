@@ -1,160 +1,115 @@
-"""Judge blocks of params.yaml by the annotations of a dataclass, with the key's path in the message.
-
-pydantic's core does the judging. The dataclasses stay the standard library's own, because methods and optimizers, which
-declare theirs, are to be read and imported without pydantic.
-"""
+"""Judge a block of params.yaml by the annotations of a dataclass; pydantic judges, a person reads."""
 
 import dataclasses
-import types
+import json
+import reprlib
 import typing
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
+from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic_core import CoreSchema, SchemaValidator, ValidationError, core_schema
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from tripletkd.errors import UserError
 
 T = TypeVar("T")
-BOUNDS = {">": "gt", ">=": "ge", "<": "lt", "<=": "le"}  # in annotations -> in pydantic
-OUT_OF_RANGE = {
-    "greater_than": "> {gt:g}",
-    "greater_than_equal": ">= {ge:g}",
-    "less_than": "< {lt:g}",
-    "less_than_equal": "<= {le:g}",
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+EXPECTED = {  # what to give, by the type of pydantic's error
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text (a number as text needs quotes)",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a block of parameters",
+    "dataclass_type": "a block of parameters",
+    "greater_than": "a value > {gt:g}",
+    "greater_than_equal": "a value >= {ge:g}",
+    "less_than": "a value < {lt:g}",
+    "less_than_equal": "a value <= {le:g}",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "string_too_short": "some text",
+    "string_pattern_mismatch": "text of the pattern {pattern}",
+    "predicate_failed": "each once",
 }
 
 
-def check(cls: type[T], found: object, key: str) -> T:
-    """Return the dataclass built from a block of parameters.
+def check(cls: type[T], found: object, key: str, strict: bool = True) -> T:
+    """Return what a block of parameters is: an instance of a dataclass, or a dict of them.
 
     Args:
-        cls: A dataclass with annotations as config.schema describes them.
+        cls: A dataclass with annotations as config.schema describes them, or a dict of those.
         found: What stands in the place of the block.
         key: The block's path in params.yaml, for the message; empty for the whole file.
+        strict: Whether a text is never a number: false for a CSV file.
 
     Raises:
         UserError: Something in the block is not as annotated; the message names its key.
     """
-    try:
-        made: T = _validator(typing.cast("Hashable", cls)).validate_python(found)
+    try:  # as JSON, in which a strict pydantic takes a list for a tuple and a block for a dataclass
+        text = json.dumps({key: found}, default=str)
+        return _adapter(cast("Hashable", cls)).validate_json(text, strict=None if strict else False)[key]
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [e for e in errors if e["type"] == "unexpected_keyword_argument"]  # explains what is missing, too
-        problem = (unknown or errors)[0]
-        path, hint = _locate(cls, problem["loc"], key)
-        path += ".name" if problem["type"].startswith("union_tag") else ""
-        raise UserError(f"{path}: {_explain(problem, hint)}") from None
-    return made
+        raise UserError(_explain((unknown or errors)[0], cls, {key: found})) from None
 
 
 @cache
-def _validator(cls: Any) -> SchemaValidator:
-    return SchemaValidator(_schema(cls))
+def _adapter(cls: Any) -> TypeAdapter[dict[str, Any]]:
+    return TypeAdapter(dict[str, cls], config=STRICT)
 
 
-def _schema(hint: Any, constraints: Sequence[str] = ()) -> CoreSchema:
-    """Translate an annotation; constraints are the ranges beside it."""
-    bounds: dict[str, Any] = {BOUNDS[relation]: float(n) for relation, n in (text.split() for text in constraints)}
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _dataclass_schema(hint)
-    if origin is Annotated:
-        return _schema(arguments[0], arguments[1:])
-    if origin is Literal:
-        return core_schema.literal_schema(list(arguments))
-    if origin in (typing.Union, types.UnionType):
-        return _union_schema([argument for argument in arguments if argument is not type(None)], arguments)
-    if origin is list:
-        return core_schema.list_schema(_schema(arguments[0]), strict=True)
-    if origin is tuple:  # of any length: tuple[X, ...]
-        return core_schema.tuple_schema([_schema(arguments[0])], variadic_item_index=0)
-    if origin is dict:
-        return core_schema.dict_schema(core_schema.str_schema(), _schema(arguments[1]), strict=True)
-    simple: dict[Any, Callable[[], CoreSchema]] = {
-        int: lambda: core_schema.int_schema(strict=True, **bounds),
-        float: lambda: core_schema.float_schema(strict=True, **bounds),
-        bool: lambda: core_schema.bool_schema(strict=True),
-        str: lambda: core_schema.str_schema(coerce_numbers_to_str=True),
-        Any: core_schema.any_schema,
-    }
-    return simple[hint]()
-
-
-def _dataclass_schema(cls: type) -> CoreSchema:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = []
-    for item in dataclasses.fields(cls):
-        schema = _schema(hints[item.name])
-        if item.default is not dataclasses.MISSING:
-            schema = core_schema.with_default_schema(schema, default=item.default)
-        elif item.default_factory is not dataclasses.MISSING:
-            schema = core_schema.with_default_schema(schema, default_factory=item.default_factory)
-        fields.append(core_schema.dataclass_field(item.name, schema, kw_only=True))
-    block = core_schema.dataclass_args_schema(cls.__name__, fields, extra_behavior="forbid")
-    return core_schema.dataclass_schema(cls, block, list(hints))
-
-
-def _union_schema(members: list[Any], arguments: tuple[Any, ...]) -> CoreSchema:
-    """Translate `X | None`, or a union of dataclasses of which the block's `name` picks one."""
-    if len(members) < len(arguments):
-        [member] = members
-        return core_schema.nullable_schema(_schema(member))
-    return core_schema.tagged_union_schema({member.name: _schema(member) for member in members}, "name")
-
-
-def _locate(hint: Any, loc: Sequence[int | str], path: str) -> tuple[str, Any]:
-    """Return the path of an error's place, and the annotation there; of an unknown key, its block's annotation."""
-    hint = _bare(hint)
-    for part in loc:
-        if typing.get_origin(hint) in (
-            typing.Union,
-            types.UnionType,
-        ):  # pydantic's place has the member's name
-            hint = next(member for member in typing.get_args(hint) if member.name == part)
-            continue
-        path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
-        if dataclasses.is_dataclass(hint):
-            hint = typing.get_type_hints(hint, include_extras=True).get(str(part), hint)
-        else:
-            hint = typing.get_args(hint)[1 if typing.get_origin(hint) is dict else 0]
-        hint = _bare(hint)
-    return path, hint
-
-
-def _bare(hint: Any) -> Any:
-    """Return the annotation without its ranges and without None."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is Annotated or (len(arguments) == 2 and arguments[1] is type(None)):
-        return _bare(arguments[0])
-    return hint
-
-
-def _explain(error: Any, hint: Any) -> str:
+def _explain(error: ErrorDetails, cls: Any, block: Any) -> str:
     """Say what one of pydantic's errors means to a person who edits params.yaml."""
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        error["loc"] += ("name",)
+        found = context.get("tag")
+    path = _path(error["loc"], block)
+    if kind == "json_invalid":  # hundreds of lists within each other, or half a character
+        return f"{path or 'params.yaml'}: cannot be read: {context['error']}"
     if kind in ("missing", "union_tag_not_found"):
-        return "missing; every key of the block must be given"
+        return f"{path}: missing; every key of the block must be given"
     if kind == "unexpected_keyword_argument":
-        return f"unknown key; expected one of {', '.join(item.name for item in dataclasses.fields(hint))}"
+        names = _keys(error["loc"], cls)
+        return f"{path}: unknown key; expected one of {', '.join(names)}{near(str(error['loc'][-1]), names)}"
     if found is None:
-        return "found no value, expected one"
-    if kind == "union_tag_invalid":
-        found, expected = context["tag"], f"a value in {' '.join(m.name for m in typing.get_args(hint))}"
-    elif kind in OUT_OF_RANGE:
-        expected = f"a value {OUT_OF_RANGE[kind].format(**context)}"
-    elif typing.get_origin(hint) is Literal:
-        expected = f"a value in {' '.join(typing.get_args(hint))}"
-    else:
-        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        is_list = typing.get_origin(hint) in (list, tuple)
-        expected = kinds.get(hint, "a list" if is_list else "a block of parameters")
-    return f"found {_shown(found, hint)}, expected {expected}; correct params.yaml or the command line"
+        return f"{path}: found no value, expected one"
+    shown = "a block" if isinstance(found, dict) else reprlib.repr(found)
+    if error["loc"][-1] == "[key]":
+        return f"{path}: found {shown} as a name, expected letters, digits and _ - in it"
+    expected = EXPECTED.get(kind, error["msg"]).format(**context)
+    return f"{path}: found {shown}, expected {expected}; correct params.yaml or the command line"
 
 
-def _shown(found: Any, hint: Any) -> str:
-    if isinstance(found, list | dict):
-        return "a list" if isinstance(found, list) else "a block"
-    if typing.get_origin(hint) in (list, tuple):
-        return "a single value"
-    return repr(float(found) if hint is float and type(found) is int else found)
+def _path(loc: tuple[int | str, ...], block: Any) -> str:
+    """Return where in params.yaml the place of an error is."""
+    path = ""
+    for part in loc:
+        if isinstance(block, dict) and part not in block and part == block.get("name"):
+            continue  # pydantic names which of a union's dataclasses it is
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if part != "[key]" else ""
+        block = block.get(part) if isinstance(block, dict) else block[part] if isinstance(part, int) else None
+    return path.strip(".")
+
+
+def _keys(loc: tuple[int | str, ...], cls: Any) -> list[str]:
+    """Return the keys that may stand beside one that is unknown."""
+    for part in loc[1:-1]:
+        if dataclasses.is_dataclass(cls):
+            cls = typing.get_type_hints(cls)[str(part)]
+        else:
+            members = typing.get_args(cls)
+            cls = next((member for member in members if getattr(member, "name", None) == part), members[-1])
+    return [item.name for item in dataclasses.fields(cls)]
+
+
+def near(name: str, names: list[str]) -> str:
+    """Return a question after the name that is written much like one that is unknown; empty without one."""
+    return "".join(f"; did you mean {close}?" for close in get_close_matches(name, names, n=1, cutoff=0.85))

@@ -1,30 +1,37 @@
-"""Load params.yaml: Hydra composes it, the schema judges it, and what it refers to is looked up suite by suite."""
+"""Load params.yaml: recipes are merged, the schema judges, and what a suite refers to is looked up."""
 
-import dataclasses
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tripletkd import methods, models
 from tripletkd.config import published
-from tripletkd.config.check import check
-from tripletkd.config.compose import compose
-from tripletkd.config.schema import (
-    ABLATED,
-    Settings,
-    StudentSettings,
-    SuiteBlock,
-    SuiteConfig,
-    TeacherSettings,
-    Variant,
-)
+from tripletkd.config.check import check, near
+from tripletkd.config.compose import compose, merged
+from tripletkd.config.schema import ABLATED, MAX_SEEDS, Block, Settings, SuiteBlock, SuiteConfig, Variant
 from tripletkd.errors import UserError
+from tripletkd.methods import MethodParams
 from tripletkd.streams import check_distinct
 from tripletkd.training.optim import Recipe
 
-MAX_SEEDS = 1000  # in a range
+NOT_METHODS = ("teacher", "ablations")  # folders that stand beside the methods' folders
+
+
+class Ablations(dict[str, list[Variant]]):
+    """The ablations that fit a suite; of another, a look-up says why it does not fit."""
+
+    def __init__(self, resolve: Callable[[str], list[Variant]], names: Collection[str]) -> None:
+        super().__init__()
+        self._resolve = resolve
+        for name in names:
+            with suppress(UserError):
+                self[name] = resolve(name)
+
+    def __missing__(self, name: str) -> list[Variant]:
+        return self._resolve(name)
 
 
 @dataclass(frozen=True)
@@ -37,55 +44,55 @@ class Config(Settings):
 
     root: Path
 
+    @property
+    def asked(self) -> list[str]:
+        """The ablations that params.yaml or the command line asks for."""
+        return list(dict.fromkeys([*self.run.ablations, *filter(None, [self.ablation])]))
+
     def for_suite(self, name: str) -> SuiteConfig:
-        """Resolve a suite: recipes merged, methods as they are in this suite, published figures read.
+        """Resolve a suite: methods as they are in this suite, published figures read, ablations written out.
 
         Raises:
-            UserError: Something is wrong that shows only now, such as a recipe of an ablation; the message names it.
+            UserError: A method's parameters or the published figures are wrong; the message names them.
         """
-        block, key = self.suites[name], f"suites.{name}"
-        teacher, student = (_recipe(block.recipe, who.recipe, f"{key}.{kind}.recipe") for kind, who in _networks(block))
-        params = {method: _params(method, found, self.suites, name) for method, found in self.methods.items()}
+        block, params = self.suites[name], self.params(name)
         try:
             figures = published.read(self.root, block.published) if block.published else {}
         except UserError as problem:
-            raise UserError(f"{key}.published: {problem}") from None
-        return SuiteConfig(
-            name=name,
-            about=block.about,
-            data=block.data,
-            inputs=block.inputs,
-            seeds=block.seeds,
-            precision=block.precision,
-            teacher=TeacherSettings(block.teacher.network, block.teacher.seed, teacher),
-            teacher_floor=block.teacher_floor,
-            student=StudentSettings(block.student.network, student),
-            evaluate_every=block.evaluate_every,
-            holdout=block.holdout,
-            published=figures,
-            methods=params,
-            ablations=self._ablations(params, student),
-        )
+            raise UserError(f"suites.{name}.published: {problem}") from None
 
-    def _ablations(self, params: dict[str, Any], recipe: Recipe) -> dict[str, list[Variant]]:
-        """Return the variants of the ablations that are asked for.
+        def resolve(ablation: str) -> list[Variant]:
+            return _variants(f"ablations.{ablation}", self.ablations[ablation], params[ABLATED], block.student.recipe)
 
-        Of the others the parameters are checked, but not the recipes: those of a suite that no ablation was written for
-        need not fit.
+        looked_up = {"name": name, "published": figures, "methods": params, "ablations": Ablations(resolve, self.asked)}
+        return SuiteConfig(**vars(block) | looked_up)
+
+    def params(self, suite: str) -> dict[str, MethodParams]:
+        """Return the Params of every method, with what its key `suites` says of this suite.
+
+        Raises:
+            UserError: They are not as the method has them.
         """
-        asked = {}
-        for name, entries in self.ablations.items():
-            key = f"ablations.{name}"
-            if len(entries) < 2:
-                raise UserError(f"{key}: found {entries!r}, expected a list of two variants or more")
-            changed = [_variant_params(f"{key}[{i}]", entry, params[ABLATED]) for i, entry in enumerate(entries)]
-            if name in (*self.run.ablations, self.ablation):
-                asked[name] = _variants(key, entries, changed, recipe)
-        return asked
+        params = {}
+        for name, block in self.methods.items():
+            key, general = f"methods.{name}", _without(block, "suites")
+            try:
+                schema = methods.load(name).Params
+            except KeyError:
+                known = methods.names()
+                raise UserError(
+                    f"{key}: unknown method; expected one of {', '.join(known)}{near(name, known)}"
+                ) from None
+            params[name] = check(schema, general, key)
+            special = check(dict[str, Block], block.get("suites", {}), f"{key}.suites")
+            _check_known(f"{key}.suites", special, self.suites)
+            if suite in special:
+                params[name] = check(schema, general | special[suite], f"{key}.suites.{suite}")
+        return params
 
 
 def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = False) -> Config:
-    """Return params.yaml with Hydra overrides, all of it checked.
+    """Return params.yaml with Hydra's overrides, all of it checked.
 
     Args:
         folder: Where params.yaml is.
@@ -96,116 +103,117 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
         UserError: Something is wrong; the message names the key, what was found and what is expected.
     """
     try:
-        config = Config(**vars(check(Settings, _with_seeds(compose(folder, overrides)), "")), root=folder)
-        _check_names(config)
-        _check_selection(config, allow_teacher)
+        tree = compose(folder, overrides)
+        if isinstance(suites := tree.get("suites"), dict):
+            tree["suites"] = {name: _written_out(f"suites.{name}", block) for name, block in suites.items()}
+        config = Config(**vars(check(Settings, tree, "")), root=folder)
+        _check_names(config, allow_teacher)
         for name, block in config.suites.items():
-            _check_suite(name, block)
-        selected = [config.suite] if config.suite else config.run.suites
-        for name in selected:
-            config.for_suite(name)
+            _check_suite(f"suites.{name}", block)
+            config.params(name)
+        for name in [config.suite] if config.suite else config.run.suites:
+            suite = config.for_suite(name)
+            for ablation in config.asked if name in config.run.suites else filter(None, [config.ablation]):
+                suite.ablations[ablation]  # says why one does not fit
     except UserError as problem:  # which may quote anything
         raise UserError(" ".join(str(problem).split())) from None
     return config
 
 
-def _with_seeds(tree: dict[str, Any]) -> dict[str, Any]:
-    """Write out ranges of seeds: 11-13 is 11, 12, 13."""
-    suites = tree.get("suites")
-    for name, block in suites.items() if isinstance(suites, dict) else ():
-        seeds = block.get("seeds") if isinstance(block, dict) else None
-        if not isinstance(seeds, str):
-            continue
+def _written_out(key: str, block: Any) -> Any:
+    """Return a suite's block with the seeds of a range such as 11-20, and each network's own changes in its recipe."""
+    if not isinstance(block, dict):
+        return block
+    block = dict(block)
+    if isinstance(seeds := block.get("seeds"), str):
         found = re.fullmatch(r"(\d{1,9})-(\d{1,9})", seeds)
         first, last = map(int, found.groups()) if found else (0, -1)
         if not first <= last < first + MAX_SEEDS:
             expected = f"expected a list, or a range such as 11-20 of at most {MAX_SEEDS}"
-            raise UserError(f"suites.{name}.seeds: found {seeds!r}, {expected}")
+            raise UserError(f"{key}.seeds: found {seeds!r}, {expected}")
         block["seeds"] = list(range(first, last + 1))
-    return tree
+    for kind in ("teacher", "student"):
+        if isinstance(network := block.get(kind), dict):
+            block[kind] = network | {"recipe": merged(block.get("recipe"), network.get("recipe", {}))}
+    return block
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _check_names(config: Config) -> None:
-    """Refuse names that no folder or DVC key can have, and lists in `run` and `claims` of names that are unknown."""
-    for kind, names in (("suites", config.suites), ("ablations", config.ablations)):
-        for name in names:
-            if not re.fullmatch(r"\w[\w-]*", name):
-                raise UserError(f"{kind}.{name}: found {name!r} as a name, expected letters, digits and _ - in it")
-    run = config.run
-    _check_list("run.suites", run.suites, config.suites, may_be_empty=False)
-    _check_list("run.methods", run.methods, config.methods, may_be_empty=False)
-    _check_list("run.ablations", run.ablations, config.ablations)
-    _check_list("run.export", run.export, ["teacher", *config.methods])
-    _check_list("run.splits", run.splits)
-    for key, split in (("split", run.split), *([("ablation_split", run.ablation_split)] if run.ablations else [])):
-        if split not in run.splits:
-            raise UserError(f"run.{key}: {split!r} is not there; expected one of {', '.join(run.splits)} (run.splits)")
-    for i, claim in enumerate(config.claims):
-        _check_list(f"claims[{i}].over", claim.over, [name for name in config.methods if name != claim.method])
-        _check_list(f"claims[{i}].method", [claim.method], config.methods)
+def _check_names(config: Config, allow_teacher: bool) -> None:
+    """Refuse names that are unknown, that no folder can have, or of which two pairs make one name of a stage."""
+    for name in NOT_METHODS:
+        if name in config.methods:
+            raise UserError(f"methods.{name}: found {name!r} as a name, expected another: a folder has it already")
     if config.ablations and ABLATED not in config.methods:
         raise UserError(f"methods.{ABLATED}: missing; the ablations vary it")
+    for key, names, known in _named(config, ["teacher", *config.methods], allow_teacher):
+        _check_known(key, [name for name in names if name is not None], known)
+    for kind in ("methods", "ablations", "export"):
+        taken: dict[str, tuple[str, str]] = {}
+        for pair in ((suite, name) for suite in config.run.suites for name in getattr(config.run, kind)):
+            other = taken.setdefault("-".join(pair), pair)
+            if other != pair:
+                both = f"{other[1]!r} of suite {other[0]!r} and {pair[1]!r} of suite {pair[0]!r}"
+                raise UserError(f"run.{kind}: {both} make one name of a stage, {'-'.join(pair)}; expected another name")
 
 
-def _check_selection(config: Config, allow_teacher: bool) -> None:
-    trained = [*(["teacher"] if allow_teacher else []), *config.methods]
-    for key, name, known in (
-        ("suite", config.suite, config.suites),
-        ("method", config.method, trained),
-        ("ablation", config.ablation, config.ablations),
-    ):
-        if name:
-            _check_list(key, [name], known)
+def _named(
+    config: Config, trained: list[str], allow_teacher: bool
+) -> Iterator[tuple[str, Sequence[str | None], Collection[str]]]:
+    """Yield the keys that name something, the names, and what there is."""
+    run, suites, known_methods = config.run, config.suites, config.methods
+    yield "run.suites", run.suites, suites
+    yield "run.methods", run.methods, known_methods
+    yield "run.ablations", run.ablations, config.ablations
+    yield "run.export", run.export, trained
+    yield "run.split", [run.split], run.splits
+    yield "run.ablation_split", [run.ablation_split if run.ablations else None], run.splits
+    for i, claim in enumerate(config.claims):
+        yield f"claims[{i}].method", [claim.method], known_methods
+        yield f"claims[{i}].over", claim.over, [name for name in known_methods if name != claim.method]
+    for i, code in enumerate(run.equivalent_code):
+        yield f"run.equivalent_code[{i}].suite", [code.suite], suites
+        yield f"run.equivalent_code[{i}].methods", code.methods, trained
+    yield "suite", [config.suite], suites
+    yield "method", [config.method], trained if allow_teacher else known_methods
+    yield "ablation", [config.ablation], config.ablations
 
 
-def _check_list(
-    key: str, found: Sequence[Any], known: Collection[str] | None = None, may_be_empty: bool = True
-) -> None:
-    if not found and not may_be_empty:
-        raise UserError(f"{key}: found an empty list, expected at least one")
-    for name in found:
-        if known is not None and name not in known:
-            raise UserError(f"{key}: {name!r} is not there; expected one of {', '.join(known)}")
-        if found.count(name) > 1:
-            raise UserError(f"{key}: {name!r} is listed {found.count(name)} times, expected once")
+def _check_known(key: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            expected = f"expected one of {', '.join(known)}{near(name, list(known))}"
+            raise UserError(f"{key}: {name!r} is not there; {expected}")
 
 
-# --- suites -----------------------------------------------------------------------------------------------------------
+# --- suites and ablations ---------------------------------------------------------------------------------------------
 
 
-def _networks(block: SuiteBlock) -> tuple[tuple[str, Any], tuple[str, Any]]:
-    return ("teacher", block.teacher), ("student", block.student)
-
-
-def _check_suite(name: str, block: SuiteBlock) -> None:
+def _check_suite(key: str, block: SuiteBlock) -> None:
     """Refuse seeds, networks and recipes that do not go together."""
-    key = f"suites.{name}"
-    _check_list(f"{key}.seeds", block.seeds, may_be_empty=False)
     if block.teacher.seed in block.seeds:
         raise UserError(
             f"{key}.teacher.seed: found {block.teacher.seed}, which is in {key}.seeds; expected another: that student "
             "would begin with some of its teacher's weights, and see the images in its order"
         )
     check_distinct([block.teacher.seed, *block.seeds], f"{key}.seeds")
-    _recipe(block.recipe, {}, f"{key}.recipe")
-    for kind, network in _networks(block):
+    _fitting(block.recipe, f"{key}.recipe")
+    for kind, network in (("teacher", block.teacher), ("student", block.student)):
         if not models.known(network.network):
             raise UserError(
-                f"{key}.{kind}.network: found {network.network!r}, expected a value in {' '.join(models.NETWORKS)} "
-                f"{models.TORCHVISION}NAME; correct params.yaml or the command line"
+                f"{key}.{kind}.network: found {network.network!r}, expected one of {', '.join(models.NETWORKS)}, "
+                f"{models.TORCHVISION}NAME{near(network.network, list(models.NETWORKS))}"
             )
-        epochs = _recipe(block.recipe, network.recipe, f"{key}.{kind}.recipe").epochs
+        epochs = _fitting(network.recipe, f"{key}.{kind}.recipe").epochs
         if block.evaluate_every > epochs:
             found = block.evaluate_every
             raise UserError(f"{key}.evaluate_every: found {found}, expected at most {epochs}, the {kind}'s epochs")
 
 
-def _recipe(base: Recipe, changes: dict[str, Any], key: str) -> Recipe:
-    """Return the recipe with what a block says otherwise."""
-    recipe = check(Recipe, _merged(asdict(base), changes), key)
+def _fitting(recipe: Recipe, key: str) -> Recipe:
+    """Return the recipe; UserError if its schedule does not fit its epochs."""
     try:
         recipe.check()
     except UserError as problem:
@@ -213,98 +221,36 @@ def _recipe(base: Recipe, changes: dict[str, Any], key: str) -> Recipe:
     return recipe
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with changes, block by block; a block with another name, such as of an optimizer, starts anew."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = base.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
-            merged[key] = _merged(old, value)
-        else:
-            merged[key] = value
-    return merged
+def _variants(key: str, entries: Sequence[Block], params: MethodParams, recipe: Recipe) -> list[Variant]:
+    """Return an ablation's lines from what each changes in the Params of ABLATED and in the student's recipe.
 
-
-# --- methods and ablations --------------------------------------------------------------------------------------------
-
-
-def _params(name: str, block: dict[str, Any], suites: Collection[str], suite: str) -> Any:
-    """Return the Params of a method from its block, with what its `suites` says of this suite."""
-    key = f"methods.{name}"
-    try:
-        schema = methods.load(name).Params
-    except KeyError:
-        raise UserError(f"{key}: unknown method; expected one of {', '.join(methods.names())}") from None
-    general = _without(block, "suites")
-    params = _filled(schema, general, key)
-    special = check(MethodSuites, {"suites": block.get("suites", {})}, key).suites
-    _check_list(f"{key}.suites", list(special), suites)
-    for other, changes in special.items():
-        changed = _filled(schema, general | changes, f"{key}.suites.{other}")
-        params = changed if other == suite else params
-    return params
-
-
-@dataclass(frozen=True)
-class MethodSuites:
-    """The key `suites` of a method's block: by suite, what the method has otherwise there."""
-
-    suites: dict[str, dict[str, Any]]
-
-
-def _filled(schema: Any, block: dict[str, Any], key: str) -> Any:
-    for field, value in block.items():
-        if isinstance(value, list):
-            _check_list(f"{key}.{field}", value, may_be_empty=False)
-    return check(schema, block, key)
-
-
-def _variant_params(key: str, entry: dict[str, Any], params: Any) -> Any:
-    """Return the Params of ABLATED with what a variant changes."""
-    return _filled(type(params), asdict(params) | _without(entry, "recipe"), key)
-
-
-def _variants(key: str, entries: list[dict[str, Any]], params: list[Any], recipe: Recipe) -> list[Variant]:
-    """Return an ablation's lines from what each changes in the student's recipe, and the Params of each."""
+    Raises:
+        UserError: A change is wrong or does not fit the recipe, or two lines are alike.
+    """
     variants = []
-    for i, (entry, made) in enumerate(zip(entries, params, strict=True)):
-        changes = check(PartialRecipe, {"recipe": entry.get("recipe", {})}, f"{key}[{i}]").recipe
-        changed = _without(entry, "recipe") | _leaves(changes)
-        variants.append(Variant(changed, made, _recipe(recipe, changes, f"{key}[{i}].recipe")))
-    return _told_apart(key, variants)
-
-
-@dataclass(frozen=True)
-class PartialRecipe:
-    """The key `recipe` of a variant: what the student's recipe has otherwise there."""
-
-    recipe: dict[str, Any]
-
-
-def _without(block: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in block.items() if name != key}
-
-
-def _leaves(block: dict[str, Any], inside: str = "") -> dict[str, Any]:
-    """Return the values of a block and of those in it by their last key, `optimizer: {name: x}` as optimizer x."""
-    leaves: dict[str, Any] = {}
-    for key, value in block.items():
-        leaves |= _leaves(value, key) if isinstance(value, dict) else {inside if key == "name" else key: value}
-    return leaves
-
-
-def _told_apart(key: str, variants: list[Variant]) -> list[Variant]:
-    """Return the variants without the changes that all of them share; refuse two that are then alike."""
-    first, *others = [variant.changed for variant in variants]
-    shared = {name for name in first if all(name in other and other[name] == first[name] for other in others)}
-    told = [
-        dataclasses.replace(variant, changed={k: v for k, v in variant.changed.items() if k not in shared})
-        for variant in variants
-    ]
+    for i, entry in enumerate(entries):
+        changes, own = _without(entry, "recipe"), entry.get("recipe", {})
+        made = check(type(params), asdict(params) | changes, f"{key}[{i}]")
+        trained = check(Recipe, merged(asdict(recipe), own), f"{key}[{i}].recipe")
+        variants.append(Variant(changes | dict(_leaves(own)), made, _fitting(trained, f"{key}[{i}].recipe")))
+    first = variants[0].changed
+    shared = {name for name in first if all(name in v.changed and v.changed[name] == first[name] for v in variants)}
+    told = [replace(v, changed={name: x for name, x in v.changed.items() if name not in shared}) for v in variants]
     labels = [variant.label for variant in told]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(
-                f"{key}: {label!r} is listed twice, expected once; each has a parameter or recipe of its own"
-            )
+            raise UserError(f"{key}: {label!r} is listed twice, expected once")
     return told
+
+
+def _leaves(block: Any, inside: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of a block and of those in it by their last key, `optimizer: {name: x}` as optimizer x."""
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, key)
+        else:
+            yield inside if key == "name" else key, value
+
+
+def _without(block: Block, key: str) -> Block:
+    return {name: value for name, value in block.items() if name != key}

@@ -1,16 +1,23 @@
 """Read published figures from a CSV file: method, accuracy, source, and the file of a curve if there is one."""
 
 import csv
-import math
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tripletkd.config.check import check
-from tripletkd.config.schema import Published
+from tripletkd.config.schema import Percent, Published
 from tripletkd.errors import UserError
 
-COLUMNS = ("method", "accuracy", "source", "curve")
-CURVE_COLUMNS = ("epoch", "test_accuracy")
+COLUMNS, CURVE = ("method", "accuracy", "source", "curve"), ("epoch", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A line of a curve's file."""
+
+    epoch: float
+    test_accuracy: Percent
 
 
 def read(root: Path, name: str) -> dict[str, Published]:
@@ -24,41 +31,18 @@ def read(root: Path, name: str) -> dict[str, Published]:
         UserError: The file or a curve is not there or cannot be read, or a row is not as it must be.
     """
     figures: dict[str, Published] = {}
-    for number, row in enumerate(_rows(root, name, COLUMNS), start=2):
-        key, method = f"{name}, line {number}", row["method"]
-        if not method or not row["source"]:
-            raise UserError(f"{key}: found no {'source' if method else 'method'}, expected one")
-        if method in figures:
-            raise UserError(f"{key}: {method!r} is listed twice, expected once")
-        if (accuracy := _number(row["accuracy"])) is None:
-            raise UserError(f"{key}.accuracy: found {row['accuracy']!r}, expected a number")
-        block = {"accuracy": accuracy, "source": row["source"], "curve": row["curve"] or None}
-        figures[method] = check(Published, block, key)
-        if row["curve"]:
-            _check_curve(root, row["curve"])
+    for key, row in _rows(root, name, COLUMNS):
+        method, curve = row.pop("method"), row.pop("curve") or None
+        if not method or method in figures:
+            raise UserError(f"{key}.method: found {method!r}, expected a name that no other line has")
+        figures[method] = check(Published, row | {"curve": curve}, key, strict=False)
+        if curve and not [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE)]:
+            raise UserError(f"{curve}: found no epoch, expected a line each")
     return figures
 
 
-def _check_curve(root: Path, name: str) -> None:
-    rows = _rows(root, name, CURVE_COLUMNS)
-    if not rows:
-        raise UserError(f"{name}: found no epoch, expected a line each")
-    for number, row in enumerate(rows, start=2):
-        for column in CURVE_COLUMNS:
-            if _number(row[column]) is None:
-                raise UserError(f"{name}, line {number}.{column}: found {row[column]!r}, expected a number")
-
-
-def _number(text: str | None) -> float | None:
-    """Return the finite number that a text is; None where it is none."""
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _rows(root: Path, name: str, columns: Iterable[str]) -> list[dict[str, str]]:
+def _rows(root: Path, name: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield the lines of a CSV file, each after its place for a message."""
     try:
         with (root / name).open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -69,4 +53,5 @@ def _rows(root: Path, name: str, columns: Iterable[str]) -> list[dict[str, str]]
         raise UserError(f"{name}: cannot be read ({error})") from None
     if missing := [column for column in columns if column not in found]:
         raise UserError(f"{name}: found the columns {', '.join(found)}, expected {', '.join(missing)} too")
-    return rows
+    for number, row in enumerate(rows, start=2):
+        yield f"{name}, line {number}", {column: row[column] for column in columns}

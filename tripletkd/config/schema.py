@@ -1,43 +1,50 @@
-"""What params.yaml may hold, as frozen dataclasses; `check` judges a file by their annotations.
+"""What params.yaml may hold: dataclasses, by whose annotations `check` judges a file.
 
-A choice is a typing.Literal, a range stands in the annotation (Annotated[int, ">= 1"]), and a key without a default
-must be given.
+A choice is a Literal, a range is one of annotated_types, and a key without a default must be given.
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from pydantic import Field
 
 from tripletkd.data.batches import Inputs
 from tripletkd.errors import UserError
+from tripletkd.methods import MethodParams
+from tripletkd.methods.functional import Distinct
 from tripletkd.training.optim import Recipe
 
-ABLATED = "triplet_family"  # the method whose parameters, and the student's recipe, an ablation varies
+ABLATED = "triplet_family"  # the method whose parameters an ablation varies
+MAX_SEEDS = 300  # of a suite: beyond 354, SciPy finds no power for the table
 
+Block = dict[str, object]  # judged later, when it is known what it belongs to
+Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # of folders, and of DVC's keys
 Split = Literal["test", "validation"]
-Seed = Annotated[int, ">= 0"]
-Percent = Annotated[float, ">= 0", "<= 100"]
+Percent = Annotated[float, Ge(0), Le(100)]
+Text = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True)
 class EquivalentCode:
-    """Code that was shown to compute the bytes that today's code computes, for some methods of a suite."""
+    """Code other than today's that was shown to compute the same bytes: its weights of these runs count as today's."""
 
-    code: str  # sha256, as in records
+    code: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256, as in records
     suite: str
-    methods: list[str]  # and "teacher"
-    shown: str  # where it is shown
+    methods: Annotated[Distinct[str], MinLen(1)]  # `teacher` among them, where its training was shown
+    shown: Text  # the file or folder that says how it was shown
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What is regenerated, and how it is computed where that does not change what a suite describes."""
+    """What is regenerated, and how it is computed."""
 
-    suites: list[str]
-    methods: list[str]
-    ablations: list[str]
-    splits: list[Split]  # each with a teacher of its own, which has not seen it
-    split: Split  # the one that the table is measured on
+    suites: Annotated[Distinct[str], MinLen(1)]
+    methods: Annotated[Distinct[str], MinLen(1)]
+    ablations: Distinct[str]
+    splits: Distinct[Split]  # each has a teacher of its own, which has not seen it
+    split: Split  # that the table is measured on
     ablation_split: Split
     device: Literal["auto", "cpu", "cuda"]
     residence: Literal["auto", "device", "host"]
@@ -45,8 +52,8 @@ class RunSettings:
     equivalent_code: list[EquivalentCode]
     cuda_graph: bool
     fuse_seeds: Literal["auto", "always", "never"]
-    checkpoint_minutes: Annotated[float, "> 0"]
-    export: list[str]  # methods whose students, and `teacher`, are written as ONNX files
+    checkpoint_minutes: Annotated[float, Gt(0)]
+    export: Distinct[str]  # methods, and `teacher`, that are written as ONNX files
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ class DataSettings:
     name: str | None = None  # torchvision: the class's name
     path: str | None = None  # folder, archive: where it is
     sha256: str | None = None  # archive: what it must be
-    image_size: Annotated[int, ">= 8"] | None = None  # folder, archive: pixels of either side, after resize and crop
-    per_class: Annotated[int, ">= 1"] | None = None  # only the first N images of each class, of either split
+    image_size: Annotated[int, Ge(8)] | None = None  # folder, archive: pixels of either side, after resize and crop
+    per_class: Annotated[int, Ge(1)] | None = None  # only the first N images of each class, of either split
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class InputSettings:
     """How pixels become a network's input: data.batches.Inputs, before the number of channels is known."""
 
     mean: list[float]
-    std: list[Annotated[float, "> 0"]]
-    crop_padding: Annotated[int, ">= 0"]
+    std: list[Annotated[float, Gt(0)]]
+    crop_padding: Annotated[int, Ge(0)]
     flip: bool
 
     def build(self, channels: int) -> Inputs:
@@ -85,78 +92,42 @@ class InputSettings:
 
 
 @dataclass(frozen=True)
-class TeacherBlock:
-    """The teacher of a suite, as params.yaml says it."""
+class StudentSettings:
+    """The student of a suite. Its recipe is the suite's, but for what its own block changes."""
 
     network: str
-    seed: Seed
-    recipe: dict[str, Any] = field(default_factory=dict)  # what is otherwise than in the suite's recipe
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
-class StudentBlock:
-    """The student of a suite, as params.yaml says it."""
+class TeacherSettings(StudentSettings):
+    """The teacher of a suite, likewise."""
 
-    network: str
-    recipe: dict[str, Any] = field(default_factory=dict)  # what is otherwise than in the suite's recipe
+    seed: Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
-class SuiteBlock:
-    """An experiment, as params.yaml says it: a data set, a teacher, a student, and how both are trained."""
+class Suite:
+    """An experiment: a data set, a teacher, a student, and how both are trained."""
 
     about: str  # a sentence for the report
     data: DataSettings
     inputs: InputSettings
-    seeds: list[Seed]  # of the students
+    seeds: Annotated[Distinct[Annotated[int, Ge(0)]], MinLen(1), MaxLen(MAX_SEEDS)]  # of the students
     precision: Literal["float32", "float64", "tf32", "bfloat16"]
     recipe: Recipe
-    teacher: TeacherBlock
+    teacher: TeacherSettings
     teacher_floor: Percent  # accuracy on the measured split below which no student is trained
-    student: StudentBlock
-    evaluate_every: Annotated[int, ">= 1"]
-    holdout: Annotated[int, ">= 1"]  # training images a class that make the validation split
+    student: StudentSettings
+    evaluate_every: Annotated[int, Ge(1)]
+    holdout: Annotated[int, Ge(1)]  # training images a class that make the validation split
+
+
+@dataclass(frozen=True)
+class SuiteBlock(Suite):
+    """A suite as params.yaml has it."""
+
     published: str | None  # a CSV file of figures from the literature
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says: one method's test accuracy is above that of each of the others."""
-
-    method: str
-    over: list[str]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """params.yaml, and which of its parts a stage is asked for on the command line (suite=..., method=...)."""
-
-    run: RunSettings
-    suites: dict[str, SuiteBlock]
-    methods: dict[str, dict[str, Any]]
-    ablations: dict[str, list[dict[str, Any]]]
-    claims: list[Claim]
-    suite: str | None
-    method: str | None
-    ablation: str | None
-    split: Split
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """The teacher of a suite and its whole recipe."""
-
-    network: str
-    seed: int
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class StudentSettings:
-    """The student of a suite and its whole recipe."""
-
-    network: str
-    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -164,16 +135,16 @@ class Published:
     """A figure from the literature."""
 
     accuracy: Percent  # on the test split
-    source: str
+    source: Text
     curve: str | None = None  # a CSV file with epoch and test_accuracy, for the picture
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of an ablation: what tells it from the others, and the parameters and the recipe that it makes."""
+    """One line of an ablation: how it differs from the others, and the parameters and the recipe that it makes."""
 
-    changed: dict[str, Any]
-    params: Any  # of the method ABLATED
+    changed: Block
+    params: MethodParams  # of the method ABLATED
     recipe: Recipe
 
     @property
@@ -189,20 +160,33 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class SuiteConfig:
-    """An experiment with nothing left to look up: all that a suite's block, and what it refers to, comes to."""
+class SuiteConfig(Suite):
+    """A suite with nothing left to look up."""
 
     name: str
-    about: str
-    data: DataSettings
-    inputs: InputSettings
-    seeds: list[int]
-    precision: str
-    teacher: TeacherSettings
-    teacher_floor: float
-    student: StudentSettings
-    evaluate_every: int
-    holdout: int
     published: dict[str, Published]  # of the teacher, of methods here, and of others: references in the table
-    methods: dict[str, Any]  # the Params of every method
-    ablations: dict[str, list[Variant]]  # of those that are asked for
+    methods: dict[str, MethodParams]  # the Params of every method
+    ablations: dict[str, list[Variant]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says: one method's test accuracy is above that of each of the others."""
+
+    method: str
+    over: Distinct[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """params.yaml, and which of its parts a stage is asked for on the command line (suite=..., method=...)."""
+
+    run: RunSettings
+    suites: dict[Name, SuiteBlock]
+    methods: dict[str, Block]
+    ablations: dict[Name, Annotated[list[Block], MinLen(2)]]
+    claims: list[Claim]
+    suite: str | None
+    method: str | None
+    ablation: str | None
+    split: Split

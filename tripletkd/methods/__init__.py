@@ -17,8 +17,28 @@ A method's module defines
 
 import importlib
 import pkgutil
-from types import ModuleType
-from typing import Any
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from tripletkd.types import Batch, Term
+
+
+class MethodParams(Protocol):
+    """The parameters of a method: an instance of the dataclass Params in its module."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+P = TypeVar("P", bound=MethodParams)
+
+
+class Method(Protocol[P]):
+    """What the module of every method defines; what it may define beside this stands above."""
+
+    Params: type[P]
+
+    def loss(self, batch: Batch, params: P) -> dict[str, Term]:
+        """Return the terms of the loss by name."""
 
 
 def names() -> list[str]:
@@ -26,7 +46,7 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "functional")
 
 
-def load(name: str) -> ModuleType:
+def load(name: str) -> Method[MethodParams]:
     """Import the module of one method.
 
     Raises:
@@ -34,10 +54,10 @@ def load(name: str) -> ModuleType:
     """
     if name not in names():
         raise KeyError(name)
-    return importlib.import_module(f"{__name__}.{name}")
+    return cast("Method[MethodParams]", importlib.import_module(f"{__name__}.{name}"))
 
 
-def needs(method: ModuleType, params: Any) -> frozenset[str]:
+def needs(method: Method[P], params: P) -> frozenset[str]:
     """Say what a method uses beside the student's logits for x.
 
     Args:
@@ -47,9 +67,9 @@ def needs(method: ModuleType, params: Any) -> frozenset[str]:
     Returns:
         Some of "teacher", "negative", "teacher_negative", "features" and "index".
     """
-    return method.needs(params) if hasattr(method, "needs") else method.NEEDS
+    return method.needs(params) if hasattr(method, "needs") else getattr(method, "NEEDS")  # noqa: B009
 
 
-def contrasts(method: ModuleType, params: Any) -> int:
+def contrasts(method: Method[P], params: P) -> int:
     """Say how many training images of other classes a method wants drawn for each x, by their index; most want none."""
     return method.contrasts(params) if hasattr(method, "contrasts") else 0

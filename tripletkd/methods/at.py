@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletkd.methods.functional import Map, NonNegative, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.methods.functional import Maps, NonNegative, cross_entropy, over_layers, same_sizes, unit
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -20,7 +20,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     attention: NonNegative  # weight of the difference of attention maps, summed over the layers
-    layers: list[Map]
+    layers: Maps
 
 
 def attention(student: Tensor, teacher: Tensor, power: int = 2) -> Tensor:

@@ -8,9 +8,10 @@ random order.
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Layer, NonNegative, PerLayer, cross_entropy, over_layers
+from tripletkd.methods.functional import Layers, NonNegative, PerLayer, cross_entropy, over_layers
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -22,8 +23,8 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     correlation: NonNegative  # weight of the correlation of differences, summed over the layers
-    layers: list[Layer]
-    dimensions: Annotated[int, ">= 1"]  # of the embeddings in which student and teacher are compared
+    layers: Layers
+    dimensions: Annotated[int, Ge(1)]  # of the embeddings in which student and teacher are compared
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Layer, NonNegative, PerLayer, Positive, cross_entropy, over_layers, unit
+from tripletkd.methods.functional import Layers, NonNegative, PerLayer, Positive, cross_entropy, over_layers, unit
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features", "index"})
@@ -25,11 +26,11 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     contrast: NonNegative  # weight of the contrast, summed over the layers
-    layers: list[Layer]
-    dimensions: Annotated[int, ">= 1"]  # of the embeddings
-    negatives: Annotated[int, ">= 1", "<= 32767"]  # drawn for each image; again and again the same if there are fewer
+    layers: Layers
+    dimensions: Annotated[int, Ge(1)]  # of the embeddings
+    negatives: Annotated[int, Ge(1), Le(32767)]  # drawn for each image; again and again the same if there are fewer
     temperature: Positive  # by which the embeddings' products are divided
-    momentum: Annotated[float, ">= 0", "<= 1"]  # share of what a memory keeps of an image when it sees it again
+    momentum: Annotated[float, Ge(0), Le(1)]  # share of what a memory keeps of an image when it sees it again
 
 
 def contrasts(params: Params) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Map, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
+from tripletkd.methods.functional import Maps, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -22,7 +22,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     hint: NonNegative  # weight of the regression, summed over the layers
-    layers: list[Map]
+    layers: Maps
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,18 +1,23 @@
 """What several methods share: types of parameters, formulas, and operations on the features of several layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, MinLen, Predicate
 from torch import Tensor, nn
 
 from tripletkd.types import Outputs
 
-Positive = Annotated[float, "> 0"]
-NonNegative = Annotated[float, ">= 0"]
+T = TypeVar("T")
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Distinct = Annotated[list[T], Predicate(lambda items: all(items.count(item) == 1 for item in items))]
 Map = Literal["stage1", "stage2", "stage3"]  # a layer whose features are feature maps, [B, C, H, W]
 Layer = Literal["stage1", "stage2", "stage3", "embedding"]  # any layer whose features a network returns
+Maps = Annotated[Distinct[Map], MinLen(1)]
+Layers = Annotated[Distinct[Layer], MinLen(1)]
 
 
 class PerLayer(nn.ModuleDict):

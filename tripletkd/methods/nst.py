@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tripletkd.methods.functional import Map, NonNegative, cross_entropy, over_layers, same_sizes, unit
+from tripletkd.methods.functional import Maps, NonNegative, cross_entropy, over_layers, same_sizes, unit
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -20,7 +20,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     mmd: NonNegative  # weight of the discrepancy, summed over the layers
-    layers: list[Map]
+    layers: Maps
 
 
 def mmd(student: Tensor, teacher: Tensor) -> Tensor:

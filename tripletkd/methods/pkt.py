@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tripletkd.methods.functional import Layer, NonNegative, cross_entropy, over_layers
+from tripletkd.methods.functional import Layers, NonNegative, cross_entropy, over_layers
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -20,7 +20,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     divergence: NonNegative  # weight of the divergence, summed over the layers
-    layers: list[Layer]
+    layers: Layers
 
 
 def divergence(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:

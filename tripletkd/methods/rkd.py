@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletkd.methods.functional import Layer, NonNegative, cross_entropy, over_layers, unit
+from tripletkd.methods.functional import Layers, NonNegative, cross_entropy, over_layers, unit
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -22,7 +22,7 @@ class Params:
     ce: NonNegative  # weight of the cross-entropy
     distance: NonNegative  # weight of the difference of distances, summed over the layers
     angle: NonNegative  # weight of the difference of angles, summed over the layers
-    layers: list[Layer]
+    layers: Layers
 
 
 def distance(student: Tensor, teacher: Tensor, squared: bool = False) -> Tensor:

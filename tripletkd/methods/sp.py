@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletkd.methods.functional import Layer, NonNegative, cross_entropy, over_layers, unit
+from tripletkd.methods.functional import Layers, NonNegative, cross_entropy, over_layers, unit
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -20,7 +20,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     similarity: NonNegative  # weight of the difference of similarities, summed over the layers; the paper's gamma
-    layers: list[Layer]
+    layers: Layers
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Map, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
+from tripletkd.methods.functional import Maps, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -24,7 +24,7 @@ class Params:
 
     ce: NonNegative  # weight of the cross-entropy
     information: NonNegative  # weight of the information, summed over the layers
-    layers: list[Map]
+    layers: Maps
     variance: Annotated[float, f"> {EPS}"]  # of every channel, before training
 
 

@@ -8,9 +8,10 @@ their keys in params.yaml, and `name` picks one.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from tripletkd.errors import UserError
@@ -29,9 +30,9 @@ class SGD:
     """
 
     name: Literal["sgd"] = "sgd"
-    lr: Annotated[float, "> 0"]
-    momentum: Annotated[float, ">= 0", "< 1"]
-    weight_decay: Annotated[float, ">= 0"]
+    lr: Annotated[float, Gt(0)]
+    momentum: Annotated[float, Ge(0), Lt(1)]
+    weight_decay: Annotated[float, Ge(0)]
 
     def init(self, params: Sequence[Tensor]) -> State:
         """Return a velocity of zeros for each parameter."""
@@ -56,11 +57,11 @@ class AdamW:
     """
 
     name: Literal["adamw"] = "adamw"
-    lr: Annotated[float, "> 0"]
-    weight_decay: Annotated[float, ">= 0"]
-    beta1: Annotated[float, ">= 0", "< 1"] = 0.9
-    beta2: Annotated[float, ">= 0", "< 1"] = 0.999
-    eps: Annotated[float, "> 0"] = 1e-8
+    lr: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    eps: Annotated[float, Gt(0)] = 1e-8
 
     def init(self, params: Sequence[Tensor]) -> State:
         """Return both averages, of zeros, for each parameter, and the number of steps, as a tensor: see Optimizer."""
@@ -88,8 +89,8 @@ class MultiStep:
 
     name: Literal["multistep"] = "multistep"
     decay_epochs: tuple[int, ...]
-    decay_factor: Annotated[float, "> 0", "<= 1"]
-    warmup_epochs: Annotated[int, ">= 0"] = 0
+    decay_factor: Annotated[float, Gt(0), Le(1)]
+    warmup_epochs: Annotated[int, Ge(0)] = 0
 
     def multiplier(self, epoch: int, _epochs: int) -> float:
         """Return what the optimizer's lr is multiplied by in an epoch, counted from 1, after the warm-up."""
@@ -107,7 +108,7 @@ class Cosine:
     """Let the learning rate fall along half a cosine, from the first epoch after the warm-up; 0 would come next."""
 
     name: Literal["cosine"] = "cosine"
-    warmup_epochs: Annotated[int, ">= 0"] = 0
+    warmup_epochs: Annotated[int, Ge(0)] = 0
 
     def multiplier(self, epoch: int, epochs: int) -> float:
         """Return what the optimizer's lr is multiplied by in an epoch, counted from 1, after the warm-up."""
@@ -118,16 +119,26 @@ class Cosine:
         """Accept any number of epochs."""
 
 
-OptimizerSettings = SGD | AdamW
-ScheduleSettings = MultiStep | Cosine
+class ByName:
+    """Tell pydantic, which only tripletkd.config imports, that a block's `name` picks the dataclass of a union."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Any) -> Any:
+        """Return pydantic's schema of the union `source`."""
+        from pydantic import Discriminator
+
+        return Discriminator("name").__get_pydantic_core_schema__(source, handler)
+
+
+OptimizerSettings = Annotated[SGD | AdamW, ByName()]
+ScheduleSettings = Annotated[MultiStep | Cosine, ByName()]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Says how a network is trained."""
 
-    epochs: Annotated[int, ">= 1"]
-    batch_size: Annotated[int, ">= 1"]
+    epochs: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
 
