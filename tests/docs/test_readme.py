@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from blocks import BLOCK, PAGES, text_of
 from conftest import ROOT, committed
 from guides import leads_somewhere
-
-from tests.docs.blocks import BLOCK, PAGES, text_of
 
 BLOCKS = [(page, *block) for page in PAGES for block in BLOCK.findall(page.read_text())]
 LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
@@ -19,7 +18,7 @@ def named(page: Path) -> str:
 
 @pytest.mark.parametrize(("page", "name", "shown"), BLOCKS, ids=[f"{named(page)}: {name}" for page, name, _ in BLOCKS])
 def test_computed_parts_are_what_the_results_give(page: Path, name: str, shown: str) -> None:
-    """To mend one: python -m tests.docs.blocks."""
+    """To mend one: python -m tests.blocks."""
     assert shown.strip() == text_of(name, committed).strip()
 
 
