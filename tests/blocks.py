@@ -87,7 +87,7 @@ def answer(read: Read) -> str:
     better, worse, over = (COUNTS[verdicts.count(each)] for each in counted)
     return (
         f"**{'No' if better == 'none' else 'In part'}.** It is better than Hinton's distillation (KD) in {better} of "
-        f"our three experiments, and worse in {worse}.\nIt is better than training the student from scratch in {over}.\n\n"
+        f"our three experiments, and worse in {worse}.\nIt is better than training from scratch in {over}.\n\n"
     ) + markdown(
         "experiment | seeds | from scratch | KD | triplet | triplet − scratch | triplet − KD", "lrrrrll", lines
     )
@@ -143,9 +143,9 @@ def against_the_authors(read: Read) -> str:
     return markdown("epoch | authors: test, % | ours | authors: train, % | ours", "rrrrr", lines.values()) + (
         f"\n\nTheir test accuracy is above each of our five runs at {(above > 0).sum()} of {above.count()} evaluated "
         f"epochs. From epoch 105 on, this holds at\n{(above.loc[105:] > 0).sum()} of {above.loc[105:].count()}, "
-        f"and they are {lead.loc[105:].mean():.1f} points above our mean. They are outside the interval at {len(outside)} "
-        f"epochs, all from {min(outside)} to\n{max(outside)}. From epoch 200 on, the mean training accuracies differ by "
-        f"at most {apart:.2f} points."
+        f"and they are {lead.loc[105:].mean():.1f} points above our mean. They are outside the interval at "
+        f"{len(outside)} epochs, all from {min(outside)} to {max(outside)}. From epoch 200 on, the mean training "
+        f"accuracies\ndiffer by at most {apart:.2f} points."
     )
 
 
