@@ -82,7 +82,7 @@ at work, {checks} of the functions that check inputs; {lost} lost. Not every tri
 valid must be accepted, and count too.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
-the bytes of a run that was never disturbed. [What was found and mended on the way](mended.md).
+the bytes of a run that was never disturbed.
 
 | fault | times tried | survived | what the user saw |
 | --- | ---: | ---: | --- |
