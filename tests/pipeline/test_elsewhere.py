@@ -1,5 +1,5 @@
 """Train elsewhere, record here, with an environment of its own for the other machine: another Python, an older PyTorch,
-and nothing but what training needs. (tests/test_architecture.py and docs/train-elsewhere.md do without the network.)"""
+and nothing but what training needs."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from shrunk import clone, command, stages_run
 
 from tripletkd.training.run_record import RECORD, read_log, read_record
 
-NEEDED = ["torch==2.11.0", "numpy", "safetensors", "tqdm", "hydra-core", "omegaconf", "pydantic"]
+NEEDED = ["torch==2.11.0", "numpy", "safetensors", "tqdm", "hydra-core", "ruamel.yaml", "pydantic", "filelock"]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,14 @@ def test_a_run_made_elsewhere_is_recorded_here(python: Path, tmp_path: Path) -> 
         copy(here / name, there / name)
     for stage, words in (("train_teacher", ["split=test"]), ("distill", ["method=triplet", "split=test"])):
         printed = command(there, str(python), "-m", f"stages.{stage}", "suite=digits", *words, PATH="/nowhere")
-        assert "not logged to MLflow" in printed and "Traceback" not in printed
+        assert "Traceback" not in printed
     for name in ("runs", "logs", "results"):
         shutil.copytree(there / name, here / name, dirs_exist_ok=True)
     for stage in ("train_teacher@digits-test", "distill@digits-triplet"):
         command(here, "dvc", "commit", "--force", stage)
-    relog = ("python", "-m", "tripletkd.tracking.mlflow", "runs", "exports")
-    assert "runs/digits/test/triplet: logged" in command(here, *relog)
     assert stages_run(command(here, "dvc", "repro", "evaluate@digits-triplet")) == ["evaluate@digits-triplet"]
     for seed in (1, 2):
         folder = here / f"runs/digits/test/triplet/seed-{seed}"
-        record = read_record(folder)
-        assert record.environment["torch"].startswith("2.11.0") and record.environment["python"].startswith("3.12.")
-        assert read_log(here / f"logs/digits/test/triplet/seed-{seed}.json", folder / RECORD)["training_seconds"] > 0
+        assert read_record(folder).versions["torch"] == "2.11.0"
+        log = read_log(here / f"logs/digits/test/triplet/seed-{seed}.json", folder / RECORD)
+        assert log["environment"]["python"].startswith("3.12.") and log["training_seconds"] > 0

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tripletkd import methods
 from tripletkd.config.schema import ABLATED, Variant
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
 from tripletkd.errors import UserError
+from tripletkd.methods import MethodParams, scratch
 from tripletkd.pipeline.stage import Stage
 from tripletkd.provenance import versions
 from tripletkd.training import run_record
@@ -72,7 +72,7 @@ class Runs:
     def teacher(self) -> Job:
         """Describe the training of the suite's teacher."""
         teacher = self.stage.suite.teacher
-        params = methods.load("scratch").Params(ce=1.0)
+        params = scratch.Params(ce=1.0)
         identity = self._identity("teacher", "scratch", teacher.network, params, teacher.recipe)
         return Job(identity, params, teacher.recipe, [teacher.seed])
 
@@ -86,12 +86,12 @@ class Runs:
         name = f"ablations/{ablation}/{variant.folder_name}"
         return self._student(name, ABLATED, variant.params, variant.recipe)
 
-    def _student(self, name: str, method: str, params: object, recipe: Recipe) -> Job:
+    def _student(self, name: str, method: str, params: MethodParams, recipe: Recipe) -> Job:
         suite = self.stage.suite
         identity = self._identity(name, method, suite.student.network, params, recipe)
         return Job(identity, params, recipe, suite.seeds, suite.teacher.network)
 
-    def _identity(self, name: str, method: str, network: str, params: object, recipe: Recipe) -> RunIdentity:
+    def _identity(self, name: str, method: str, network: str, params: MethodParams, recipe: Recipe) -> RunIdentity:
         suite = self.stage.suite
         return RunIdentity(
             suite=suite.name,

@@ -32,7 +32,7 @@ class Job:
     """
 
     identity: RunIdentity
-    params: object
+    params: methods.MethodParams
     recipe: Recipe
     seeds: Sequence[int]
     teacher_network: str | None = None
