@@ -26,60 +26,34 @@ class Published:
 
 
 CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim("triplet", ["triplet"])]
-PUBLISHED = {
-    "triplet": Published(81.0, "one run"),
-    "kd": Published(70.0, "elsewhere <script>"),
-    "crd": Published(75.5, "README"),
-}
-KD = RunIdentity(
-    suite="cifar10",
-    split="test",
-    name="kd",
-    method="kd",
-    network="paper_student",
-    params={"ce": 1},
-    recipe={},
-    inputs={},
-    precision="bfloat16",
-    deterministic=True,
-    evaluate_every=1,
-    data_sha256="d" * 64,
-    teacher_sha256=HASH,
-)
+PUBLISHED = {"triplet": Published(81.0, "one run"), "kd": Published(70.0, "elsewhere <script>")}
+PUBLISHED |= {"crd": Published(75.5, "README")}
+AS_KD = {"suite": "cifar10", "split": "test", "name": "kd", "method": "kd", "network": "paper_student"}
+MADE_WITH = {"precision": "bfloat16", "deterministic": True, "evaluate_every": 1, "inputs": {}, "recipe": {}}
+KD = RunIdentity(**AS_KD, **MADE_WITH, params={"ce": 1}, data_sha256="d" * 64, teacher_sha256=HASH)  # type: ignore[arg-type]
+BINS = Calibration(share=(0.5, 0.5), confidence=(0.3, 0.45), accuracy=(0.3, 0.45))
+COMMON = {"train_accuracy": 0.99, "train_cross_entropy": 0.1, "test_cross_entropy": 0.5, "test_calibration_error": 0.05}
 
 
 def of_seed(seed: int, accuracy: float, **changes: Any) -> SeedMeasurement:
     """Accuracy in percent; its first images are the ones it gets right."""
-    made = SeedMeasurement(
-        seed=seed,
-        train_accuracy=0.99,
-        train_cross_entropy=0.1,
-        test_accuracy=accuracy / 100,
-        test_correct=np.packbits(np.arange(IMAGES) < round(accuracy / 100 * IMAGES)).tobytes().hex(),
-        test_cross_entropy=0.5,
-        test_calibration_error=0.05,
-        test_calibration=Calibration(share=(0.5, 0.5), confidence=(0.3, 0.45), accuracy=(0.3, 0.45)),
-        test_accuracy_by_class=(accuracy / 100, 1.0),
-        violated_triplets=0.1,
-        best_test_accuracy=accuracy / 100 + 0.01,
-        best_epoch=2,
-    )
-    return replace(made, **changes)
+    share, hits = accuracy / 100, np.arange(IMAGES) < round(accuracy / 100 * IMAGES)
+    made: dict[str, Any] = {"seed": seed, "test_correct": np.packbits(hits).tobytes().hex(), **COMMON}
+    made |= {
+        "test_accuracy": share,
+        "test_accuracy_by_class": (share, 1.0),
+        "violated_triplets": 0.1,
+        "test_calibration": BINS,
+    }
+    return SeedMeasurement(**(made | {"best_test_accuracy": share + 0.01, "best_epoch": 2} | changes))
 
 
 def measured(accuracies: dict[int, float], name: str = "kd", **changes: Any) -> Measurement:
     """Accuracies in percent by seed."""
-    made: dict[str, Any] = {
-        "identity": replace(KD, name=name),
-        "parameters": 1000,
-        "multiply_adds": 2000,
-        "weights_bytes": 4000,
-        "weights_sha256": dict.fromkeys(accuracies, HASH),
-        "code": {"c" * 64: tuple(accuracies)},
-        "failed": {},
-        "test_images": IMAGES,
-        "seeds": tuple(of_seed(seed, accuracy) for seed, accuracy in accuracies.items()),
-    }
+    made: dict[str, Any] = {"identity": replace(KD, name=name), "failed": {}, "test_images": IMAGES}
+    made |= {"parameters": 1000, "multiply_adds": 2000, "weights_bytes": 4000, "code": {"c" * 64: tuple(accuracies)}}
+    made |= {"weights_sha256": dict.fromkeys(accuracies, HASH)}
+    made |= {"seeds": tuple(of_seed(seed, accuracy) for seed, accuracy in accuracies.items())}
     return Measurement(**(made | changes))
 
 
@@ -108,17 +82,9 @@ VARIANTS = [
 def results(**changes: Any) -> comparison.Results:
     methods = [name for name in MEASURED if name != "teacher"]
     point = {"label": 1, **dict.fromkeys(MAPPED, 0.5)}
-    made: dict[str, Any] = {
-        "suite": "cifar10",
-        "about": "A sentence & more",
-        "split": "test",
-        "measured": MEASURED,
-        "histories": dict.fromkeys(methods, HISTORY),
-        "maps": {name: [point] for name in methods},
-        "claims": CLAIMS,
-        "published": PUBLISHED,
-        "published_curves": {"triplet": [{"epoch": n, "test_accuracy": 40.0 + 10 * n} for n in (1, 2)]},
-        "ablation_split": "validation",
-        "ablations": {"margin": ablation.lines(VARIANTS)},
-    }
+    made: dict[str, Any] = {"suite": "cifar10", "about": "A sentence & more", "split": "test", "measured": MEASURED}
+    made |= {"histories": dict.fromkeys(methods, HISTORY), "maps": {name: [point] for name in methods}}
+    made |= {"claims": CLAIMS, "published": PUBLISHED, "ablations": {"margin": ablation.lines(VARIANTS)}}
+    curve = [{"epoch": 1, "test_accuracy": 50.0}, {"epoch": 2, "test_accuracy": 60.0}]
+    made |= {"published_curves": {"triplet": curve}, "ablation_split": "validation"}
     return comparison.Results(**(made | changes))

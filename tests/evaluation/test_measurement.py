@@ -23,6 +23,9 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_written_is_read_again(path: Path, tmp_path: Path) -> None:
     assert measurement.read(path, "cifar10", "kd") == KD
     assert "class_names" not in path.read_text() and "test_top5_accuracy" not in path.read_text()  # they do not apply
+    for suite, name in (("digits", "kd"), ("cifar10", "triplet")):
+        with pytest.raises(UserError, match=r"kd.json: measurements of cifar10/kd; run its stage again"):
+            measurement.read(path, suite, name)
     teacher = changed(MEASURED["teacher"], seeds=(of_seed(1, 90.0, test_top5_accuracy=1.0),))
     measurement.write(tmp_path / "teacher.json", teacher)
     assert measurement.read(tmp_path / "teacher.json", "cifar10", "teacher") == teacher
@@ -50,12 +53,6 @@ def test_where_nothing_was_measured_the_stage_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=rf"there.json: .*`dvc repro` with digits in run.suites, or stages.{stage}"):
             read(tmp_path / "there.json", "digits", name)
-
-
-def test_measurements_of_another_run_are_refused(path: Path) -> None:
-    for suite, name in (("digits", "kd"), ("cifar10", "triplet")):
-        with pytest.raises(UserError, match=r"kd.json: measurements of cifar10/kd; run its stage again"):
-            measurement.read(path, suite, name)
 
 
 @pytest.mark.parametrize(

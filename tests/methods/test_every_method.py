@@ -1,8 +1,7 @@
 """What holds for every method in the training loop: several seeds under vmap, the layers it names, its terms' names."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.func import functional_call, stack_module_state
 from tripletkd import methods, models
 from tripletkd.errors import UserError
 from tripletkd.methods import dkd
+from tripletkd.methods.functional import z_score
 from tripletkd.types import Batch, Outputs, Term, total
 
 State = dict[str, Tensor]
@@ -100,24 +100,10 @@ def test_all_seeds_at_once_equal_each_alone(name: str) -> None:
     assert all(gradients[key].isfinite().all() for key in reached)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if hasattr(params_of(n), "standardize")])
-def test_standardized_logits_have_no_size_of_their_own(name: str) -> None:
-    """Whatever the student's logits are scaled and shifted by, but in the cross-entropy."""
-    seen = {key: value.map(lambda t: t[0]) for key, value in given(name).items() if isinstance(value, Outputs)}
-    other = seen | {key: seen[key].map(lambda t: 3 * t + 1) for key in ("student", "negative") if key in seen}
-
-    def value(outputs: dict[str, Any], standardize: bool) -> float:
-        params = replace(params_of(name), ce=0, standardize=standardize)
-        return total(methods.load(name).loss(Batch(torch.arange(IMAGES), **outputs), params)).item()
-
-    assert value(other, True) == pytest.approx(value(seen, True), rel=1e-6)
-    assert value(other, False) != pytest.approx(value(seen, False), rel=0.01)
-
-
-def dkd_terms(dtype: torch.dtype = torch.float64, warmup: float = 20, epoch: Any = 1.0) -> dict[str, Term]:
-    student, teacher = (Outputs(fill((5, 4), seed, 3.0).to(dtype), {}) for seed in (11, 12))
-    params = dkd.Params(ce=1, tckd=1, nckd=8, temperature=4, warmup=warmup)
-    return dkd.loss(Batch(torch.arange(5) % 4, student, teacher, epoch=epoch), params)
+def dkd_terms(change: Callable[[Tensor], Tensor] = Tensor.double, epoch: Any = 1.0, **params: Any) -> dict[str, Term]:
+    student, teacher = (Outputs(change(fill((5, 4), seed, 3.0)), {}) for seed in (11, 12))
+    made: dict[str, Any] = {"ce": 1, "tckd": 1, "nckd": 8, "temperature": 4, "warmup": 20} | params
+    return dkd.loss(Batch(torch.arange(5) % 4, student, teacher, epoch=epoch), dkd.Params(**made))
 
 
 def test_dkd_warms_up() -> None:
@@ -130,7 +116,12 @@ def test_dkd_warms_up() -> None:
 
 def test_dkd_in_half_precision() -> None:
     """The logit that takes a class out is beyond float16."""
-    assert total(dkd_terms(torch.float16)).item() == pytest.approx(total(dkd_terms()).item(), rel=2e-3)
+    assert total(dkd_terms(Tensor.half)).item() == pytest.approx(total(dkd_terms()).item(), rel=2e-3)
+
+
+def test_dkd_of_z_scores() -> None:
+    found, expected = total(dkd_terms(ce=0, standardize=True)), total(dkd_terms(z_score, ce=0))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["loss", "epoch", "test_accuracy", "violated_triplets", "KL(t||s)", "", "x" * 101])
