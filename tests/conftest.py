@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+torch.set_num_threads(1)  # tests run side by side: threads that wait for each other take three times as long
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"  # true CIFAR images, where a machine has them
 GOLDEN = [

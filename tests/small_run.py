@@ -15,9 +15,8 @@ from tripletkd.training.checkpoint import Checkpoint
 from tripletkd.training.compute import Compute
 from tripletkd.training.identity import RunIdentity, described
 from tripletkd.training.job import Job, build_trainer
-from tripletkd.training.loop import Monitoring, TrainResult, fit
+from tripletkd.training.loop import TrainResult, fit
 from tripletkd.training.optim import SGD, MultiStep, Recipe
-from tripletkd.training.progress import ProgressBar, Unseen
 from tripletkd.training.trainer import Loss, Teacher, Trainer
 
 CPU = torch.device("cpu")
@@ -52,21 +51,11 @@ class Small:
     def job(self, seeds: list[int]) -> Job:
         """The job that a stage would make of it."""
         params = self.params or PARAMS[self.method]
-        identity = RunIdentity(
-            suite="small",
-            split="test",
-            name=self.method,
-            method=self.method,
-            network=self.networks[1],
-            params=described(params),
-            recipe=described(self.recipe),
-            inputs={},
-            precision="float64",
-            deterministic=True,
-            evaluate_every=1,
-            data_sha256="none",
-            teacher_sha256=None,
-        )
+        names = {"suite": "small", "split": "test", "name": self.method, "method": self.method}
+        blocks = {"params": described(params), "recipe": described(self.recipe), "inputs": {}}
+        rest = {"precision": "float64", "deterministic": True, "evaluate_every": 1, "data_sha256": "none"}
+        made: dict[str, Any] = names | blocks | rest
+        identity = RunIdentity(**made, network=self.networks[1], teacher_sha256=None)
         return Job(identity, params, self.recipe, seeds, self.networks[0])
 
     def trainer(self, dataset: Dataset, seeds: list[int], loss: Loss | None = None) -> Trainer:
@@ -84,11 +73,9 @@ class Small:
         dataset: Dataset | None = None,
         checkpoint: Checkpoint | None = None,
         loss: Loss | None = None,
-        quiet: bool = True,
     ) -> TrainResult:
         """Train it to the end."""
-        trainer = self.trainer(dataset or digits(), seeds, loss)
-        return fit(trainer, Monitoring(watch=Unseen() if quiet else ProgressBar("small")), checkpoint)
+        return fit(self.trainer(dataset or digits(), seeds, loss), checkpoint=checkpoint)
 
 
 def digits() -> Dataset:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from conftest import ROOT
@@ -15,24 +16,17 @@ print(json.dumps([environment("cpu"), y.double().sum().item().hex()]))
 """
 
 
+@cache
 def seen(**variables: str) -> tuple[dict[str, object], str]:
     """The environment of a process with these variables, and a number that it computes."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=variables, capture_output=True, text=True, check=True
-    )
-    environment, number = json.loads(done.stdout)
+    words = [sys.executable, "-c", PROGRAM]
+    environment, number = json.loads(subprocess.check_output(words, cwd=ROOT, env=variables, text=True))
     return environment, number
 
 
-@pytest.mark.parametrize("variables", [{"ATEN_CPU_CAPABILITY": "default"}, {"ONEDNN_MAX_CPU_ISA": "SSE41"}], ids=str)
-def test_other_instructions_are_another_environment(variables: dict[str, str]) -> None:
-    plain, changed = seen(), seen(**variables)
-    assert plain == seen()
-    assert plain[0] != changed[0], "a table of both would not say so"
-    [(name, value)] = variables.items()
-    assert changed[0]["instructions_from"] == f"{name}={value}" and plain[0]["instructions_from"] is None
-
-
-def test_the_processor_and_what_computes_are_named() -> None:
-    environment, _ = seen()
-    assert all(environment[name] for name in ("processor", "instructions", "blas", "threads"))
+@pytest.mark.parametrize(("name", "value"), [("ATEN_CPU_CAPABILITY", "default"), ("ONEDNN_MAX_CPU_ISA", "SSE41")])
+def test_other_instructions_are_another_environment(name: str, value: str) -> None:
+    plain, changed = seen()[0], seen(**{name: value})[0]
+    assert all(plain[key] for key in ("processor", "instructions", "blas", "threads"))
+    assert plain != changed, "a table of both would not say so"
+    assert changed["instructions_from"] == f"{name}={value}" and plain["instructions_from"] is None

@@ -1,11 +1,19 @@
 """The types that pass between networks, losses and the training loop."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tripletkd.errors import UserError
+
+NOT_ASKED: Any = None  # in a Batch, what the method's NEEDS do not name; typed so that losses need no assertions
+# What a row of the history, or of its copy in MLflow, holds beside the terms of the loss.
+COLUMNS = ("seed", "epoch", "lr", "loss", "train_accuracy", "test_accuracy", "validation_accuracy")
+RESERVED = (*COLUMNS, "anchor_positive", "anchor_negative", "violated_triplets")
 
 
 class Outputs(NamedTuple):
@@ -38,13 +46,13 @@ class Batch:
 
     labels: Tensor  # y, [B], int64
     student: Outputs  # s(x)
-    teacher: Outputs | None = None  # t(x): eval mode, no gradient
-    negative: Outputs | None = None  # s(x'): for each x an image of another class
-    teacher_negative: Outputs | None = None  # t(x')
-    index: Tensor | None = None  # where the images x stand in the training split, [B], int64
-    contrast: Tensor | None = None  # how often each training image is drawn to contrast with each x, [B, images], int16
+    teacher: Outputs = NOT_ASKED  # t(x): eval mode, no gradient
+    negative: Outputs = NOT_ASKED  # s(x'): for each x an image of another class
+    teacher_negative: Outputs = NOT_ASKED  # t(x')
+    index: Tensor = NOT_ASKED  # where the images x stand in the training split, [B], int64
+    contrast: Tensor = NOT_ASKED  # how often each training image is drawn to contrast with each x, [B, images], int16
     epoch: Tensor | float = 1.0  # 1 in the first epoch, for weights that warm up
-    adapters: Callable[..., Any] | None = None  # calls the module that the method's `adapters` made, of this seed
+    adapters: Callable[..., Any] = NOT_ASKED  # calls the module that the method's `adapters` made, of this seed
 
 
 class Term(NamedTuple):
@@ -54,15 +62,25 @@ class Term(NamedTuple):
     value: Tensor
 
 
-def total(terms: dict[str, Term]) -> Tensor:
+def total(terms: dict[str, Term], method: str = "the method") -> Tensor:
     """Sum weight * value over the terms of a loss.
 
     Args:
         terms: the terms by name, at least one.
+        method: whose terms they are, for the message.
 
     Returns:
         The loss, a scalar.
+
+    Raises:
+        UserError: if a term has the name of another column of the history, or one that MLflow does not take.
     """
+    for name in terms:
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z][\w.-]{0,99}", str(name), re.ASCII):
+            raise UserError(
+                f"{method}: found a term called {name!r}, expected letters, digits, '_', '-' and '.', first a letter, "
+                f"and none of {', '.join(RESERVED)}; rename it in what loss() returns"
+            )
     return sum(
         (term.weight * term.value for term in terms.values()), start=next(iter(terms.values())).value.new_zeros(())
     )

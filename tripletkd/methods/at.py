@@ -45,7 +45,6 @@ def attention(student: Tensor, teacher: Tensor, power: int = 2) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + attention * sum over layers of the difference of attention maps."""
-    assert batch.teacher is not None
     maps = same_sizes(batch.student, batch.teacher, params.layers)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

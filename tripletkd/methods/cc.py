@@ -47,33 +47,22 @@ def correlation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """Build a linear embedding of each layer of either network; the teacher's are trained as well.
+    """Build a linear embedding [B, dimensions] of each layer of either network; the teacher's are trained as well."""
 
-    Args:
-        student: the student's outputs for two images, from which the layers' sizes are taken.
-        teacher: the teacher's.
-        params: the method's parameters.
-
-    Returns:
-        A module from {"student": features, "teacher": features} to embeddings [B, dimensions] by network and layer.
-    """
+    def embedding(features: Tensor) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(features[0].numel(), params.dimensions))
 
     def embeddings(network: Outputs) -> nn.Module:
-        inputs = {name: network.features[name][0].numel() for name in params.layers}
-        return PerLayer(
-            {name: nn.Sequential(nn.Flatten(), nn.Linear(n, params.dimensions)) for name, n in inputs.items()}
-        )
+        return PerLayer({name: embedding(network.features[name]) for name in params.layers})
 
     return PerLayer({"student": embeddings(student), "teacher": embeddings(teacher)})
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + correlation * sum over layers of the correlation of neighbours' differences."""
-    assert batch.teacher is not None and batch.adapters is not None
     embedded = batch.adapters({"student": batch.student.features, "teacher": batch.teacher.features})
+    by_layer = embedded["student"], embedded["teacher"]
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
-        "correlation": Term(
-            params.correlation, over_layers(params.layers, correlation, embedded["student"], embedded["teacher"])
-        ),
+        "correlation": Term(params.correlation, over_layers(params.layers, correlation, *by_layer)),
     }

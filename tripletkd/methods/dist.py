@@ -84,7 +84,6 @@ def _standardised(rows: Tensor, eps: float) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + inter * relation between classes + intra * relation within a class."""
-    assert batch.teacher is not None
     inputs = batch.student.logits, batch.teacher.logits, params.temperature
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

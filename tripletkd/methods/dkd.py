@@ -71,6 +71,7 @@ def _is_target(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _without_target(logits: Tensor, labels: Tensor) -> Tensor:
     """Make the label's probability 0, by a logit that is finite, since 0 * infinity is not a number."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the logit is beyond float16
     return logits.masked_fill(_is_target(logits, labels), -1e30)
 
 
@@ -86,7 +87,6 @@ def _target_or_not(logits: Tensor, labels: Tensor, temperature: float) -> Tensor
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + min(epoch / warmup, 1) * (tckd * target's part + nckd * other classes' part)."""
-    assert batch.teacher is not None
     warm = torch.clamp(torch.as_tensor(batch.epoch) / params.warmup, max=1.0)
     student, teacher = batch.student.logits, batch.teacher.logits
     if params.standardize:

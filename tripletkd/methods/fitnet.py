@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Maps, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
+from tripletkd.methods.functional import Maps, NonNegative, PerLayer, channels, cross_entropy, over_layers, same_sizes
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -63,24 +63,12 @@ class Regressor(nn.Module):
 
 
 def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """Build a Regressor for each layer.
-
-    Args:
-        student: the student's outputs for two images, from which the numbers of channels are taken.
-        teacher: the teacher's.
-        params: the method's parameters.
-
-    Returns:
-        A module from the student's maps to regressed maps, both by layer name.
-    """
-    return PerLayer(
-        {name: Regressor(student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
-    )
+    """Build a Regressor for each layer, from the student's number of channels to the teacher's."""
+    return PerLayer({name: Regressor(*channels(student, teacher, name)) for name in params.layers})
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + hint * sum over layers of MSE(regressor(student's map), teacher's map)."""
-    assert batch.teacher is not None and batch.adapters is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

@@ -179,6 +179,11 @@ def _windows(rows: int, columns: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
+def channels(student: Outputs, teacher: Outputs, layer: str) -> tuple[int, int]:
+    """Return how many channels the map of a layer has in the student and in the teacher."""
+    return student.features[layer].shape[1], teacher.features[layer].shape[1]
+
+
 def same_sizes(
     student: Outputs, teacher: Outputs, layers: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

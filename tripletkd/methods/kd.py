@@ -23,11 +23,8 @@ class Params:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + kl * T^2 KL(softmax(t(x) / T) || softmax(s(x) / T))."""
-    assert batch.teacher is not None
+    student, teacher = batch.student.logits, batch.teacher.logits
     return {
-        "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
-        "kl": Term(
-            params.kl,
-            kl_divergence(batch.student.logits, batch.teacher.logits, params.temperature, params.standardize),
-        ),
+        "ce": Term(params.ce, cross_entropy(student, batch.labels)),
+        "kl": Term(params.kl, kl_divergence(student, teacher, params.temperature, params.standardize)),
     }

@@ -40,7 +40,6 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + mse * MSE(s(x), t(x))."""
-    assert batch.teacher is not None
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
         "mse": Term(params.mse, logit_mse(batch.student.logits, batch.teacher.logits)),

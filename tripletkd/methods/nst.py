@@ -49,7 +49,6 @@ def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + mmd * sum over layers of the discrepancy between the channels' activations."""
-    assert batch.teacher is not None
     maps = same_sizes(batch.student, batch.teacher, params.layers)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

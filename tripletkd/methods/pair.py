@@ -47,7 +47,6 @@ def contrastive(first: Tensor, second: Tensor, similar: Tensor, margin: float) -
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + pair * contrastive, over t(x), s(x) as similar and t(x), s(x') as dissimilar pairs."""
-    assert batch.teacher is not None and batch.negative is not None
     teacher = batch.teacher.logits
     similar = torch.cat([torch.ones_like(teacher[:, 0]), torch.zeros_like(teacher[:, 0])])
     pairs = torch.cat([teacher, teacher]), torch.cat([batch.student.logits, batch.negative.logits])

@@ -54,7 +54,6 @@ def _probabilities(f: Tensor, eps: float) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + divergence * sum over layers of the divergence of the images' neighbourhoods."""
-    assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

@@ -80,7 +80,6 @@ def _differences(features: Tensor) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + distance * distances' difference + angle * angles' difference, summed over layers."""
-    assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

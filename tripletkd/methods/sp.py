@@ -43,7 +43,6 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + similarity * sum over layers of the difference of the images' similarities."""
-    assert batch.teacher is not None
     features = batch.student.features, batch.teacher.features
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tripletkd.methods.functional import Maps, NonNegative, PerLayer, cross_entropy, over_layers, same_sizes
+from tripletkd.methods.functional import Maps, NonNegative, PerLayer, channels, cross_entropy, over_layers, same_sizes
 from tripletkd.types import Batch, Outputs, Term
 
 NEEDS = frozenset({"teacher", "features"})
@@ -78,27 +78,15 @@ class Gaussian(nn.Module):
 
 
 def adapters(student: Outputs, teacher: Outputs, params: Params) -> nn.Module:
-    """Build a Gaussian for each layer.
-
-    Args:
-        student: the student's outputs for two images, from which the numbers of channels are taken.
-        teacher: the teacher's.
-        params: the method's parameters.
-
-    Returns:
-        A module from the student's maps to a mean and a log-scale each, both by layer name.
-    """
-    channels = {name: (student.features[name].shape[1], teacher.features[name].shape[1]) for name in params.layers}
-    return PerLayer({name: Gaussian(*pair, params.variance) for name, pair in channels.items()})
+    """Build a Gaussian for each layer, from the student's number of channels to the teacher's."""
+    return PerLayer({name: Gaussian(*channels(student, teacher, name), params.variance) for name in params.layers})
 
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + information * sum over layers of -log N(teacher's map; student's Gaussian)."""
-    assert batch.teacher is not None and batch.adapters is not None
     student, teacher = same_sizes(batch.student, batch.teacher, params.layers)
+    gaussians = batch.adapters(student)
     return {
         "ce": Term(params.ce, cross_entropy(batch.student.logits, batch.labels)),
-        "information": Term(
-            params.information, over_layers(params.layers, information, batch.adapters(student), teacher)
-        ),
+        "information": Term(params.information, over_layers(params.layers, information, gaussians, teacher)),
     }

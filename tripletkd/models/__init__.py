@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletkd.errors import UserError
-from tripletkd.models.cifar import CIFAR_NETWORKS
+from tripletkd.models.cifar import VGG, ResNet, WideResNet
 from tripletkd.models.paper import PaperStudent, PaperTeacher
 from tripletkd.models.torchvision import TorchvisionNetwork
 from tripletkd.streams import torch_seed
@@ -24,7 +24,12 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "paper_student": PaperStudent,
     "paper_teacher_quarter": partial(PaperTeacher, width=8),
     "paper_student_quarter": partial(PaperStudent, width=8),
-    **CIFAR_NETWORKS,
+    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(ResNet, depth=depth, widths=(32, 64, 128, 256)) for depth in (8, 32)},
+    **{f"wrn_{depth}_{widen}": partial(WideResNet, depth=depth, widen=widen) for depth in (16, 40) for widen in (1, 2)},
+    "vgg8": partial(VGG, depths=(1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, depths=(1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, depths=(2, 2, 2, 2, 2)),
 }
 TORCHVISION = "torchvision/"  # precedes the name of an image classifier of torchvision.models
 
@@ -38,14 +43,15 @@ def known(name: str) -> bool:
     return name.removeprefix(TORCHVISION) in torchvision.models.list_models(module=torchvision.models)
 
 
-def definition(name: str) -> tuple[type[nn.Module], tuple[object, ...], dict[str, object]]:
-    """Return the class of a `known` network, and the arguments with which NETWORKS has it."""
+def definition(name: str) -> tuple[Callable[..., nn.Module], tuple[object, ...], dict[str, object]]:
+    """Return the class of a `known` network, and the arguments with which NETWORKS has it.
+
+    The network is class(*positional, channels, size, classes, **keywords).
+    """
     if name.startswith(TORCHVISION):
         return TorchvisionNetwork, (name.removeprefix(TORCHVISION),), {}
-    made = NETWORKS[name]
-    network, *arguments = (made.func, made.args, made.keywords) if isinstance(made, partial) else (made, (), {})
-    assert isinstance(network, type)
-    return network, *arguments
+    made = partial(NETWORKS[name])  # of a partial, a copy
+    return made.func, made.args, made.keywords
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -66,11 +72,9 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, seed: int)
     height, width, channels = image_shape
     if height != width or height < 8:
         raise UserError(f"{name} takes square images of at least 8 x 8 pixels, the data set has {height} x {width}")
-    if name.startswith(TORCHVISION):
-        make: Callable[[int, int, int], nn.Module] = partial(TorchvisionNetwork, name.removeprefix(TORCHVISION))
-    else:
-        make = NETWORKS[name]
-    return seeded(torch_seed(seed, "network"), partial(make, channels, height, classes))
+    make, positional, keywords = definition(name)
+    make = partial(make, *positional, channels, height, classes, **keywords)
+    return seeded(torch_seed(seed, "network"), make)
 
 
 def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:

@@ -6,7 +6,6 @@ stage3 (maps) and embedding (the last map averaged over its places).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -192,16 +191,3 @@ class VGG(nn.Module):
             x = block(F.max_pool2d(x, 2) if i in self.pooled else x)
             maps.append(x)
         return _classify([maps[1], maps[2], maps[4]], x, self.classifier)
-
-
-WIDE = (32, 64, 128, 256)
-
-# name in params.yaml -> (channels, size, classes) -> network
-CIFAR_NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}x4": partial(ResNet, depth=depth, widths=WIDE) for depth in (8, 32)},
-    **{f"wrn_{depth}_{widen}": partial(WideResNet, depth=depth, widen=widen) for depth in (16, 40) for widen in (1, 2)},
-    "vgg8": partial(VGG, depths=(1, 1, 1, 1, 1)),
-    "vgg11": partial(VGG, depths=(1, 1, 2, 2, 2)),
-    "vgg13": partial(VGG, depths=(2, 2, 2, 2, 2)),
-}

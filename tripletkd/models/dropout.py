@@ -43,6 +43,10 @@ class Dropout(nn.Module):
         self.step.add_(1)
         return (units * keep / (1.0 - self.p)).flatten(1, 2)
 
+    def extra_repr(self) -> str:
+        """Name the probability where the module is printed."""
+        return f"p={self.p}"
+
 
 def _uniform(counter: Tensor, key: Tensor) -> Tensor:
     """Compute numbers in [0, 1), of 24 bits each, from int64 counters and keys."""

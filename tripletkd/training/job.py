@@ -78,6 +78,7 @@ def build_trainer(
         contrasts=methods.contrasts(method, job.params),
         teacher=teacher,
         adapters=_adapters(job, students, data, teacher),
+        method=f"method {job.identity.method}",
     )
     return Trainer(students, objective, job.recipe, data, compute)
 

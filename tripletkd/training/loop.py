@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tripletkd.data.batches import DeviceSplit, Plan
+from tripletkd.errors import UserError
 from tripletkd.training.checkpoint import Checkpoint, Progress
 from tripletkd.training.cuda_graph import Captured
 from tripletkd.training.progress import Unseen, Watch
@@ -115,6 +116,8 @@ def _rows(
     images, size = len(trainer.data.train), trainer.recipe.batch_size
     batch_sizes = torch.full((len(steps["loss"]),), size, dtype=torch.float64)
     batch_sizes[-1] = images - size * (len(batch_sizes) - 1)
+    if taken := measured.keys() & terms.keys():
+        raise UserError(f"metrics_fn: found {', '.join(sorted(taken))}, a term of the loss; expected other names")
     for i, seed in enumerate(trainer.seeds):
         if seed in done.failed:
             continue
