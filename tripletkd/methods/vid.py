@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from tripletkd.methods.functional import Maps, NonNegative, PerLayer, channels, cross_entropy, over_layers, same_sizes
@@ -25,7 +26,7 @@ class Params:
     ce: NonNegative  # weight of the cross-entropy
     information: NonNegative  # weight of the information, summed over the layers
     layers: Maps
-    variance: Annotated[float, f"> {EPS}"]  # of every channel, before training
+    variance: Annotated[float, Gt(EPS)]  # of every channel, before training
 
 
 def information(gaussian: tuple[Tensor, Tensor], teacher: Tensor, eps: float = EPS) -> Tensor:
