@@ -14,8 +14,8 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -252,28 +252,28 @@ def _unpack(source: Path, top: Path) -> None:
     """Unpack all files and folders but the ignored ones; UserError at the first member that is refused."""
     files: set[PurePosixPath] = set()
     folders = total = 0
-    for path, mode, size, extract in _members(source):
-        total += size
-        folders += stat.S_ISDIR(mode)
-        if total > MAX_ARCHIVE_BYTES or folders > MAX_FOLDERS:
-            most = f"{MAX_ARCHIVE_BYTES >> 30} GiB or {MAX_FOLDERS} folders"
-            raise UserError(f"{source}: unpacks to more than {most}, which is refused: take fewer images")
-        if not path.parts or _is_ignored(path):
-            continue
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{source}/{path}: leads out of the archive")
-        _refuse(source, path, mode, size)
-        if path in files:
-            raise UserError(f"{source}/{path}: is there twice; remove one")
-        with _unpacking(source / path):
-            if stat.S_ISDIR(mode):
-                (top / path).mkdir(parents=True, exist_ok=True)
-            else:
-                files.add(path)
-                extract(top)
+    with closing(_members(source)) as members:
+        for path, mode, size, extract in members:
+            total, folders = total + size, folders + stat.S_ISDIR(mode)
+            if total > MAX_ARCHIVE_BYTES or folders > MAX_FOLDERS:
+                most = f"{MAX_ARCHIVE_BYTES >> 30} GiB or {MAX_FOLDERS} folders"
+                raise UserError(f"{source}: unpacks to more than {most}, with {path}; take fewer images")
+            if not path.parts or _is_ignored(path):
+                continue
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(f"{source}/{path}: leads out of the archive")
+            _refuse(source, path, mode, size)
+            if path in files:
+                raise UserError(f"{source}/{path}: is there twice; remove one")
+            with _unpacking(source / path):
+                if stat.S_ISDIR(mode):
+                    (top / path).mkdir(parents=True, exist_ok=True)
+                else:
+                    files.add(path)
+                    extract(top)
 
 
-def _members(source: Path) -> Iterator[Member]:
+def _members(source: Path) -> Generator[Member, None, None]:
     """Name what an archive holds, and read it to its end; its first bytes tell its kind."""
     with source.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
@@ -283,8 +283,8 @@ def _members(source: Path) -> Iterator[Member]:
     kinds = [kind for begin, kind in COMPRESSED.items() if head.startswith(begin)]
     if not kinds and not _is_tar_header(head):
         raise UserError(f"{source}: no archive, begins with {head[:40]!r}; fetch it again, {OTHERWISE}")
-    with kinds[0](source) if kinds else source.open("rb") as stream:
-        yield from _in_tar(_Bounded(stream))
+    with _Bounded(kinds[0](source) if kinds else source.open("rb", buffering=0)) as stream:
+        yield from _in_tar(stream)
 
 
 def _is_tar_header(block: bytes) -> bool:
