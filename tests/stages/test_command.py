@@ -154,7 +154,7 @@ def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run --allow-missing")
     (tmp_path / "data/cifar10").mkdir(parents=True)
-    (tmp_path / "data/cifar10/images.safetensors").touch()
+    (tmp_path / "data/cifar10/images.npy").touch()
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run") and "--allow-missing" not in experiment
 
