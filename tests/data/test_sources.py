@@ -173,7 +173,14 @@ def test_images_that_are_all_greyscale_keep_one_channel(tmp_path: Path) -> None:
 def test_photographs_are_upright_as_their_exif_tag_says(tmp_path: Path) -> None:
     """Their size, too, is the one that a viewer shows."""
     upright, lying = {path: random_pixels(4, 6, 3) for path in IMAGES}, {}
-    turned = [lambda x: x, np.fliplr, lambda x: np.rot90(x, 2), np.flipud, lambda x: x.transpose(1, 0, 2), np.rot90]
+    turned: list[Callable[[Pixels], Pixels]] = [
+        lambda x: x,
+        np.fliplr,
+        lambda x: np.rot90(x, 2),
+        np.flipud,
+        lambda x: x.transpose(1, 0, 2),
+        np.rot90,
+    ]
     turned += [lambda x: np.rot90(x, 2).transpose(1, 0, 2), lambda x: np.rot90(x, -1)]  # how it lies in the file
     for tag, (path, pixels) in enumerate(upright.items(), start=1):
         exif = Image.Exif()
