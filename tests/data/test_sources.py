@@ -48,12 +48,10 @@ from served import (
 )
 
 from stages import fetch
-from stages._command import run
 from tripletkd.data import dataset as data
 from tripletkd.data import sources
 from tripletkd.errors import UserError
-from tripletkd.tracking.logger import Logger
-from tripletkd.tracking.mlflow import StageFiles
+from tripletkd.pipeline.stage import run
 
 
 def encoded(image: Pixels | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -828,11 +826,7 @@ def test_an_interrupted_write_leaves_the_earlier_data_set(
     assert snapshot(project) == before
 
 
-def test_digits_are_fetched_and_logged(
-    monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logged: list[StageFiles] = []
-    monkeypatch.setattr(Logger, "files", lambda _, made: logged.append(made))
+def test_digits_are_fetched(monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["fetch.py", "suite=digits"])
     run(fetch.main)
     assert capsys.readouterr().out == (
@@ -843,21 +837,15 @@ def test_digits_are_fetched_and_logged(
     assert description["duplicates"] == {"train_and_test": 0, "contradicting_labels": 0}
     files = sorted(path.name for path in (project / "data/digits").iterdir())
     assert files == ["dataset.json", "images.npy", "labels.npy"]
-    counts = {"train_images": 898, "test_images": 899, "classes": 10, "train_and_test": 0, "contradicting_labels": 0}
-    [made] = logged
-    assert made.metrics == counts and made.params == {"source": "digits", "data_sha256": description["sha256"]}
-    assert made.log.keys() >= {"started", "seconds", "commit", "experiment"}
 
 
-def test_the_command_needs_no_tracking_and_its_description_names_the_rules(project: Path) -> None:
-    """In a process of its own, with no MLflow store that could be reached."""
+def test_the_description_names_the_rules_by_which_files_became_pixels(project: Path) -> None:
     images = in_folder(project / "images", {path: encoded(photo) for path, photo in PHOTOS.items()})
     settings = ("data.source=folder", f"data.path={images}", "data.image_size=10")
     words = [sys.executable, "-m", "stages.fetch", "suite=digits", *(f"++suites.digits.{word}" for word in settings)]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nonsense://"}
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(words, cwd=project, env=variables, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "warning: not logged to MLflow" in ended.stderr
     assert data.load(project / "data/digits").sha256() == sources.folder(images, 10).sha256()
     description = json.loads((project / "data/digits" / data.DESCRIPTION).read_text())
     rule = "shorter side resized (bilinear, antialiased), centre cropped"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from stages._command import EX_TEMPFAIL, Stage, _commit, run
 
 from stages import plan
+from stages._command import EX_TEMPFAIL, Stage, _commit, run
 from tripletkd.config.load import load
 from tripletkd.errors import Paused
 
@@ -154,7 +154,7 @@ def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run --allow-missing")
     (tmp_path / "data/cifar10").mkdir(parents=True)
-    (tmp_path / "data/cifar10/images.npy").touch()
+    (tmp_path / "data/cifar10/images.safetensors").touch()
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run") and "--allow-missing" not in experiment
 
