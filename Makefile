@@ -40,7 +40,7 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work
 	@$(if $(wildcard runs/cifar10),,python -m stages.plan suite=cifar10 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
-	dvc exp run $(if $(wildcard data/cifar10/images.safetensors),,$(if $(wildcard runs/cifar10),--allow-missing)) \
+	dvc exp run $(if $(wildcard data/cifar10/images.npy),,$(if $(wildcard runs/cifar10),--allow-missing)) \
 		--set-param 'run.suites=[cifar10]' --set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' \
 		--set-param 'run.splits=[test]'
 	@$(LEFT)

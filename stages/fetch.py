@@ -1,4 +1,4 @@
-"""Fetch a suite's images and write the canonical data set: one file, and a description with counts and hashes."""
+"""Fetch a suite's images and write the canonical data set: images, labels, and a description with counts and hashes."""
 
 from __future__ import annotations  # the types' modules import PyTorch
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TAKERS = {  # the sources that read a setting of `data`
     "name": ("torchvision",),
-    "path": ("folder", "archive"),
+    "path": ("torchvision", "folder", "archive"),
     "sha256": ("archive",),
     "image_size": ("folder", "archive"),
 }
@@ -29,13 +29,14 @@ def main(stage: Stage) -> None:
     from tripletkd.data import dataset as data
 
     settings, target = stage.suite.data, stage.path("data")
-    origin = " ".join(filter(None, [settings.source, settings.name, settings.path and Path(settings.path).name]))
+    # Of torchvision's own archive it is the same whether it was downloaded or at hand.
+    origin = f"{settings.source} {settings.name or (settings.path and Path(settings.path).name) or ''}".rstrip()
     with whole(target) as beside:
         beside.mkdir()
         with obtain(settings, beside) as whole_set:
             dataset = whole_set.limited(settings.per_class) if settings.per_class else whole_set
             stage.suite.inputs.build(dataset.image_shape[2])
-            description = data.save(dataset, beside, origin, resizing(settings))
+            description = data.save(dataset, beside, origin, rules(settings))
     stage.say(f"{target}: {summary(description)}")
 
 
@@ -58,7 +59,7 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
         if not settings.name:
             raise UserError("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        return nullcontext(sources.torchvision(settings.name, folder))
+        return nullcontext(sources.torchvision(settings.name, folder, Path(settings.path) if settings.path else None))
     if not settings.path:
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
@@ -66,11 +67,14 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
     return sources.archive(Path(settings.path), settings.sha256, folder, settings.image_size)
 
 
-def resizing(settings: DataSettings) -> dict[str, Any]:
-    """Say by which rule images were resized, for their description; nothing where they were not."""
-    from tripletkd.data.sources import RESIZE_RULE
+def rules(settings: DataSettings) -> dict[str, Any]:
+    """Say by which rules image files became pixels, for the description of the data set."""
+    from tripletkd.data.sources import ORIENTATION_RULE, RESIZE_RULE
 
-    return {"resized": {"image_size": settings.image_size, "rule": RESIZE_RULE}} if settings.image_size else {}
+    if settings.source not in TAKERS["image_size"]:
+        return {}
+    resized = {"resized": {"image_size": settings.image_size, "rule": RESIZE_RULE}} if settings.image_size else {}
+    return {"orientation": ORIENTATION_RULE} | resized
 
 
 def summary(description: dict[str, Any]) -> str:

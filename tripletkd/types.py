@@ -50,7 +50,7 @@ class Batch:
     negative: Outputs = NOT_ASKED  # s(x'): for each x an image of another class
     teacher_negative: Outputs = NOT_ASKED  # t(x')
     index: Tensor = NOT_ASKED  # where the images x stand in the training split, [B], int64
-    contrast: Tensor = NOT_ASKED  # how often each training image is drawn to contrast with each x, [B, images], int16
+    drawn: Tensor = NOT_ASKED  # what the method's own `draw` drew for the batch, [B, ...]
     epoch: Tensor | float = 1.0  # 1 in the first epoch, for weights that warm up
     adapters: Callable[..., Any] = NOT_ASKED  # calls the module that the method's `adapters` made, of this seed
 

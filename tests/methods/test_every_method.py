@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from tripletkd import methods, models
+from tripletkd.data.batches import ByClass, Drawing
 from tripletkd.errors import UserError
 from tripletkd.methods import dkd
 from tripletkd.methods.functional import z_score
@@ -52,9 +54,10 @@ def given(name: str) -> dict[str, Any]:
                 result[network] = Outputs(result[network].logits, {})
     if "index" in needs:
         result["index"] = 7 * torch.arange(SEEDS * IMAGES).view(SEEDS, IMAGES) % TRAINING_IMAGES
-    if methods.contrasts(methods.load(name), params_of(name)):
-        drawn = fill((SEEDS, IMAGES, TRAINING_IMAGES), 500, 3.0)
-        result["contrast"] = drawn.abs().round().to(torch.int16)
+    if draw := getattr(methods.load(name), "draw", None):
+        split, random = ByClass(np.arange(TRAINING_IMAGES) % CLASSES), np.random.default_rng(0)
+        drawings = [Drawing(index.numpy(), split, random) for index in result["index"]]
+        result["drawn"] = torch.stack([draw(drawing, params_of(name)) for drawing in drawings])
     result["student"].map(Tensor.requires_grad_)
     return result
 

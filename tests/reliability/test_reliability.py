@@ -732,7 +732,7 @@ def test_a_place_that_cannot_be_written(
 
 
 READ = {
-    "train_teacher": ["data/digits/dataset.json", "data/digits/images.safetensors"],
+    "train_teacher": ["data/digits/dataset.json", "data/digits/images.npy"],
     "evaluate": [f"runs/digits/test/triplet/seed-1/{name}" for name in ("weights.safetensors", "record.json")],
     "tabulate": ["results/digits/measured/test/triplet.json"],
     "ablate": ["runs/digits/validation/teacher/seed-0/weights.safetensors"],

@@ -51,11 +51,10 @@ def test_no_step_waits_for_the_device_or_copies_from_the_host(method: str, netwo
     inputs = Inputs((0.5, 0.4, 0.3), (0.2, 0.3, 0.2), crop_padding=2, flip=True)
     small = Small(method, networks, RECIPE, inputs, Compute(torch.device("meta"), fuse_seeds=True))
     trainer = small.trainer(Dataset(split, split, tuple("0123456789")), [1, 2])
-    plan = trainer.plan(1).map(lambda t: t.to("meta"))
     trainer.begin_epoch(1)
     if trainer.objective.needs and trainer.objective.teacher:
         _ = trainer.objective.teacher.train_logits  # computed once, before the first step is captured
-    batch = next(plan.batches(20))  # drawn on the host, where a method contrasts images
+    batch = next(trainer.data.train.batches(trainer.plan(1), 20))
     with OnDevice():
         terms = trainer.step(batch)
     assert {value.shape for value in terms.values()} == {(2,)}

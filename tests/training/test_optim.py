@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 
 from tripletkd.errors import UserError
-from tripletkd.training.optim import (
-    SGD,
-    AdamW,
-    Cosine,
-    MultiStep,
-    Optimizer,
-    OptimizerSettings,
-    Recipe,
-    build_optimizer,
-)
+from tripletkd.training.optim import SGD, AdamW, Cosine, MultiStep, Optimizer, OptimizerSettings, Recipe
 
 STEPS, SEEDS = 100, 3
 SHAPES = [(4, 3), (5,), ()]
-FIXED = MultiStep(decay_epochs=(), decay_factor=0.1)
-OPTIMIZERS: dict[str, tuple[OptimizerSettings, Callable[..., torch.optim.Optimizer]]] = {
+TheirOptimizer = Callable[..., torch.optim.Optimizer]
+OPTIMIZERS: dict[str, tuple[OptimizerSettings, TheirOptimizer]] = {
     "sgd": (
         SGD(lr=0.05, momentum=0.9, weight_decay=0.01),
         lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -32,12 +23,8 @@ OPTIMIZERS: dict[str, tuple[OptimizerSettings, Callable[..., torch.optim.Optimiz
         lambda params: torch.optim.SGD(params, lr=0.05),
     ),
     "adamw": (
-        AdamW(lr=0.01, weight_decay=0.05),
-        lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.05),
-    ),
-    "adamw with other betas": (
-        AdamW(lr=0.01, weight_decay=0, beta1=0.5, beta2=0.9, eps=0.1),
-        lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0, betas=(0.5, 0.9), eps=0.1),
+        AdamW(lr=0.01, weight_decay=0.05, beta1=0.5, beta2=0.9, eps=0.1),
+        lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.05, betas=(0.5, 0.9), eps=0.1),
     ),
 }
 by_name = pytest.mark.parametrize(("settings", "theirs"), OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -54,17 +41,13 @@ def grads(seed: int, step: int, params: Sequence[Tensor]) -> list[Tensor]:
     return [torch.sin(p) + torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in params]
 
 
-def ours(settings: OptimizerSettings, params: Sequence[Tensor]) -> Optimizer:
-    return build_optimizer(Recipe(10, 5, settings, FIXED), params)
-
-
 def lr_of(step: int) -> float:
     return 0.05 / (1 + step // 30)
 
 
 def trained(settings: OptimizerSettings, seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     params = start(seed, dtype)
-    optimizer = ours(settings, params)
+    optimizer = Optimizer(settings, params)
     for step in range(STEPS):
         optimizer.lr.fill_(lr_of(step))
         optimizer.step(grads(seed, step, params))
@@ -72,19 +55,16 @@ def trained(settings: OptimizerSettings, seed: int, dtype: torch.dtype = torch.f
 
 
 @by_name
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_an_optimizer_gives_what_torchs_gives(
-    settings: OptimizerSettings, theirs: Callable[..., torch.optim.Optimizer], dtype: torch.dtype, tolerance: float
-) -> None:
-    params = [param.requires_grad_() for param in start(1, dtype)]
+def test_an_optimizer_gives_what_torchs_gives(settings: OptimizerSettings, theirs: TheirOptimizer) -> None:
+    params = [param.requires_grad_() for param in start(1)]
     reference = theirs(params)
     for step in range(STEPS):
         reference.param_groups[0]["lr"] = lr_of(step)
         for param, grad in zip(params, grads(1, step, [p.detach() for p in params]), strict=True):
             param.grad = grad
         reference.step()
-    for found, expected in zip(trained(settings, 1, dtype), params, strict=True):
-        torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)
+    for found, expected in zip(trained(settings, 1), params, strict=True):
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_sgd_gives_the_bits_of_its_formula() -> None:
@@ -100,9 +80,9 @@ def test_sgd_gives_the_bits_of_its_formula() -> None:
 
 
 @by_name
-def test_a_group_of_seeds_gives_what_each_gives_alone(settings: OptimizerSettings, theirs: Any) -> None:
+def test_a_group_of_seeds_gives_what_each_gives_alone(settings: OptimizerSettings, theirs: TheirOptimizer) -> None:
     params = [torch.stack(of_seeds) for of_seeds in zip(*(start(seed) for seed in range(SEEDS)), strict=True)]
-    optimizer = ours(settings, params)
+    optimizer = Optimizer(settings, params)
     for step in range(STEPS):
         optimizer.lr.fill_(lr_of(step))
         alone = [grads(seed, step, [param[seed] for param in params]) for seed in range(SEEDS)]
@@ -113,38 +93,21 @@ def test_a_group_of_seeds_gives_what_each_gives_alone(settings: OptimizerSetting
 
 
 @by_name
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_resumed_run_gives_the_bits_of_one_that_was_not_interrupted(
-    settings: OptimizerSettings, theirs: Any, dtype: torch.dtype
+    settings: OptimizerSettings, theirs: TheirOptimizer
 ) -> None:
-    params = start(1, dtype)
-    optimizer = ours(settings, params)
+    params = start(1)
+    optimizer = Optimizer(settings, params)
     for step in range(STEPS):
         if step == STEPS // 2:
-            saved_params = [param.clone() for param in params]
             saved = {name: tensor.clone() for name, tensor in optimizer.state().items()}
-            params = [torch.full_like(param, 7) for param in saved_params]
-            optimizer = ours(settings, params)
-            for param, was in zip(params, saved_params, strict=True):
-                param.copy_(was)
+            params = [param.clone() for param in params]
+            optimizer = Optimizer(settings, params)
             for name, tensor in optimizer.state().items():
                 tensor.copy_(saved[name])
         optimizer.lr.fill_(lr_of(step))
         optimizer.step(grads(1, step, params))
-    assert all(torch.equal(a, b) for a, b in zip(params, trained(settings, 1, dtype), strict=True))
-
-
-def test_the_state_has_names_and_is_not_a_copy() -> None:
-    optimizer = ours(OPTIMIZERS["adamw"][0], start(1))
-    assert sorted(optimizer.state()) == [
-        *(f"{name}/{i}" for name in ("average", "average_square") for i in range(len(SHAPES))),
-        "steps/0",
-    ]
-    before = optimizer.state()
-    optimizer.step(grads(1, 0, optimizer.params))
-    assert before["steps/0"] == 1
-    assert before["average/0"].any()
-    assert list(ours(OPTIMIZERS["sgd"][0], start(1)).state()) == ["velocity/0", "velocity/1", "velocity/2"]
+    assert all(torch.equal(a, b) for a, b in zip(params, trained(settings, 1), strict=True))
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
@@ -177,11 +140,8 @@ SCHEDULES: dict[str, tuple[Any, Callable[[torch.optim.Optimizer], Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize(("settings", "theirs"), SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("optimizer", [SGD(lr=LR, momentum=0.9, weight_decay=0), AdamW(lr=LR, weight_decay=0)])
-def test_a_schedule_gives_what_torchs_gives(
-    settings: Any, theirs: Callable[[torch.optim.Optimizer], Any], optimizer: OptimizerSettings
-) -> None:
-    recipe = Recipe(EPOCHS, 5, optimizer, settings)
+def test_a_schedule_gives_what_torchs_gives(settings: Any, theirs: Callable[[torch.optim.Optimizer], Any]) -> None:
+    recipe = Recipe(EPOCHS, 5, SGD(lr=LR, momentum=0.9, weight_decay=0), settings)
     recipe.check()
     reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
     schedule, expected = theirs(reference), []
@@ -190,7 +150,6 @@ def test_a_schedule_gives_what_torchs_gives(
         reference.step()
         schedule.step()
     assert [recipe.lr_at(epoch) for epoch in range(1, EPOCHS + 1)] == pytest.approx(expected, rel=1e-12)
-    assert max(expected) == LR
 
 
 @pytest.mark.parametrize(
@@ -198,19 +157,11 @@ def test_a_schedule_gives_what_torchs_gives(
     [
         (
             MultiStep(decay_epochs=(0,), decay_factor=0.1),
-            "decay_epochs: found .0., expected epochs from 1 to 9",
+            "schedule.decay_epochs: found .0., expected epochs from 1 to 9",
         ),
         (MultiStep(decay_epochs=(10,), decay_factor=0.1), "schedule.decay_epochs: found .10., expected epochs from 1"),
-        (
-            MultiStep(decay_epochs=(5, 4), decay_factor=0.1),
-            "decay_epochs: found .5, 4., .* each after the last",
-        ),
-        (MultiStep(decay_epochs=(5, 5), decay_factor=0.1), "schedule.decay_epochs"),
-        (
-            MultiStep(decay_epochs=(), decay_factor=0.1, warmup_epochs=9),
-            "warmup_epochs: found 9, expected fewer",
-        ),
-        (Cosine(warmup_epochs=10), "schedule.warmup_epochs: found 10, expected fewer than the 9 epochs"),
+        (MultiStep(decay_epochs=(5, 5), decay_factor=0.1), "decay_epochs: found .5, 5., .* each after the last"),
+        (Cosine(warmup_epochs=9), "schedule.warmup_epochs: found 9, expected fewer than the 9 epochs"),
     ],
 )
 def test_a_schedule_that_does_not_fit_the_epochs_is_refused(schedule: Any, message: str) -> None:

@@ -39,11 +39,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import _setup
-from stages._command import Stage
 from tripletkd import models
 from tripletkd.config.load import load
 from tripletkd.data import dataset as data
+from tripletkd.pipeline.jobs import Runs, set_up
+from tripletkd.pipeline.stage import Stage
 from tripletkd.training.job import build_trainer
 from tripletkd.training.trainer import Teacher
 
@@ -56,18 +56,18 @@ def made_up(images):
 
 def train(setup):
     teacher = Teacher(models.build("paper_teacher_quarter", (32, 32, 3), 10, 1), setup.data)
-    trainer = build_trainer(_setup.job_of_method(stage, setup, ""), [1, 2], setup.data, setup.compute, teacher)
+    trainer = build_trainer(Runs(stage, "").student("triplet"), [1, 2], setup.data, setup.compute, teacher)
     trainer.begin_epoch(1)
     for _, batch in zip(range(4), setup.data.train.batches(trainer.plan(1), 50)):
         trainer.step(batch)
     teacher.test_logits, trainer.predictions(setup.data.test)
 
-train(_setup.set_up(stage, data.Dataset(made_up(400), made_up(20), classes)))  # what PyTorch itself needs
+train(set_up(stage, data.Dataset(made_up(400), made_up(20), classes)))  # what PyTorch itself needs
 status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
 resource.setrlimit(resource.RLIMIT_DATA, (int(status["VmData"].split()[0]) * 1024 + limit, -1))
 folder.mkdir(parents=True)
 data.save(data.Dataset(made_up(images), made_up(20), classes), folder, "made up")
-train(_setup.set_up(stage))
+train(set_up(stage))
 """
 MIB = 2**20
 

@@ -11,9 +11,9 @@ from small_run import CPU
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tripletkd import methods
 from tripletkd.data.batches import DeviceData, Inputs, Plan
 from tripletkd.data.dataset import Dataset, Split
+from tripletkd.methods import kd_triplet, scratch, triplet
 from tripletkd.models.dropout import Dropout
 from tripletkd.models.paper import PaperStudent, PaperTeacher
 from tripletkd.training.compute import Compute
@@ -76,7 +76,7 @@ def check_final(network: nn.Module, expected: dict[str, dict[str, float]]) -> No
 
 def trained_teacher(content: dict[str, Any], data: DeviceData) -> Trainer:
     """The run T_teacher, its cross-entropies compared step by step."""
-    setup, scratch = content["setup"], methods.load("scratch")
+    setup = content["setup"]
     network = with_weights(PaperTeacher(3, 32, 10), setup["teacher_params"], gain=1.0)
     trainer = trainer_of(network, Objective(partial(scratch.loss, params=scratch.Params(ce=1.0))), 0.0005, data)
     for expected in content["runs"]["T_teacher"]["steps"]:
@@ -109,7 +109,7 @@ def test_student_follows_the_reference_trajectory(content: dict[str, Any], name:
     teacher = Teacher(teacher_of(content, run, data), data)
     assert teacher.train_logits[0].tolist() == pytest.approx(run["probe"]["teacher_logits_train0"], rel=1e-9)
     student = with_weights(PaperStudent(3, 32, 10), setup["student_params"], run["student_gain"])
-    method = methods.load({"old": "triplet", "new": "kd_triplet"}[run["loss"]])
+    method: Any = {"old": triplet, "new": kd_triplet}[run["loss"]]
     weights = {"ce": 1.0, "kl": 1.0, "temperature": 1.0, "triplet": run["triplet_weight"], "margin": run["margin"]}
     params = method.Params(**{key: weights[key] for key in method.Params.__dataclass_fields__ if key in weights})
     objective = Objective(partial(method.loss, params=params), method.NEEDS, teacher)

@@ -62,7 +62,7 @@ class DataSettings:
 
     source: Literal["torchvision", "folder", "archive", "digits"]
     name: str | None = None  # torchvision: the class's name
-    path: str | None = None  # folder, archive: where it is
+    path: str | None = None  # folder, archive: where it is; torchvision: the original archive, in place of a download
     sha256: str | None = None  # archive: what it must be
     image_size: Annotated[int, Ge(8)] | None = None  # folder, archive: pixels of either side, after resize and crop
     per_class: Annotated[int, Ge(1)] | None = None  # only the first N images of each class, of either split

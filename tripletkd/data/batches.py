@@ -1,9 +1,11 @@
 """Batches of a split on the device: order, different-class negatives, augmentation, normalisation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from tripletkd.data.dataset import Dataset, Split
 
-ORDER, NEGATIVES, AUGMENTATION, CONTRAST = range(4)  # independent streams of random numbers, see `draw`
+ORDER, NEGATIVES, AUGMENTATION, METHOD = range(4)  # independent streams of random numbers, see `Sampler`
 
 
 @dataclass(frozen=True)
@@ -37,55 +39,82 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """Holds all randomness of an epoch, of one seed or of several: `index` [..., views, N] and what augments it.
+    """Holds all randomness of an epoch or a batch, of one seed or of several; every tensor is [..., views, N].
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
-    shift: [..., views, N, 2], where the crop begins in the padded image; flip: [..., views, N].
-    draw_contrast: of an epoch, draws `contrast` for the images at a slice of N: all at once would not fit into memory.
-    contrast: of a batch, how often each image of the split is drawn to contrast with each x, [..., N, images].
-    images: of a batch, its images as they are stored, [..., views, N, H, W, C]; None where the device has them all.
+    index: where the images stand in the split; row, column: where the crop begins in the padded image; flip: whether it
+    is mirrored. draw: of an epoch, draws `drawn` for the images at a slice of N. Of a batch, drawn: what the method
+    drew for it, [..., N, ...]; images: as they are stored, [..., views, N, H, W, C], unless the device has them all.
     """
 
     index: Tensor
-    shift: Tensor | None = None
+    row: Tensor | None = None
+    column: Tensor | None = None
     flip: Tensor | None = None
-    draw_contrast: Callable[[slice], Tensor] | None = None
-    contrast: Tensor | None = None
+    drawn: Tensor | None = None
     images: Tensor | None = None
+    draw: Callable[[slice], Tensor] | None = field(default=None, kw_only=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name the tensors that are there."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Plan":
         """Apply a function to every tensor."""
-        optional = (self.shift, self.flip, self.contrast, self.images)
-        shift, flip, contrast, images = (None if t is None else function(t) for t in optional)
-        draw = self.draw_contrast
-        return Plan(function(self.index), shift, flip, draw and (lambda at: function(draw(at))), contrast, images)
+        changed: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     def copy_(self, other: "Plan") -> None:
         """Copy the numbers of a plan of the same shape into this one."""
-        for name in ("index", "shift", "flip", "contrast", "images"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine is not None and its is not None:
-                mine.copy_(its)
+        for name, tensor in other.tensors().items():
+            self.tensors()[name].copy_(tensor)
 
     @staticmethod
     def stack(plans: Sequence["Plan"]) -> "Plan":
-        """Stack the plans of several seeds along a new first dimension."""
-        shift = None if plans[0].shift is None else torch.stack([p.shift for p in plans if p.shift is not None])
-        flip = None if plans[0].flip is None else torch.stack([p.flip for p in plans if p.flip is not None])
-        draws = [p.draw_contrast for p in plans if p.draw_contrast is not None]
-        draw_all = (lambda at: torch.stack([draw(at) for draw in draws])) if draws else None
-        return Plan(torch.stack([p.index for p in plans]), shift, flip, draw_all)
+        """Stack the plans of several seeds, for an epoch, along a new first dimension."""
+        names, draws = plans[0].tensors(), [plan.draw for plan in plans if plan.draw]
+        stacked: dict[str, Any] = {name: torch.stack([plan.tensors()[name] for plan in plans]) for name in names}
+        return Plan(**stacked, draw=(lambda at: torch.stack([draw(at) for draw in draws])) if draws else None)
 
     def batches(self, size: int) -> Iterator["Plan"]:
-        """Cut the plan into consecutive batches; the last one may be smaller."""
+        """Cut an epoch's plan into consecutive batches; the last one may be smaller."""
         for start in range(0, self.index.shape[-1], size):
             at = slice(start, start + size)
-            yield Plan(
-                self.index[..., at],
-                None if self.shift is None else self.shift[..., at, :],
-                None if self.flip is None else self.flip[..., at],
-                contrast=None if self.draw_contrast is None else self.draw_contrast(at),
-            )
+            batch = replace(self.map(itemgetter((..., at))), draw=None)
+            yield replace(batch, drawn=self.draw(at)) if self.draw else batch
+
+
+class ByClass:
+    """Sorts a split's images by class, so that images of other classes can be drawn."""
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        """Sort the labels [N]."""
+        self.labels = labels
+        self.order, self.count = np.argsort(labels, kind="stable"), np.bincount(labels)
+        self.first = np.cumsum(self.count) - self.count
+
+    def others(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the images of all classes but this one."""
+        return len(self.labels) - self.count[label]
+
+    def other(self, label: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Find the image of this rank, from 0 to `others`, among those of all classes but this one."""
+        return self.order[rank + np.where(rank >= self.first[label], self.count[label], 0)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Holds what a method's `draw` may use for a batch of one seed; NumPy's arrays, on the host.
+
+    Attributes:
+        index: where the batch's images stand in the training split, [B].
+        split: the training split's images by class.
+        random: numbers that are a function of seed, epoch and the batch's place in it, and used for nothing else.
+    """
+
+    index: NDArray[np.intp]
+    split: ByClass
+    random: np.random.Generator
 
 
 class Sampler:
@@ -94,65 +123,50 @@ class Sampler:
     All methods thus see the same images in the same order for the same seed, whether or not they use negatives.
     """
 
-    def __init__(self, labels: NDArray[np.int64], inputs: Inputs, negatives: bool, contrasts: int = 0) -> None:
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        inputs: Inputs,
+        negatives: bool,
+        draw: Callable[[Drawing], Tensor] | None = None,
+    ) -> None:
         """Sort the images by class.
 
         Args:
             labels: of the split, [N].
             inputs: says how images are augmented.
             negatives: whether there is an x' for each x.
-            contrasts: how many images contrast with each x, at most 32767.
+            draw: what a method draws for each batch beside.
         """
-        self.labels, self.inputs, self.negatives, self.contrasts = labels, inputs, negatives, contrasts
-        self.by_class = np.argsort(labels, kind="stable")
-        self.count = np.bincount(labels)
-        self.first = np.cumsum(self.count) - self.count
+        self.split, self.inputs, self.negatives, self.draw_batch = ByClass(labels), inputs, negatives, draw
 
     def draw(self, seed: int, epoch: int) -> Plan:
         """Draw what one seed does in an epoch, counted from 1."""
-        order = np.random.default_rng([seed, epoch, ORDER]).permutation(len(self.labels))
+        order = np.random.default_rng([seed, epoch, ORDER]).permutation(len(self.split.labels))
         views = [order]
         if self.negatives:
             views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
-        index = torch.from_numpy(np.stack(views))
-        contrast = partial(self._contrast, seed, epoch, order) if self.contrasts else None
-        if not self.inputs.augments:
-            return Plan(index, draw_contrast=contrast)
         # A stream a view: whether there is an x' makes no difference to x.
-        drawn = [
-            self._augmentation(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in range(len(views))
-        ]
-        shift, flip = (torch.from_numpy(np.stack(column)) for column in zip(*drawn, strict=True))
-        return Plan(index, shift, flip, contrast)
+        augmented = range(len(views)) if self.inputs.augments else ()
+        crops = [self._crop(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in augmented]
+        parts = [torch.from_numpy(np.stack(part)) for part in (views, *zip(*crops, strict=True))]
+        plan = Plan(*parts)
+        return replace(plan, draw=partial(self._draw, seed, epoch, order)) if self.draw_batch else plan
 
-    def _augmentation(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        count = len(self.labels)
-        shift = rng.integers(0, 2 * self.inputs.crop_padding, (count, 2), endpoint=True)
-        return shift, (rng.random(count) < 0.5) & self.inputs.flip
+    def _crop(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        count = len(self.split.labels)
+        corner = rng.integers(0, 2 * self.inputs.crop_padding, (count, 2), endpoint=True)
+        return corner[:, 0], corner[:, 1], (rng.random(count) < 0.5) & self.inputs.flip
 
     def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
         """Draw for each image one of all images of other classes, uniformly."""
-        label = self.labels[index]
-        return self._outside(label, rng.integers(0, len(self.labels) - self.count[label]))
+        label = self.split.labels[index]
+        return self.split.other(label, rng.integers(0, self.split.others(label)))
 
-    def _outside(self, label: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.intp]:
-        """Take the image of this rank among those of all classes but the label's: that class is skipped over."""
-        return self.by_class[rank + np.where(rank >= self.first[label], self.count[label], 0)]
-
-    def _contrast(self, seed: int, epoch: int, order: NDArray[np.intp], at: slice) -> Tensor:
-        """Count how often each image of the split, [N], is drawn for each of order[at]."""
-        rng = np.random.default_rng([seed, epoch, CONTRAST, at.start])
-        return torch.from_numpy(np.stack([self.contrast(image, rng) for image in order[at]]))
-
-    def contrast(self, image: np.intp, rng: np.random.Generator) -> NDArray[np.int16]:
-        """Draw `contrasts` images of other classes than an image's, without replacement if there are so many.
-
-        Returns how often each image of the split, [N], is among them.
-        """
-        label = self.labels[image]
-        others = len(self.labels) - self.count[label]
-        rank = rng.choice(others, self.contrasts, replace=self.contrasts > others, shuffle=False)
-        return np.bincount(self._outside(label, rank), minlength=len(self.labels)).astype(np.int16)
+    def _draw(self, seed: int, epoch: int, order: NDArray[np.intp], at: slice) -> Tensor:
+        assert self.draw_batch is not None
+        random = np.random.default_rng([seed, epoch, METHOD, at.start])
+        return self.draw_batch(Drawing(order[at], self.split, random))
 
 
 class DeviceSplit:
@@ -182,19 +196,21 @@ class DeviceSplit:
 
     def batches(self, plan: Plan, size: int) -> Iterator[Plan]:
         """Cut an epoch's plan, which is on the host, into batches on the device."""
-        batches = plan.map(lambda t: t.to(self.device)).batches(size)
+        batches = map(self._placed, self._placed(plan).batches(size))
         if self.images is not None:
-            yield from batches
-            return
-        for batch, images in zip(batches, self._arriving(plan.index.split(size, dim=-1)), strict=True):
-            yield replace(batch, images=images)
+            return batches
+        images = self._arriving(plan.index.split(size, dim=-1))
+        return (replace(batch, images=its) for batch, its in zip(batches, images, strict=True))
+
+    def _placed(self, plan: Plan) -> Plan:
+        return plan.map(lambda t: t.to(self.device))
 
     def take(self, plan: Plan) -> Tensor:
         """Take the planned images, augmented and normalised: [*plan.index.shape, C, H, W]."""
         images = plan.images if self.images is None else self.images[plan.index]
         assert images is not None
-        if plan.shift is not None and plan.flip is not None:
-            images = crop_and_flip(images, plan.shift, plan.flip, self.inputs.crop_padding)
+        if plan.row is not None and plan.column is not None and plan.flip is not None:
+            images = crop_and_flip(images, (plan.row, plan.column), plan.flip, self.inputs.crop_padding)
         return normalise(images, self.mean, self.std)
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -261,16 +277,15 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return ((images.to(mean.dtype) / 255 - mean) / std).movedim(-1, -3)
 
 
-def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad each image with black, crop it to its old size from `shift` (row, column) on, and mirror it where `flip`.
+def crop_and_flip(images: Tensor, corner: tuple[Tensor, Tensor], flip: Tensor, padding: int) -> Tensor:
+    """Pad each image with black, crop it to its old size from a row and a column on, and mirror it where `flip`.
 
-    images: [..., H, W, C]; shift: [..., 2], 0 to 2 * padding; flip: [...].
+    images: [..., H, W, C]; corner: row and column, [...] each, 0 to 2 * padding; flip: [...].
     """
     height, width = images.shape[-3:-1]
-    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
-    rows = shift[..., 0, None] + torch.arange(height, device=images.device)
+    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding)).flatten(0, -4)
     columns = torch.arange(width, device=images.device)
-    columns = shift[..., 1, None] + torch.where(flip[..., None], columns.flip(0), columns)
-    flat = padded.flatten(0, -4)
-    image = torch.arange(len(flat), device=images.device)[:, None, None]
-    return flat[image, rows.flatten(0, -2)[:, :, None], columns.flatten(0, -2)[:, None, :]].view(images.shape)
+    row = corner[0][..., None] + torch.arange(height, device=images.device)
+    column = corner[1][..., None] + torch.where(flip[..., None], columns.flip(0), columns)
+    image = torch.arange(len(padded), device=images.device)[:, None, None]
+    return padded[image, row.flatten(0, -2)[:, :, None], column.flatten(0, -2)[:, None, :]].view(images.shape)

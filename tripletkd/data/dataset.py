@@ -1,21 +1,24 @@
-"""The canonical data set: two splits of labelled images in one file, and a description with counts and hashes."""
+"""The canonical data set: images.npy and labels.npy, training before test, and dataset.json with counts and hashes."""
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from tripletkd.errors import UserError
 from tripletkd.files import write_json
 
-IMAGES, DESCRIPTION = "images.safetensors", "dataset.json"
+IMAGES, LABELS, DESCRIPTION = "images.npy", "labels.npy", "dataset.json"
+AGAIN = "delete the folder and run the fetch stage again"
 CHUNK_BYTES = 2**24  # of images that are in memory at once, where all are gone through
 
 
@@ -152,7 +155,7 @@ class Dataset:
 
 
 def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write the canonical files, images.safetensors and dataset.json, a few images at a time.
+    """Write the canonical files, images.npy, labels.npy and dataset.json, a few images at a time.
 
     Args:
         dataset: Its images may lie anywhere; what decodes them is asked for each once.
@@ -166,26 +169,29 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | 
     Raises:
         UserError: If there is no room for the images.
     """
-    needed, free = (dataset.train.nbytes + dataset.test.nbytes), shutil.disk_usage(folder).free
+    splits = {"train": dataset.train, "test": dataset.test}
+    counts = {part: len(split.labels) for part, split in splits.items()}
+    needed, free = sum(split.nbytes for split in splits.values()), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{folder.parent}: the images take {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free: "
             "make room, or take fewer (data.per_class) or smaller ones (data.image_size)"
         )
-    _write(dataset, folder / IMAGES, f"writing {source}")
-    dataset = Dataset(*_map(folder / IMAGES), dataset.classes)
+    chunks = chain.from_iterable(split.chunks() for split in splits.values())
+    _write(folder / IMAGES, "|u1", (sum(counts.values()), *dataset.image_shape), chunks, f"writing {source}")
+    labels = np.concatenate([split.labels for split in splits.values()]).astype("<i8")
+    _write(folder / LABELS, "<i8", labels.shape, [labels])
+    layout = {"image_shape": dataset.image_shape, "classes": dataset.classes, "images": counts}
+    dataset = _read(folder, layout)
     mean, std = _channel_statistics(dataset.train)
     description = {
         "source": source,
         **(more or {}),
         "sha256": dataset.sha256(),
         "unordered_sha256": dataset.unordered_sha256(),
-        "image_shape": dataset.image_shape,
-        "classes": dataset.classes,
-        "images": {"train": len(dataset.train.labels), "test": len(dataset.test.labels)},
+        **layout,
         "images_per_class": {
-            "train": np.bincount(dataset.train.labels, minlength=len(dataset.classes)).tolist(),
-            "test": np.bincount(dataset.test.labels, minlength=len(dataset.classes)).tolist(),
+            part: np.bincount(split.labels, minlength=len(dataset.classes)).tolist() for part, split in splits.items()
         },
         "duplicates": dataset.duplicates(),
         "train_mean": mean,
@@ -195,53 +201,37 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | 
     return description
 
 
-def _write(dataset: Dataset, path: Path, title: str) -> None:
-    """Write a safetensors file to the byte as the library would, which needs all images in memory."""
+def _write(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]], title: str = "") -> None:
+    """Write a .npy file chunk by chunk, not through a map: there a full disk would end the process by a signal."""
     from tqdm import tqdm
 
-    splits = {"test": dataset.test, "train": dataset.train}  # the library sorts by width, then by name
-    header, end = {}, 0
-    for kind, dtype in (("labels", "I64"), ("images", "U8")):
-        for name, split in splits.items():
-            shape, begin = split.shape if kind == "images" else split.shape[:1], end
-            end += split.nbytes if kind == "images" else 8 * len(split.labels)
-            header[f"{name}_{kind}"] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    images = sum(len(split.labels) for split in splits.values())
-    with path.open("wb") as file, tqdm(total=images, desc=title, unit="image", disable=None, leave=False) as bar:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for split in splits.values():
-            file.write(split.labels.astype("<i8").data)
-        for chunk in (chunk for split in splits.values() for chunk in split.chunks()):
+    with path.open("wb") as file, tqdm(total=shape[0], desc=title, unit="image", disable=None, leave=False) as bar:
+        npy.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+        for chunk in chunks:
             file.write(chunk.data)
             bar.update(len(chunk))
 
 
-def _map(path: Path) -> tuple[Split, Split]:
-    """Map the images of both splits, train and test, and read their labels.
+def _read(folder: Path, description: Mapping[str, Any]) -> Dataset:
+    """Map the images and read the labels, which must have the shapes that the description says."""
+    train, images = description["images"]["train"], sum(description["images"].values())
+    stored = _map(folder / IMAGES, "|u1", (images, *description["image_shape"]))
+    labels = np.array(_map(folder / LABELS, "<i8", (images,)))
+    first, rest = slice(train), slice(train, None)
+    classes = tuple(description["classes"])
+    return Dataset(Split(stored[first], labels[first]), Split(stored[rest], labels[rest]), classes)
 
-    safetensors would copy an array, and map a tensor for writing, which is refused for a file larger than memory.
-    """
-    from safetensors import safe_open
 
-    with safe_open(path, "np"):  # which checks that the header fits the file
-        content = np.asarray(np.memmap(path, np.uint8, "r"))
-    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:begin].tobytes())
-
-    def array(name: str, dtype: str, kind: str) -> NDArray[Any]:
-        tensor = header[name]
-        if tensor["dtype"] != dtype:
-            raise ValueError(f"{name} are {tensor['dtype']}, expected {dtype}")
-        at = slice(*(begin + offset for offset in tensor["data_offsets"]))
-        return content[at].view(kind).reshape(tensor["shape"])
-
-    train, test = (
-        Split(array(f"{part}_images", "U8", "u1"), np.array(array(f"{part}_labels", "I64", "<i8")))
-        for part in ("train", "test")
-    )
-    return train, test
+def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        found = npy.open_memmap(path, mode="r")
+        if (found.dtype, found.shape) != (np.dtype(dtype), shape):
+            raise ValueError(f"{found.dtype} {found.shape}, {DESCRIPTION} says {np.dtype(dtype)} {shape}")
+    except OSError:
+        raise
+    except Exception as error:  # whatever NumPy's parser raises for bytes that anyone may have made
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
+    return np.asarray(found)
 
 
 def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
@@ -260,24 +250,16 @@ def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
 
 def load(folder: Path) -> Dataset:
     """Map what `save` wrote and check its sha256; UserError if the files are not there or not what they were."""
-    from safetensors import SafetensorError
-
-    for path in (folder / DESCRIPTION, folder / IMAGES):
-        if not path.is_file():
-            raise UserError(f"{path}: not there; run `python -m stages.fetch suite={folder.name}` first")
-    again = "delete the folder and run the fetch stage again"
+    for name in (DESCRIPTION, IMAGES, LABELS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: not there; run `python -m stages.fetch suite={folder.name}` first")
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        expected, classes = description["sha256"], tuple(description["classes"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{folder / DESCRIPTION}: cannot be read ({error!r}); {again}") from None
-    try:
-        (folder / IMAGES).open("rb").close()  # safetensors calls a file that may not be read "not there"
-        dataset = Dataset(*_map(folder / IMAGES), classes)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{folder / IMAGES}: cannot be read ({error!r}); {again}") from None
+        dataset, expected = _read(folder, description), description["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / DESCRIPTION}: cannot be read ({error!r}); {AGAIN}") from None
     if (found := dataset.sha256()) != expected:
         raise UserError(
-            f"{folder}: sha256 of the images is {found}, {DESCRIPTION} says {expected}; a file was changed: {again}"
+            f"{folder}: sha256 of the images is {found}, {DESCRIPTION} says {expected}; a file was changed: {AGAIN}"
         )
     return dataset

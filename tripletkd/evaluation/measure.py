@@ -1,6 +1,5 @@
 """Measure a trained run: the figures of each seed on whole splits in eval mode, and what its network costs."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tripletkd import models
-from tripletkd.data.batches import DeviceSplit
 from tripletkd.errors import UserError
 from tripletkd.evaluation import metrics
 from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
-from tripletkd.training.trainer import EVALUATION_BATCH
+from tripletkd.training.trainer import accuracy, predict
 
 if TYPE_CHECKING:
     from tripletkd.data.batches import DeviceData
@@ -95,8 +93,7 @@ def measure_seed(
     """
     logits, labels = predict(network, data.test), data.test.labels
     train_logits, train_labels = predict(network, data.train), data.train.labels
-    train_correct = train_logits.argmax(1) == train_labels
-    test_accuracy = metrics.accuracy(logits, labels)
+    test_accuracy = accuracy(logits, labels).item()
     if abs(tested[-1]["test_accuracy"] - test_accuracy) > TOLERANCE:
         raise UserError(
             f"seed {seed}: its weights reach {test_accuracy:.4f} on the test split, its history ends with "
@@ -106,7 +103,7 @@ def measure_seed(
     calibration_error, calibration = metrics.calibration(logits, labels)
     return SeedMeasurement(
         seed=seed,
-        train_accuracy=train_correct.sum().item() / len(train_correct),
+        train_accuracy=accuracy(train_logits, train_labels).item(),
         train_cross_entropy=metrics.cross_entropy(train_logits, train_labels),
         test_accuracy=test_accuracy,
         test_correct=metrics.packed_hits(logits, labels),
@@ -119,13 +116,6 @@ def measure_seed(
         best_test_accuracy=best["test_accuracy"],
         best_epoch=int(best["epoch"]),
     )
-
-
-@torch.no_grad()
-def predict(network: nn.Module, split: DeviceSplit) -> Tensor:
-    """Compute a network's logits [N, classes] of a whole split in eval mode; the network itself is left as it was."""
-    frozen = copy.deepcopy(network).to(split.device, split.dtype).eval()
-    return torch.cat([frozen(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
 
 
 def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") -> list[dict[str, float]]:

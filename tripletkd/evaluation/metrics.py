@@ -17,11 +17,6 @@ CALIBRATION_BINS = 15
 TOP_5_FROM = 20  # classes: with fewer, five guesses say little
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Compute the share of images [N] whose class is predicted from their logits [N, classes]."""
-    return (logits.argmax(1) == labels).double().mean().item()
-
-
 def accuracy_by_class(logits: Tensor, labels: Tensor) -> tuple[float, ...]:
     """Compute the accuracy on the images of each class, from logits [N, classes] and labels [N]."""
     correct = (logits.argmax(1) == labels).double()

@@ -11,8 +11,8 @@ A method's module defines
               dropped afterwards, shaped to the Outputs of both networks for two images; `loss` calls it as
               batch.adapters. Of a method that needs "index" it is adapters(student, teacher, params, images), with the
               number of training images. What the module assigns to its buffers in `forward` is there in the next step
-    contrasts optional: contrasts(params) says how many training images of other classes are drawn for each x, by their
-              index: batch.contrast
+    draw      optional: draw(context, params) draws on the host what the method wants for a batch of one seed, from the
+              training split by class and a generator (data.batches.Drawing); `loss` finds it as batch.drawn
 """
 
 import importlib
@@ -68,8 +68,3 @@ def needs(method: Method[P], params: P) -> frozenset[str]:
         Some of "teacher", "negative", "teacher_negative", "features" and "index".
     """
     return method.needs(params) if hasattr(method, "needs") else getattr(method, "NEEDS")  # noqa: B009
-
-
-def contrasts(method: Method[P], params: P) -> int:
-    """Say how many training images of other classes a method wants drawn for each x, by their index; most want none."""
-    return method.contrasts(params) if hasattr(method, "contrasts") else 0

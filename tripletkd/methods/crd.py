@@ -7,7 +7,7 @@ near to the one of the same image, far from those of images of other classes, ma
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from annotated_types import Ge, Le
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from tripletkd.methods.functional import Layers, NonNegative, PerLayer, Positive, cross_entropy, over_layers, unit
 from tripletkd.types import Batch, Outputs, Term
+
+if TYPE_CHECKING:
+    from tripletkd.data.batches import Drawing
 
 NEEDS = frozenset({"teacher", "features", "index"})
 EPS = 1e-7
@@ -33,9 +36,23 @@ class Params:
     momentum: Annotated[float, Ge(0), Le(1)]  # share of what a memory keeps of an image when it sees it again
 
 
-def contrasts(params: Params) -> int:
-    """Say how many images of other classes are drawn for each image."""
-    return params.negatives
+def draw(context: "Drawing", params: Params) -> Tensor:
+    """Draw the negatives of each image of a batch among the images of other classes, each once if there are so many.
+
+    Args:
+        context: the batch's images, the training split by class, and random numbers.
+        params: the method's parameters.
+
+    Returns:
+        How often each training image is a negative of each image of the batch, [B, images], int16.
+    """
+    split, rows = context.split, []
+    for label in split.labels[context.index]:
+        others = int(split.others(label))
+        rank = context.random.choice(others, params.negatives, replace=params.negatives > others, shuffle=False)
+        count = torch.from_numpy(split.other(label, rank)).bincount(minlength=len(split.labels))
+        rows.append(count.to(torch.int16))
+    return torch.stack(rows)
 
 
 def noise_contrastive(score: Tensor, index: Tensor, drawn: Tensor, eps: float = EPS) -> Tensor:
@@ -149,9 +166,7 @@ def adapters(student: Outputs, teacher: Outputs, params: Params, images: int) ->
 
 def loss(batch: Batch, params: Params) -> dict[str, Term]:
     """Compute ce * CE(s(x), y) + contrast * sum over layers of both networks' contrasts."""
-    assert batch.teacher is not None and batch.adapters is not None
-    assert batch.index is not None and batch.contrast is not None
-    index, drawn = batch.index, batch.contrast
+    index, drawn = batch.index, batch.drawn
     scores = batch.adapters(
         {name: (batch.student.features[name], batch.teacher.features[name], index, drawn) for name in params.layers}
     )

@@ -105,33 +105,6 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, standard
     return (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
 
 
-def triplet_margin(
-    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, standardize: bool = False
-) -> Tensor:
-    """Compute the triplet loss: the anchor should be nearer to the positive than to the negative, by a margin.
-
-        mean_i max(0, ||a_i - p_i + e||_2 - ||a_i - n_i + e||_2 + margin),  e = 1e-6 in every element
-
-    Args:
-        anchor: a, in the paper the teacher's logits t(x), [B, classes].
-        positive: p, in the paper the student's logits s(x), [B, classes].
-        negative: n, in the paper the student's logits s(x') for images of other classes, [B, classes].
-        margin: in units of the logits, or of their z-scores.
-        standardize: whether all three are replaced by their `z_score` first; not in the paper.
-
-    Returns:
-        The mean over the batch, a scalar.
-
-    Source: Oki et al., "Triplet Loss for Knowledge Distillation", IJCNN 2020. The authors' code calls PyTorch's
-    triplet_margin_loss, which this equals; that one has no batching rule and would run seed by seed under vmap.
-    """
-    if standardize:
-        anchor, positive, negative = z_score(anchor), z_score(positive), z_score(negative)
-    near = torch.linalg.vector_norm(anchor - positive + 1e-6, dim=1)
-    far = torch.linalg.vector_norm(anchor - negative + 1e-6, dim=1)
-    return F.relu(near - far + margin).mean()
-
-
 def unit(x: Tensor, dim: int) -> Tensor:
     """Scale vectors to length 1, x / ||x||_2; a vector shorter than 1e-12 becomes zero and gets no gradient.
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence, triplet_margin
+from tripletkd.methods.functional import NonNegative, Positive, cross_entropy, kl_divergence
+from tripletkd.methods.triplet import triplet_margin
 from tripletkd.types import Batch, Term
 
 NEEDS = frozenset({"teacher", "negative"})

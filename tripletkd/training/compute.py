@@ -4,8 +4,6 @@ import ctypes
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 
 import torch
 
@@ -19,7 +17,6 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bfloat16": (torch.float32, torch.bfloat16),
 }
 SMALL_IMAGE = 16  # pixels of height up to which one seed's kernels leave a processor idle
-CGROUPS, CGROUP_LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 RESIDENT_SHARE = 0.25  # of the device's memory up to which a data set's images are copied to it
 CORES = torch.get_num_threads()  # what PyTorch takes unless told otherwise; OMP_NUM_THREADS limits it
 
@@ -71,17 +68,10 @@ def are_resident(residence: str, image_bytes: int, device: torch.device) -> bool
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return a GPU's memory, or the machine's, of which a control group (a container, a job) may allow a part only."""
+    """Return a GPU's memory, or the whole machine's; where a container has less of it, run.residence: host is safe."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    groups = CGROUPS.read_text(encoding="utf-8").splitlines() if CGROUPS.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in groups):
-        group = CGROUP_LIMITS / controllers / path.lstrip("/")
-        for folder, name in product((group, *group.parents), ("memory.max", "memory.limit_in_bytes")):  # of v2, of v1
-            with suppress(OSError, ValueError):  # not there, or "max"
-                limits.append(int((folder / name).read_text(encoding="utf-8")))
-    return min(limits)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def set_up_process(compute: Compute, precision: str, deterministic: bool, image_height: int) -> None:
@@ -96,17 +86,8 @@ def set_up_process(compute: Compute, precision: str, deterministic: bool, image_
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if compute.device.type == "cpu":  # a second thread gains nothing on small kernels: it spins and waits
         torch.set_num_threads(1 if image_height <= SMALL_IMAGE else CORES)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one.
-
-    By default glibc gives large blocks back to the system, which hands them out again page by page, each filled with
-    zeros: a fifth of the time of an epoch on CIFAR-10. Other C libraries are left as they are.
-    """
-    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    # What a step frees is kept for the next: glibc would give large blocks back to the system, which hands them out
+    # again page by page, filled with zeros (a fifth of an epoch on CIFAR-10). Other C libraries have no mallopt.
     with suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, most)
-        mallopt(mmap_threshold, most)
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1)

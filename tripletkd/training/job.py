@@ -75,7 +75,7 @@ def build_trainer(
     objective = Objective(
         loss=partial(method.loss, params=job.params),
         needs=methods.needs(method, job.params),
-        contrasts=methods.contrasts(method, job.params),
+        draw=partial(method.draw, params=job.params) if hasattr(method, "draw") else None,
         teacher=teacher,
         adapters=_adapters(job, students, data, teacher),
         method=f"method {job.identity.method}",

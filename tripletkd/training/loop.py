@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tripletkd.data.batches import DeviceSplit, Plan
+from tripletkd.data.batches import Plan
 from tripletkd.errors import UserError
 from tripletkd.training.checkpoint import Checkpoint, Progress
 from tripletkd.training.cuda_graph import Captured
 from tripletkd.training.progress import Unseen, Watch
-from tripletkd.training.trainer import Terms, Trainer
+from tripletkd.training.trainer import Terms, Trainer, accuracy
 
 MetricsFn = Callable[[Tensor], dict[str, list[float]]]  # the test split's logits [S, N, classes] -> figures by seed
 
@@ -97,14 +97,10 @@ def _measure(trainer: Trainer, metrics_fn: MetricsFn | None) -> dict[str, list[f
     data = trainer.data
     logits = trainer.predictions(data.test)
     figures = {
-        "train_accuracy": _accuracy(trainer.predictions(data.train), data.train),
-        "test_accuracy": _accuracy(logits, data.test),
+        "train_accuracy": accuracy(trainer.predictions(data.train), data.train.labels).tolist(),
+        "test_accuracy": accuracy(logits, data.test.labels).tolist(),
     }
     return figures | (metrics_fn(logits) if metrics_fn else {})
-
-
-def _accuracy(logits: Tensor, split: DeviceSplit) -> list[float]:
-    return (logits.argmax(2) == split.labels).double().mean(1).tolist()
 
 
 def _rows(

@@ -185,8 +185,3 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Return all that `step` changes beside the parameters, such as "velocity/0": the tensors, not copies."""
         return {f"{name}/{i}": tensor for name, tensors in self._state.items() for i, tensor in enumerate(tensors)}
-
-
-def build_optimizer(recipe: Recipe, params: Sequence[Tensor]) -> Optimizer:
-    """Return the recipe's optimizer for these parameters, before its first step."""
-    return Optimizer(recipe.optimizer, params)

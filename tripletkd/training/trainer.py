@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tripletkd.data.batches import DeviceData, DeviceSplit, Plan, Sampler
+from tripletkd.data.batches import DeviceData, DeviceSplit, Drawing, Plan, Sampler
 from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
-from tripletkd.training.optim import Recipe, build_optimizer
+from tripletkd.training.optim import Optimizer, Recipe
 from tripletkd.types import NOT_ASKED, Batch, Outputs, Term, total
 
 EVALUATION_BATCH = 500
@@ -44,23 +44,29 @@ class Teacher:
     @cached_property
     def train_logits(self) -> Tensor:
         """t(x) of the training split, not augmented: [N, classes]."""
-        return logits_of(self.network, self.data.train)
+        return predict(self.network, self.data.train)
 
     @cached_property
     def test_logits(self) -> Tensor:
         """t(x) of the test split: [N, classes]."""
-        return logits_of(self.network, self.data.test)
+        return predict(self.network, self.data.test)
 
     @property
     def test_accuracy(self) -> float:
         """Compute the share of the test split that it classifies as labelled."""
-        return (self.test_logits.argmax(1) == self.data.test.labels).double().mean().item()
+        return accuracy(self.test_logits, self.data.test.labels).item()
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, split: DeviceSplit) -> Tensor:
-    """Compute the logits [N, classes] of a network in eval mode, in the order of the split."""
-    return torch.cat([network(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
+def predict(network: nn.Module, split: DeviceSplit) -> Tensor:
+    """Compute a network's logits [N, classes] of a whole split in eval mode; the network itself is left as it was."""
+    frozen = copy.deepcopy(network).to(split.device, split.dtype).eval()
+    return torch.cat([frozen(images).logits for images, _ in split.chunks(EVALUATION_BATCH)])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the share of images whose class is predicted, [...] in float64: logits [..., N, classes], labels [N]."""
+    return (logits.argmax(-1) == labels).double().mean(-1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Objective:
     needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features", "index"
     teacher: Teacher | None = None
     adapters: Sequence[nn.Module] | None = None  # one a seed, trained with the student and dropped afterwards
-    contrasts: int = 0  # how many training images of other classes are drawn for each x, by their index
+    draw: Callable[[Drawing], Tensor] | None = None  # what the method draws for a batch beside
     method: str = "the method"  # whose loss it is, for messages
 
     @property
@@ -96,24 +102,20 @@ class Trainer:
         Raises:
             UserError: if the last batch of an epoch is too small for batch norm.
         """
-        self.seeds, self.objective, self.recipe, self.data, self.compute = (
-            list(students),
-            objective,
-            recipe,
-            data,
-            compute,
-        )
+        self.seeds, self.objective, self.recipe = list(students), objective, recipe
+        self.data, self.compute = data, compute
         networks, adapters = list(students.values()), objective.adapters
         self.students = Ensemble(networks, compute, features="features" in objective.needs)
         self.adapters = copy.deepcopy(adapters[0]) if adapters else None
         self.adapter_params, self.adapter_buffers = stack(adapters, compute) if adapters else ({}, {})
         labels, inputs = data.dataset.train.labels, data.train.inputs
-        self.sampler = Sampler(labels, inputs, objective.draws_negatives, objective.contrasts)
+        self.sampler = Sampler(labels, inputs, objective.draws_negatives, objective.draw)
         self.epoch = torch.ones((), device=compute.device, dtype=compute.dtype)
         # x and x' share a forward pass where no buffer (batch norm's statistics, dropout's noise) tells them apart.
         # Worth it where kernels are small, as fusing is.
         self.joint = compute.fuse_seeds and not self.students.buffers
-        self.optimizer = build_optimizer(recipe, [*self.students.params.values(), *self.adapter_params.values()])
+        trained = [*self.students.params.values(), *self.adapter_params.values()]
+        self.optimizer = Optimizer(recipe.optimizer, trained)
         self._check_last_batch()
 
     def _check_last_batch(self) -> None:
@@ -156,8 +158,8 @@ class Trainer:
             seen["teacher_negative"] = self._ask_teacher(batch.index[:, 1], views[:, 1])
         if "index" in needs:
             seen["index"] = index
-        if batch.contrast is not None:
-            seen["contrast"] = batch.contrast
+        if batch.drawn is not None:
+            seen["drawn"] = batch.drawn
         terms: Terms
         terms, remembered = torch.vmap(self._terms)(seen, self.adapter_params, self.adapter_buffers)
         self.optimizer.step(torch.autograd.grad(terms["loss"].sum(), self.optimizer.params))
