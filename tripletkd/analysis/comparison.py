@@ -292,13 +292,13 @@ def at_chance(measured: Mapping[str, Measurement]) -> tuple[float, list[str]]:
     Returns:
         What guessing gives, in percent, and the methods.
     """
-    found, chance = [], 0.0
-    for name, each in measured.items():
-        rates = [np.nanmean(seed.test_accuracy_by_class) for seed in each.seeds]
-        if name != "teacher" and rates:
-            chance = 1 / len(each.seeds[0].test_accuracy_by_class)
-            if np.mean(rates) <= chance + 3 * (chance * (1 - chance) / each.test_images) ** 0.5:
-                found.append(name)
+    students = {name: each for name, each in measured.items() if name != "teacher" and each.seeds}
+    classes = {len(each.seeds[0].test_accuracy_by_class) for each in students.values()}
+    chance, found = 1 / max(classes, default=1), []
+    for name, each in students.items():
+        rate = np.mean([np.nanmean(seed.test_accuracy_by_class) for seed in each.seeds])
+        if rate <= chance + 3 * (chance * (1 - chance) / each.test_images) ** 0.5:
+            found.append(name)
     return 100 * chance, found
 
 
