@@ -328,12 +328,10 @@ def test_what_is_no_version_reaches_no_list_of_requirements(exported: Path, tmp_
             card.read_exported(tmp_path / "export.json")
 
 
-@pytest.mark.parametrize(
-    ("source", "licence"), [("torchvision SVHN", "non-commercial"), ("folder mine", "unknown, ask who gave you")]
-)
-def test_the_card_names_the_licence_of_the_images(source: str, licence: str, project: Path, exported: Path) -> None:
-    text = card.markdown(*described(project, exported, {"source": source}))
-    assert licence in text.split("## Licence")[1] and "CC BY" not in text
+def test_the_card_names_the_licence_of_the_images(project: Path, exported: Path) -> None:
+    for source, licence in (("torchvision SVHN", "non-commercial"), ("folder mine", "unknown, ask who gave you")):
+        text = card.markdown(*described(project, exported, {"source": source}))
+        assert licence in text.split("## Licence")[1] and "CC BY" not in text
 
 
 def test_every_torchvision_source_of_params_has_a_licence_line() -> None:
@@ -464,8 +462,6 @@ def agree(name: str) -> None:
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
     assert b"tripletkd" not in model and str(ROOT).encode() not in model
     assert export.verify(model, classifier, split).images == 64
-    with pytest.raises(UserError, match="is not the network"):  # a normalisation apart is found out
-        export.verify(model, Classifier(network, Inputs(mean=(0.5,), std=(0.2,))), split)
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (*models.NETWORKS, "torchvision/resnet18")]

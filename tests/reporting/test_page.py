@@ -73,7 +73,8 @@ def test_a_report_without_claims_ablations_or_baselines() -> None:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>document.querySelectorAll("details").forEach(each => each.open = true);
-    const root = document.documentElement; document.title = `overflow ${root.scrollWidth - root.clientWidth}`</script>"""
+    const page = document.documentElement;
+    document.title = `overflow ${page.scrollWidth - page.clientWidth}`</script>"""
 
 
 @pytest.mark.slow
