@@ -1,23 +1,25 @@
 """The figures, each the text of one SVG: for a page or alone, for light and dark, told apart without color."""
 
+from __future__ import annotations  # matplotlib's types are not imported
+
 import io
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tripletkd.analysis.ablation import Line
 from tripletkd.analysis.comparison import CurvePoint, Row
 from tripletkd.analysis.statistics import significant
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting.text import one_line, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INK = "#010203"  # in its place, the color of the text around the picture
 STYLE: dict[Any, Any] = {
@@ -55,6 +57,9 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
     Returns:
         The text of an SVG element for a page.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     file = io.StringIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has fonts of its own
