@@ -48,8 +48,9 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; 
 cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed
 	python -m stages.submit $(if $(ARRAY),--seed-array) $(SBATCH)
 
-export: env ## the teacher and the student of METHOD in SUITE as ONNX files, from the runs that are there
-	@for method in teacher $(METHOD); do python -m stages.export suite=$(SUITE) method=$$method || exit 1; done
+export: env ## a student of METHOD in SUITE, SEED=N or the first, and the teacher as ONNX files, from the runs that are there
+	@python -m stages.export suite=$(SUITE) method=$(METHOD) $(if $(SEED),--seed $(SEED))
+	@python -m stages.export suite=$(SUITE) method=teacher
 
 verify: env ## train the students of METHOD in SUITE again, and compare every byte with what is there
 	python -m stages.verify suite=$(SUITE) method=$(METHOD)

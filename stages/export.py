@@ -1,6 +1,6 @@
 """Write a trained network as one ONNX file with its preprocessing, its model card, and what was checked; time it.
 
-python -m stages.export suite=digits method=triplet, or method=teacher
+python -m stages.export suite=digits method=triplet [--seed 12], or method=teacher
 """
 
 import hashlib
@@ -24,58 +24,50 @@ from tripletkd.files import whole, write_json
 from tripletkd.pipeline.stage import Stage, run
 from tripletkd.provenance import sha256
 from tripletkd.reporting.model_card import Exported, Sources, markdown
-from tripletkd.training.run_record import (
-    WEIGHTS,
-    Record,
-    load_network,
-    read_record,
-    seed_folder,
-    write_log,
-)
+from tripletkd.training.run_record import WEIGHTS, Record, load_network, read_record, seed_folder, write_log
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
 EXAMPLES = 2
 MADE_UP = 500  # images of noise, where the real ones are not here
-
-
-def main(stage: Stage) -> None:
-    """Export the network of one method, or the teacher, and log the export."""
-    stage.logger.export(write(stage))
+VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The network that is exported: the first seed that did not fail, whatever its accuracy.
+    """The network that is exported.
 
     Attributes:
+        folder: That of its run.
         records: Those of all seeds of its run.
         record: Its own.
-        weights: The file of its weights.
         classifier: The network with the preprocessing that it was trained with.
     """
 
+    folder: Path
     records: Sequence[Record]
     record: Record
-    weights: Path
     classifier: Classifier
 
 
-def write(stage: Stage) -> Path:
-    """Write all files of the export, or none; returns their folder.
+def main(stage: Stage) -> None:
+    """Write all files of the export, or none.
 
     Raises:
         UserError: If the ONNX model is not the network, or what the card is made of does not belong together.
     """
-    method = stage.config.method
+    method, seed = stage.config.method, stage.options.seed
     assert method is not None
-    chosen = choose(stage, method)
-    dataset = load_data(stage, chosen)
+    chosen = choose(stage, method, seed)
     sources = gather(stage, chosen)
+    dataset, made_up = load_data(stage, chosen)
+    stage.say(
+        f"{chosen.folder}, seed {chosen.record.seed}: writing as ONNX; comparing on {len(dataset.test.labels):,} images"
+    )
     model = export.to_onnx(chosen.classifier, chosen.record.image_shape, dataset.classes)
     check = export.verify(model, chosen.classifier, dataset.test)
-    if not has_images(stage):
-        check = replace(check, test_accuracy=None)
-    exported = describe(chosen, model, dataset, check)
+    check = replace(check, test_accuracy=None) if made_up else check
+    exported = describe(chosen, model, dataset, check, seed_chosen=seed is not None)
+    stage.say("timing on one thread of the processor" + ("" if method == "teacher" else ", beside the teacher"))
     times = measure_latency(stage, method, model, dataset)
     examples = {"inputs": dataset.test.take(slice(EXAMPLES)).tolist()}
     folder = stage.path("exports", method)
@@ -86,105 +78,114 @@ def write(stage: Stage) -> Path:
         (beside / "example.json").write_text(json.dumps(examples) + "\n")
         write_json(beside / "export.json", asdict(exported))
         write_log(beside / "log.json", beside / "export.json", stage.log(**times))
-    stage.say(summarise(folder, exported, times))
-    return folder
+    stage.say(summarize(folder, exported, times))
 
 
-def choose(stage: Stage, method: str) -> Chosen:
-    """Read the run of a method, or of the teacher, and load its first seed that did not fail.
+def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
+    """Read the run of a method, or of the teacher, and load one seed: the first that did not fail, or the one named.
 
     Raises:
-        UserError: If a record or the weights are not there or damaged, or if every seed failed.
+        UserError: If a record or the weights are not there or damaged, or the seed is not there or failed.
     """
     suite, folder = stage.suite, stage.path("runs", stage.config.split, method)
+    if not folder.is_dir():
+        there = sorted(path.name for path in folder.parent.glob("*") if any(path.glob("seed-*")))
+        raise UserError(f"{folder}: not there; trained are {', '.join(there) or 'none'}: take one, or run `dvc repro`")
     seeds = [suite.teacher.seed] if method == "teacher" else suite.seeds
-    records = [read_record(seed_folder(folder, seed)) for seed in seeds]
-    alive = [record for record in records if record.failed is None]
+    records = [read_record(seed_folder(folder, number)) for number in seeds]
+    alive = {record.seed: record for record in records if record.failed is None}
     if not alive:
         raise UserError(f"{folder}: every seed failed, there is nothing to export")
-    inputs = InputSettings(**alive[0].params["inputs"]).build(alive[0].image_shape[2])
-    network = load_network(folder, alive[0]).float()
-    return Chosen(records, alive[0], seed_folder(folder, alive[0].seed) / WEIGHTS, Classifier(network, inputs))
-
-
-def load_data(stage: Stage, chosen: Chosen) -> Dataset:
-    """Load the images of that run, a held-out part in the test split's place if it had one.
-
-    A run of the test split that was pulled comes without images, but with their description: then they are made up.
-
-    Raises:
-        UserError: If they are not those that it was trained on.
-    """
-    folder = stage.path("data")
-    if not has_images(stage) and (folder / canonical.DESCRIPTION).is_file() and chosen.record.split == "test":
-        said = read_description(stage)
-        if said["sha256"] == chosen.record.data_sha256:
-            return made_up(chosen.record, said["classes"])
-    dataset = canonical.load(folder)
-    if chosen.record.split == "validation":
-        dataset = dataset.with_holdout(stage.suite.holdout)
-    if dataset.sha256() != chosen.record.data_sha256:
-        run_folder = stage.path("runs", chosen.record.split, chosen.record.name)
-        raise UserError(f"{run_folder}: trained on other images than {stage.path('data')} holds")
-    return dataset
-
-
-def has_images(stage: Stage) -> bool:
-    """Whether the suite's images are here."""
-    return (stage.path("data") / canonical.IMAGES).exists()
-
-
-def read_description(stage: Stage) -> dict[str, Any]:
-    """Read what `fetch` wrote of the suite's images."""
-    said: dict[str, Any] = json.loads((stage.path("data") / canonical.DESCRIPTION).read_text(encoding="utf-8"))
-    return said
-
-
-def made_up(record: Record, classes: Sequence[str]) -> Dataset:
-    """Make noise of the shape of the run's images: enough to hold a file against the network that it was made from."""
-    pixels = np.random.default_rng(0).integers(0, 256, (MADE_UP, *record.image_shape), dtype=np.uint8)
-    split = Split(pixels, np.arange(MADE_UP, dtype=np.int64) % len(classes))
-    return Dataset(split, split, tuple(classes))
+    record = next(iter(alive.values())) if seed is None else alive.get(seed)
+    if record is None:
+        raise UserError(
+            f"--seed {seed}: {folder} has no such seed that did not fail; it has {', '.join(map(str, alive))}"
+        )
+    inputs = InputSettings(**record.identity.inputs).build(record.image_shape[2])
+    return Chosen(folder, records, record, Classifier(load_network(folder, record).float(), inputs))
 
 
 def gather(stage: Stage, chosen: Chosen) -> Sources:
     """Read what the card is made of.
 
     Raises:
-        UserError: If the figures that it would show are of other weights.
+        UserError: If the figures that it would show are of other weights, or the classes others than the teacher's.
     """
-    name, place = chosen.record.name, stage.path("results", "measured", chosen.record.split)
-    folder, suite = stage.path("runs", chosen.record.split, name), chosen.record.suite
-    measured, teacher = (measurement.read(place / f"{of}.json", suite, of) for of in (name, "teacher"))
+    identity, path = chosen.record.identity, stage.path("data") / canonical.DESCRIPTION
+    place = stage.path("results", "measured", identity.split)
+    measured, teacher = (
+        measurement.read(place / f"{of}.json", identity.suite, of) for of in (identity.name, "teacher")
+    )
     weights = {record.seed: record.weights_sha256 for record in chosen.records if record.failed is None}
     if measured.weights_sha256 != weights:
         raise UserError(
-            f"{place / f'{name}.json'}: measured on other weights than {folder} holds; run the evaluate stage again"
+            f"{place / f'{identity.name}.json'}: measured on other weights than {chosen.folder} holds; run the "
+            "evaluate stage again"
         )
-    if chosen.record.teacher_sha256 not in (None, *teacher.weights_sha256.values()):
+    if identity.teacher_sha256 not in (None, *teacher.weights_sha256.values()):
         raise UserError(
-            f"{folder}: distilled from another teacher than {place / 'teacher.json'} describes; run the distill stage "
-            "again"
+            f"{chosen.folder}: distilled from another teacher than {place / 'teacher.json'} describes; run the distill "
+            "stage again"
         )
-    return Sources(chosen.records, read_description(stage), measured, teacher)
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        classes = tuple(description["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); run the fetch stage again") from None
+    if classes != (teacher.class_names or classes):
+        raise UserError(
+            f"{path}: classes {', '.join(map(str, classes))}; {place / 'teacher.json'} has "
+            f"{', '.join(teacher.class_names or ())}; run the fetch stage again"
+        )
+    return Sources(chosen.records, description, measured, teacher)
 
 
-def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check) -> Exported:
+def load_data(stage: Stage, chosen: Chosen) -> tuple[Dataset, bool]:
+    """Load the images of that run, a held-out part in the test split's place if it had one.
+
+    A run of the test split that was pulled comes without images, but with their description. Then images of noise are
+    made up: enough to hold a file against the network that it was made from.
+
+    Returns:
+        The images, and whether they are made up.
+
+    Raises:
+        UserError: If they are not those that it was trained on.
+    """
+    record, folder = chosen.record, stage.path("data")
+    expected = record.identity.data_sha256
+    if not (folder / canonical.IMAGES).exists() and record.identity.split == "test":
+        said = json.loads((folder / canonical.DESCRIPTION).read_text(encoding="utf-8"))
+        if said.get("sha256") == expected and len(said["classes"]) == record.classes:
+            pixels = np.random.default_rng(0).integers(0, 256, (MADE_UP, *record.image_shape), dtype=np.uint8)
+            split = Split(pixels, np.arange(MADE_UP, dtype=np.int64) % record.classes)
+            return Dataset(split, split, tuple(said["classes"])), True
+    dataset = canonical.load(folder)
+    if record.identity.split == "validation":
+        dataset = dataset.with_holdout(stage.suite.holdout)
+    if dataset.sha256() != expected:
+        raise UserError(f"{chosen.folder}: trained on other images than {folder} holds; run `dvc repro`")
+    return dataset, False
+
+
+def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check, seed_chosen: bool) -> Exported:
     """Collect what export.json says of the network and its file; no time, no path."""
     record = chosen.record
+    weights = seed_folder(chosen.folder, record.seed) / WEIGHTS
     return Exported(
-        suite=record.suite,
-        method=record.method,
-        network=record.network,
+        suite=record.identity.suite,
+        method=record.identity.name,
+        network=record.identity.network,
         seed=record.seed,
+        seed_chosen=seed_chosen,
         parameters=models.parameter_count(chosen.classifier),
         opset=export.OPSET,
-        weights_bytes=chosen.weights.stat().st_size,
+        weights_bytes=weights.stat().st_size,
         onnx_bytes=len(model),
-        weights_sha256=sha256(chosen.weights),
+        weights_sha256=sha256(weights),
         onnx_sha256=hashlib.sha256(model).hexdigest(),
-        data_sha256=record.data_sha256,
-        versions={name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
+        data_sha256=record.identity.data_sha256,
+        versions={name: version(name) for name in VERSIONS},
         classes=dataset.classes,
         **asdict(check),
     )
@@ -203,8 +204,8 @@ def measure_latency(stage: Stage, method: str, model: bytes, dataset: Dataset) -
     }
 
 
-def summarise(folder: Path, exported: Exported, times: dict[str, float]) -> str:
-    """Summarise the export for a person."""
+def summarize(folder: Path, exported: Exported, times: dict[str, float]) -> str:
+    """Summarize the export for a person."""
     lines = [
         f"{folder / 'model.onnx'}: seed {exported.seed}, {exported.parameters:,} parameters, "
         f"{exported.onnx_bytes:,} bytes, opset {exported.opset}",

@@ -3,12 +3,10 @@
 from __future__ import annotations  # the types' module imports SciPy
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tripletkd.errors import UserError
-from tripletkd.files import whole, write_csv, write_json, write_text
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.stage import Stage, run
 from tripletkd.provenance import sha256
@@ -22,12 +20,12 @@ if TYPE_CHECKING:
 
 def main(stage: Stage) -> None:
     """Gather what was measured, write the files and say where each seed was computed."""
-    from tripletkd.reporting import tables
+    from tripletkd.reporting import folder, tables
     from tripletkd.training.run_record import write_log
 
     place = stage.path("results")
     results, measured = gather(stage)
-    write(place, results)
+    folder.write(place, results)
     computed = environments.refresh(stage, measured)
     write_log(stage.path("logs", "tabulate.json"), place / "table.json", stage.log())
     answers = "\n".join(tables.verdicts(results).markdown())
@@ -52,8 +50,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         measured=measured,
         histories={name: without_failed(read_beside(place, measured[name]), measured[name]) for name in methods},
         maps={name: read_beside(place, measured[name], "_map") for name in methods},
-        rows=comparison.rows(measured, published),
-        verdicts=comparison.verdicts(measured, config.claims),
+        claims=config.claims,
         published=published,
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
         ablation_split=config.run.ablation_split,
@@ -149,39 +146,6 @@ def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) 
 def without_failed(history: Iterable[dict[str, float]], measured: Measurement) -> list[dict[str, float]]:
     """Keep the rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
     return [row for row in history if row["seed"] not in measured.failed]
-
-
-def write(place: Path, results: Results) -> None:
-    """Write all files of the table into a folder."""
-    from tripletkd.analysis import comparison
-    from tripletkd.reporting import figures, page, tables
-
-    pictures = page.pictures(results)
-    texts = {
-        "table.md": tables.markdown(results),
-        "table.csv": tables.table_csv(results),
-        "report.html": page.html(results, pictures),
-    }
-    for name, text in texts.items():
-        write_text(place / name, text)
-    with whole(place / "figures") as beside:
-        beside.mkdir()
-        for name, svg in pictures.items():
-            write_text(beside / f"{name}.svg", figures.standalone(svg))
-    write_json(place / "table.json", table(results))
-    write_json(place / "summary.json", {row.method: round(row.test.mean, 4) for row in results.rows})
-    write_csv(place / "curves.csv", [asdict(point) for point in comparison.curves(results.histories)])
-
-
-def table(results: Results) -> dict[str, Any]:
-    """Return the table and the verdicts as data, with what they are of."""
-    from tripletkd.reporting import page, tables
-
-    methods = {name: each.identity.params for name, each in results.measured.items() if name != "teacher"}
-    about = {"suite": results.suite, "about": results.about, "split": results.split, "methods": methods}
-    rows, verdicts = ([asdict(each) for each in found] for found in (results.rows, results.verdicts))
-    in_short = [*page.answer(results), *tables.in_short(results)]
-    return about | {"rows": rows, "verdicts": verdicts, "in_short": in_short}
 
 
 if __name__ == "__main__":

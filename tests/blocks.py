@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from tripletkd.analysis import ablation as ablations
-from tripletkd.analysis.statistics import summarise
+from tripletkd.analysis.statistics import difference, summarise
 from tripletkd.evaluation.measurement import read_ablation
 from tripletkd.reporting import tables
 
@@ -71,10 +71,11 @@ def answer(read: Read) -> str:
     lines, verdicts = [], []
     for suite, experiment in EXPERIMENTS.items():
         rows, claims = results(read, suite)
-        line = [experiment, rows["triplet"]["n"], *(f"{rows[name]['test']['mean']:.2f}" for name in RIVALS)]
+        means = [rows[name]["test_accuracy_percent"]["mean"] for name in RIVALS]
+        line = [experiment, rows["triplet"]["n"], *(f"{mean:.2f}" for mean in means)]
         for base in RIVALS[:2]:
             claim = claims[f"triplet over {base}"]
-            gap = claim["difference"]
+            gap = claim["difference_points"]
             shown = interval(gap["mean"], gap["half_width"], 1)
             if claim["verdict"] != "undecided":
                 shown = f"**{shown}**"
@@ -105,21 +106,21 @@ def by_seed(read: Read) -> str:
 def sensitivity(read: Read) -> str:
     found = accuracies(read)
     gpu = 100 * frame(read, "docs/cifar10_full/gpu/triplet/seed-13/history.csv").test_accuracy.iloc[-1]
-    _, claims = results(read, "cifar10")
     machine = np.array([1, 1, 1, -1, -1]) - 0.2  # of seeds 11 to 15, centered
     p = []
     for base in RIVALS[:2]:
         gaps = found.triplet - found[base]
         error = np.std(gaps - stats.linregress(machine, gaps).slope * machine, ddof=2) / len(gaps) ** 0.5
         p.append(2 * stats.t.sf(abs(gaps.mean()) / error, len(gaps) - 2))
-    above, p_of_six = gpu - found.triplet[13], 5 * claims["triplet over kd"]["difference"]["p"]
+    above, paired = gpu - found.triplet[13], difference(dict(found.triplet), dict(found.kd))
+    assert paired and paired.p
     found.loc[13, "triplet"] = gpu
     return (
         f"- With the machine as an effect of its own, p is {p[0]:.3f} over `scratch` and {p[1]:.3f} over `kd`, without "
         f"correction.\n- The GPU also trained `triplet` with seed 13, to {gpu:.2f} %, {above:.2f} points above the "
         "processor: another machine acts\n  like another seed. With the GPU's student, the difference to `kd` is "
         f"{mean_of(found.triplet - found.kd)}.\n- With `pair` and `kd_triplet` there would be six claims, and p over "
-        f"`kd` would be at most {p_of_six:.3f}."
+        f"`kd` would be at most {5 * paired.p:.3f}."
     )
 
 
@@ -191,7 +192,7 @@ def variants(read: Read, source: str, suite: str, name: str) -> list[ablations.L
 
 def longer(read: Read) -> str:
     lines = variants(read, "results/digits/measured/validation/ablations/longer.json", "digits", "longer")
-    scratch, scratch_longer, triplet, triplet_longer = (pd.Series(line.seeds) for line in lines)
+    scratch, scratch_longer, triplet, triplet_longer = (pd.Series(line.seeds_percent) for line in lines)
     gaps = scratch_longer - triplet_longer
     return (
         f"With four times the epochs, training from scratch gains {(scratch_longer - scratch).mean():.1f} points and "

@@ -29,7 +29,8 @@ CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim
 PUBLISHED = {"triplet": Published(81.0, "one run"), "kd": Published(70.0, "elsewhere <script>")}
 PUBLISHED |= {"crd": Published(75.5, "README")}
 AS_KD = {"suite": "cifar10", "split": "test", "name": "kd", "method": "kd", "network": "paper_student"}
-MADE_WITH = {"precision": "bfloat16", "deterministic": True, "evaluate_every": 1, "inputs": {}, "recipe": {}}
+MADE_WITH = {"precision": "bfloat16", "deterministic": True, "evaluate_every": 1, "inputs": {}}
+MADE_WITH |= {"recipe": {"epochs": 28, "optimizer": {"name": "sgd", "lr": 0.01}}}
 KD = RunIdentity(**AS_KD, **MADE_WITH, params={"ce": 1}, data_sha256="d" * 64, teacher_sha256=HASH)  # type: ignore[arg-type]
 BINS = Calibration(share=(0.5, 0.5), confidence=(0.3, 0.45), accuracy=(0.3, 0.45))
 COMMON = {"train_accuracy": 0.99, "train_cross_entropy": 0.1, "test_cross_entropy": 0.5, "test_calibration_error": 0.05}

@@ -76,6 +76,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def flat(block: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Give the values of nested blocks, each under its dotted name: `optimizer.lr` for {"optimizer": {"lr": 0.1}}."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
     """Read what `write_json` wrote of a dataclass, or of a list of them.
 

@@ -48,7 +48,7 @@ def test_it_ends_with_a_table_and_a_second_time_does_nothing(project: Path) -> N
     assert table(project) == [("teacher", 1), ("scratch", 2), ("triplet", 2)]
     assert "| margin 1 | 2 | " in (project / "results/digits/table.md").read_text()
     summary = json.loads((project / "results/digits/summary.json").read_text())
-    assert summary.keys() == {"teacher", "scratch", "triplet"}
+    assert summary.keys() == {"teacher_percent", "scratch_percent", "triplet_percent"}
     for name in ("report.html", "table.csv", "curves.csv", "figures/curves.svg", "figures/ablation-margin.svg"):
         assert (project / "results/digits" / name).stat().st_size > 0
     assert "scratch" in command(project, "dvc", "metrics", "show")

@@ -1,74 +1,77 @@
 """The tables and the sentences, from made-up measurements whose answers are known."""
 
 import csv
-import io
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from measurements import CLAIMS, MEASURED, VARIANTS, Published, changed, measured, of_seed, results
+from measurements import CLAIMS, MEASURED, VARIANTS, Claim, Published, changed, measured, of_seed, results
 
-from tripletkd.analysis import ablation, comparison
-from tripletkd.evaluation.measurement import Environment, VariantMeasurement
-from tripletkd.reporting import page, tables
+from tripletkd.analysis import ablation
+from tripletkd.evaluation.measurement import VariantMeasurement
+from tripletkd.reporting import folder, tables
 
 
 def test_the_text_says_it_all() -> None:
     text = tables.markdown(results())
     assert "| triplet | 4 | 81.10 ± 0.14 | ± 0.23 | **+1.02 ± 0.15** | **-1.00 ± 0.13** | 81.00 |" in text
-    assert (
-        "- **triplet** is worse than kd; is not distinguishable from triplet; is not judged against scratch (" in text
-    )
     assert re.search(r"\| triplet over scratch \| \*\*undecided\*\* ‡ \| \+1.02 ± 0.15 \| ± 0.\d\d \| 4 \|", text)
     assert re.search(r"\| triplet over kd \| \*\*contradicted\*\* \| -1.00 ± 0.13 \| ± 0.\d\d \| 4 \|", text)
+    assert "the table's 3 comparisons" in text and "the 2 claims that can be tested" in text
+    assert "Left out are 1 more, because of methods that were not run here: pair." in text
+    assert "environment.json beside this file" in text
     assert "- triplet, seed 4: triplet is nan at epoch 3, step 7" in text
-    assert "OUTSIDE our 95 % prediction interval of one run" in text
-    assert "75.50" in text
+    assert "OUTSIDE our 95 % prediction interval of one run" in text and "75.50" in text
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 4
-    for block in blocks:
-        assert len({line.count("|") for line in block}) == 1
+    assert len(blocks) == 4 and all(len({line.count("|") for line in block}) == 1 for block in blocks)
 
 
 def test_a_verdict_without_a_difference_has_no_numbers() -> None:
-    other_seeds = {"triplet": measured({1: 80.0}), "scratch": measured({2: 79.0})}
-    undecided = results(verdicts=comparison.verdicts(other_seeds, CLAIMS[:1]))
-    assert tables.verdicts(undecided).rows == [["triplet over scratch", "**undecided**", "", "", "", "", ""]]
+    other_seeds = results(measured={"triplet": measured({1: 80.0}), "scratch": measured({2: 79.0})})
+    assert tables.verdicts(other_seeds).rows[0] == ["triplet over scratch", "**undecided**", "", "", "", "", ""]
 
 
-def test_a_failed_baseline_is_marked_and_said() -> None:
-    cells = MEASURED | {"kd": measured({seed: 70.0 + 0.1 * seed for seed in range(1, 6)})}
-    cells["triplet"] = changed(MEASURED["triplet"], failed={})
-    text = tables.markdown(results(verdicts=comparison.verdicts(cells, CLAIMS[:1])))
-    assert "| triplet over kd | **undecided** † |" in text
-    assert "- **triplet** is better than scratch; is above kd (not judged: below scratch)." in text
+def test_why_a_claim_is_not_judged_is_marked_and_said() -> None:
+    whole = changed(MEASURED["triplet"], failed={})
+    failed_baseline = MEASURED | {"kd": measured({s: 70.0 + 0.1 * s for s in range(1, 6)}), "triplet": whole}
+    no_scratch = {name: each for name, each in failed_baseline.items() if name != "scratch"}
+    for cells, row, sentence in (
+        (MEASURED, "| triplet over scratch | **undecided** ‡ |", "not judged against scratch (seeds of the better one"),
+        (failed_baseline, "| triplet over kd | **undecided** † |", "is above kd (not judged: below scratch)."),
+        (no_scratch, "| triplet over kd | **undecided** § |", "is above kd (not judged: not compared with scratch)."),
+    ):
+        text = tables.markdown(results(measured=cells, claims=CLAIMS[:1]))
+        assert row in text and sentence in text
 
 
-def test_failed_seeds_of_the_better_one_are_said() -> None:
-    barred = comparison.verdicts(MEASURED, CLAIMS[:1])
-    sentence = "is not judged against scratch (seeds of the better one failed)"
-    assert sentence in tables.in_short(results(verdicts=barred))[0]
-    whole = MEASURED | {"triplet": changed(MEASURED["triplet"], failed={})}
-    assert sentence not in tables.in_short(results(verdicts=comparison.verdicts(whole, CLAIMS[:1])))[0]
+def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
+    """Of two methods that lost a seed each, the pairs are fewer than the seeds of either; without a pair they are 0."""
+    cells = {
+        "scratch": measured({1: 80.0, 2: 80.2, 3: 80.1}, failed={4: "loss is nan"}),
+        "kd_triplet": measured({2: 82.0, 3: 82.2, 4: 82.1}, failed={1: "loss is nan"}),
+        "pair": measured({9: 80.0}),
+        "cosine": measured({1: 80.1, 2: 80.0, 3: 80.3}),
+    }
+    both = [Claim("kd_triplet", ["scratch"]), Claim("pair", ["kd_triplet"])]
+    none = "0 reproduced, 0 contradicted, 1 undecided."
+    for claims, expected in (
+        (both[:1], f"Of 1 claim, each compared over 2 seeds: {none}"),
+        (both, "Of 2 claims, each compared over 0 to 2 seeds: "),
+        ([Claim("cosine", ["scratch"])], f"Of 1 claim for cosine, not the paper's, each compared over 3 seeds: {none}"),
+    ):
+        assert tables.finding(results(measured=cells, claims=claims)).startswith(expected)
 
 
-def test_runs_of_different_environments_are_said() -> None:
-    assert tables.mixed(results()) == []
-    assert "environments" not in tables.markdown(results())
-    other = Environment((1, 2, 3, 4, 5), {"torch": "3", "deterministic": True, "cuda": None})
-    made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=(other,))})
-    line = "kd 1, 2, 3, 4, 5: torch 3"
-    assert f"\n- {line}\n" in tables.markdown(made).partition("## Cells of different environments or code\n")[2]
-    assert line in page.html(made, {})
-
-
-def test_seeds_of_one_run_in_different_environments_are_said() -> None:
-    [common] = MEASURED["kd"].environments
-    shared = (replace(common, seeds=(1, 2, 3)), Environment((4, 5), common.values | {"torch": "3", "cuda": "13"}))
-    made = results(measured=MEASURED | {"kd": changed(MEASURED["kd"], environments=shared)})
-    common_line, other = tables.mixed(made)
-    assert "; kd 1, 2, 3; " in common_line and common_line.endswith(": torch 2")
-    assert other == "kd 4, 5: torch 3, cuda 13"
+def test_students_at_chance_level_are_warned_of() -> None:
+    assert tables.warnings(results()) == []
+    classes = {"test_accuracy_by_class": (0.0, 1.0)}  # one answer for every image
+    guessing = measured({}, failed={}, seeds=tuple(of_seed(seed, 100 * 502 / 1003, **classes) for seed in (1, 2)))
+    [line] = tables.warnings(results(measured=MEASURED | {"kd": guessing}))
+    assert "At chance level (50.00 %): kd" in line
+    all_of_them = {name: each if name == "teacher" else guessing for name, each in MEASURED.items()}
+    assert "All students are at chance level (50.00 %)" in tables.markdown(results(measured=all_of_them))
 
 
 def test_columns_are_of_what_was_measured() -> None:
@@ -80,42 +83,37 @@ def test_columns_are_of_what_was_measured() -> None:
     assert (row["top 5, %"], row["cross-entropy"], row["parameters"]) == ("90.00", "0.50", "1,000")
 
 
-def test_an_ablation_is_told_against_what_is_configured() -> None:
-    assert tables.outcome(ablation.lines(VARIANTS)) == (
-        "Best: **margin 5**, the reference; significantly below it: margin 1."
-    )
+def test_an_ablation_is_compared_with_what_is_configured() -> None:
     text = tables.markdown(results())
+    assert "Best: **margin 5**, the reference; significantly below it: margin 1." in text
     assert "| margin 1 | 3 | 70.10 ± 0.10 | ± 0.25 | **-5.00 ± 0.25** | 10.00 ± 0.00 |" in text
-    assert "| margin 20 | 0 |  |  |  |  |" in text
-    assert "- margin, margin 20, seed 1: loss is inf" in text
+    assert "| margin 20 | 0 |  |  |  |  |" in text and "- margin, margin 20, seed 1: loss is inf" in text
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "expected"),
+    ("first", "second", "expected"),
     [
-        (
-            [{1: 70.0, 2: 70.5, 3: 71.0}, {1: 75.0, 2: 75.6, 3: 76.2}],
-            "**b**, +5.10 ± 0.25 points over a (corrected p = 0.00013): sig",
-        ),
-        (
-            [{1: 70.0, 2: 75.0, 3: 72.0}, {1: 75.0, 2: 71.0, 3: 74.5}],
-            "**b**, +1.17 ± 11.54 points over a (corrected p = 0.71): not sig",
-        ),
-        ([{1: 70.0}, {1: 71.0}], "**b**, not tested against a: too few seeds, or no scatter."),
-        ([{1: 71.0}, {1: 70.0}], "**a**, the reference; no other differs significantly."),
+        ({1: 70.0, 2: 70.5, 3: 71.0}, {1: 75.0, 2: 75.6, 3: 76.2}, "**b**, +5.10 ± 0.25 points over a (corrected p = "),
+        ({1: 70.0}, {1: 71.0}, "**b**, not tested against a: too few seeds, or identical differences."),
+        ({1: 71.0}, {1: 70.0}, "**a**, the reference; no other differs significantly."),
     ],
 )
-def test_what_an_ablation_comes_to(accuracies: list[dict[int, float]], expected: str) -> None:
-    variants = [
-        VariantMeasurement(label, {}, False, measured(values)) for label, values in zip("ab", accuracies, strict=True)
-    ]
+def test_what_an_ablation_comes_to(first: dict[int, float], second: dict[int, float], expected: str) -> None:
+    both = {"a": first, "b": second}
+    variants = [VariantMeasurement(label, {}, False, measured(values)) for label, values in both.items()]
     assert tables.outcome(ablation.lines(variants)).startswith(f"Best: {expected}")
 
 
-def test_csv_has_plain_numbers() -> None:
-    lines = list(csv.DictReader(io.StringIO(tables.table_csv(results()))))
-    assert float(lines[-1]["over_kd"]) == pytest.approx(-1.0, abs=1e-3)
-    assert lines[0]["over_scratch"] == ""
+def test_files_say_their_unit_and_have_no_uncorrected_p(tmp_path: Path) -> None:
+    folder.write(tmp_path, results())
+    line = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))[-1]
+    assert float(line["over_points.kd.mean"]) == pytest.approx(-1.0, abs=1e-3)
+    assert line["test_accuracy_percent.mean"] == "81.1" and "published" not in line
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["rows"][-1]["test_accuracy_percent"]["mean"] == pytest.approx(81.1)
+    assert table["in_short"][0].startswith("Of 3 claims") and '"p":' not in json.dumps(table)
+    assert json.loads((tmp_path / "summary.json").read_text())["kd_percent"] == pytest.approx(82.1)
+    assert "test_accuracy_percent" in (tmp_path / "curves.csv").read_text()
 
 
 @pytest.mark.fault

@@ -10,16 +10,16 @@ from tripletkd.evaluation.measurement import VariantMeasurement
 
 @dataclass(frozen=True)
 class Line:
-    """One variant; accuracies and differences in percent."""
+    """One variant."""
 
     label: str
     changed: dict[str, Any]  # parameters and their values, as in params.yaml
     reference: bool  # what the others are compared with
-    seeds: dict[int, float]  # accuracy on the split
-    accuracy: Summary
-    over_reference: Difference | None
+    seeds_percent: dict[int, float]  # accuracy on the split, by seed
+    accuracy_percent: Summary
+    over_reference_points: Difference | None
     corrected_p: float | None  # Holm, over the ablation's comparisons
-    violated_triplets: Summary
+    violated_triplets_percent: Summary
     failed: dict[int, str]
 
 
@@ -34,11 +34,11 @@ def lines(variants: Sequence[VariantMeasurement]) -> list[Line]:
             label=variant.label,
             changed=variant.changed,
             reference=i == reference,
-            seeds=accuracies[i],
-            accuracy=summarise(list(accuracies[i].values())),
-            over_reference=gaps[i],
+            seeds_percent=accuracies[i],
+            accuracy_percent=summarise(list(accuracies[i].values())),
+            over_reference_points=gaps[i],
             corrected_p=corrected.get(i),
-            violated_triplets=summarise(list(variant.measurement.percent("violated_triplets").values())),
+            violated_triplets_percent=summarise(list(variant.measurement.percent("violated_triplets").values())),
             failed=variant.measurement.failed,
         )
         for i, variant in enumerate(variants)

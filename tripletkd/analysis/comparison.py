@@ -1,7 +1,12 @@
-"""Measurements -> the rows of a suite's table, its verdicts, its curves: the numbers behind all that people read."""
+"""Measurements -> the rows of a suite's table, its verdicts, its curves: the numbers behind all that people read.
+
+Units, here and in all files that are made of it: what is called ..._percent is in percent, what is called ..._points is
+a difference of two such, in percentage points. Every other share lies in [0, 1], as in measured/ and in histories.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +28,7 @@ from tripletkd.evaluation.measurement import Measurement
 
 BASELINES = ("scratch", "kd")
 
-Barred = Literal["failed baseline", "failed seeds"]  # why a difference decides nothing, see `bar`
+Barred = Literal["failed baseline", "unknown baseline", "failed seeds"]  # why a difference decides nothing, see `bar`
 
 
 class Claim(Protocol):
@@ -47,28 +52,28 @@ class Published(Protocol):
 
     @property
     def source(self) -> str:
-        """Return where it stands."""
+        """Return where it is published."""
 
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A published figure beside ours; the fields stand in the order of table.json."""
+    """A published figure beside ours; the fields are in the order of table.json."""
 
-    accuracy: float
+    accuracy_percent: float
     source: str
     inside_one_run_interval: bool | None  # whether it lies in our prediction interval of one run, where there is one
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's line of the table; accuracies and differences in percent of the test images."""
+    """One method's line of the table, measured on the table's split."""
 
     method: str
     n: int
-    test: Summary
-    train: Summary
-    best_on_test: float  # mean over seeds of the best epoch's test accuracy: optimistic, and marked so
-    over: dict[str, Difference]  # baseline -> difference paired by seed
+    test_accuracy_percent: Summary
+    train_accuracy_percent: Summary
+    best_test_accuracy_percent: float  # mean over seeds of the best epoch's: optimistic, and marked so
+    over_points: dict[str, Difference]  # baseline -> difference paired by seed
     corrected_p: dict[str, float]  # Holm, over all comparisons of the table
     published: PublishedComparison | None
     parameters: int
@@ -77,52 +82,66 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one claim; the fields stand in the order of table.json."""
+    """The answer to one claim; the fields are in the order of table.json."""
 
     claim: str  # for example "triplet over kd"
     method: str
     over: str
     verdict: str  # reproduced, contradicted or undecided
     barred: Barred | None
-    difference: Difference | None  # None where the two share no seed
-    half_width_over_images_too: float | None
-    corrected_p: float | None  # Holm, over all claims
-    detectable: float | None  # the true difference that would be found with 80 % power
+    difference_points: Difference | None  # None where the two share no seed
+    half_width_over_images_too_points: float | None
+    corrected_p: float | None  # Holm, over all claims that can be tested
+    corrected_together: int  # their number
+    detectable_points: float | None  # the true difference that would be found with 80 % power
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One method's accuracy after one epoch, in percent; the fields stand in the order of curves.csv."""
+    """One method's accuracy after one epoch; the fields are in the order of curves.csv."""
 
     method: str
     epoch: int
-    test_accuracy: float  # mean over seeds
-    lowest: float
-    highest: float
-    train_accuracy: float
+    test_accuracy_percent: float  # mean over seeds
+    lowest_percent: float
+    highest_percent: float
+    train_accuracy_percent: float
 
 
 @dataclass(frozen=True)
 class Results:
-    """All there is to say of a suite, for tables, pictures and the page."""
+    """All there is to say of a suite, for tables, figures and the report."""
 
     suite: str
     about: str
     split: str
     measured: Mapping[str, Measurement]  # by method, the teacher first
-    histories: Mapping[str, Sequence[Mapping[str, float]]]  # by method, a row a seed and epoch
+    histories: Mapping[str, Sequence[Mapping[str, float]]]  # by method, a row for each seed and epoch
     maps: Mapping[str, Sequence[Mapping[str, float]]]  # by method, what measure.output_map found
-    rows: Sequence[Row]
-    verdicts: Sequence[Verdict]
+    claims: Sequence[Claim]  # all that params.yaml has, whether or not their methods were run
     published: Mapping[str, Published]  # none where the split is not the test split: that is what they are of
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
-    equivalent_code: Sequence[str]  # that params.yaml says computes the same bytes as this checkout's
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the table, see `rows`."""
+        return rows(self.measured, self.published)
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """The answers to the claims, see `verdicts`."""
+        return verdicts(self.measured, self.claims)
+
+    @property
+    def students(self) -> dict[str, Measurement]:
+        """The measurements of all methods but the teacher."""
+        return {name: each for name, each in self.measured.items() if name != "teacher"}
+
     def bases(self) -> list[str]:
         """List the baselines that were run."""
-        return [base for base in BASELINES if any(base in row.over for row in self.rows)]
+        return [base for base in BASELINES if any(base in row.over_points for row in self.rows)]
 
 
 def rows(measured: Mapping[str, Measurement], published: Mapping[str, Published]) -> list[Row]:
@@ -143,10 +162,10 @@ def rows(measured: Mapping[str, Measurement], published: Mapping[str, Published]
             Row(
                 method=method,
                 n=test.n,
-                test=test,
-                train=summarise(list(measurement.percent("train_accuracy").values())),
-                best_on_test=summarise(list(measurement.percent("best_test_accuracy").values())).mean,
-                over={base: gap for (name, base), gap in gaps.items() if name == method},
+                test_accuracy_percent=test,
+                train_accuracy_percent=summarise(list(measurement.percent("train_accuracy").values())),
+                best_test_accuracy_percent=summarise(list(measurement.percent("best_test_accuracy").values())).mean,
+                over_points={base: gap for (name, base), gap in gaps.items() if name == method},
                 corrected_p={base: p for (name, base), p in corrected.items() if name == method},
                 published=_beside_published(test, published.get(method)),
                 parameters=measurement.parameters,
@@ -176,12 +195,17 @@ def _beside_published(test: Summary, figure: Published | None) -> PublishedCompa
 
 
 def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> list[Verdict]:
-    """Answer each claim whose two methods were run by the rule of README.md, with Holm's correction over the claims."""
-    pairs = [(claim.method, base) for claim in claims for base in claim.over]
+    """Answer each claim whose two methods were run by the rule of docs/verdicts.md, corrected by Holm's procedure.
+
+    Args:
+        measured: by method.
+        claims: those of params.yaml.
+    """
     gaps = {
-        (method, base): difference(measured[method].percent(), measured[base].percent())
-        for method, base in pairs
-        if method in measured and base in measured
+        (claim.method, base): difference(measured[claim.method].percent(), measured[base].percent())
+        for claim in claims
+        for base in claim.over
+        if claim.method in measured and base in measured
     }
     corrected = holm_of_testable({frozenset(pair): gap for pair, gap in gaps.items()})  # both ways is one comparison
     answers = []
@@ -194,13 +218,25 @@ def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> li
                 over=base,
                 verdict="undecided" if barred else verdict(gap, p),
                 barred=barred,
-                difference=gap,
-                half_width_over_images_too=over_images_too(_gaps_by_image(measured[method], measured[base])),
+                difference_points=gap,
+                half_width_over_images_too_points=over_images_too(_gaps_by_image(measured[method], measured[base])),
                 corrected_p=p,
-                detectable=_detectable(gap, len(corrected)),
+                corrected_together=len(corrected),
+                detectable_points=_detectable(gap, len(corrected)),
             )
         )
     return answers
+
+
+def _detectable(gap: Difference | None, tests: int) -> float | None:
+    return None if gap is None or gap.p is None or gap.std is None else detectable(gap.n, gap.std, tests)
+
+
+def left_out(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> tuple[int, list[str]]:
+    """Count the claims that are not answered because a method was not run, and name these methods."""
+    pairs = dict.fromkeys((claim.method, base) for claim in claims for base in claim.over)
+    missing = [pair for pair in pairs if not all(name in measured for name in pair)]
+    return len(missing), list(dict.fromkeys(name for pair in missing for name in pair if name not in measured))
 
 
 def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred | None:
@@ -212,20 +248,23 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
         base: the other.
 
     Returns:
-        "failed seeds" if, of the better of the two, seeds failed: those that came through are a selection in its
-        favour. "failed baseline" if the method is above one that is itself below training without a teacher, p < 0.05
-        uncorrected: to beat what does not work here shows nothing. None if the difference may decide.
+        None if the difference may decide. "failed seeds" if, of the better of the two, seeds failed: those that came
+        through are a selection in its favour. Where the method is above a baseline other than scratch, "failed
+        baseline" if the baseline is itself below scratch, p < 0.05 uncorrected: beating it is no evidence; "unknown
+        baseline" if that cannot be tested, because scratch was not run, shares fewer than three seeds with the
+        baseline, or differs from it by the same on each.
     """
     gap = difference(measured[method].percent(), measured[base].percent())
     if gap is None or not gap.mean:
         return None
     if measured[method if gap.mean > 0 else base].failed:
         return "failed seeds"
-    if gap.mean > 0 and base != "scratch" and "scratch" in measured:
-        below = difference(measured[base].percent(), measured["scratch"].percent())
-        if below is not None and significant(below.p) and below.mean < 0:
-            return "failed baseline"
-    return None
+    if gap.mean < 0 or base == "scratch":
+        return None
+    below = difference(measured[base].percent(), measured["scratch"].percent()) if "scratch" in measured else None
+    if below is None or below.p is None:
+        return "unknown baseline"
+    return "failed baseline" if significant(below.p) and below.mean < 0 else None
 
 
 def _gaps_by_image(first: Measurement, second: Measurement) -> NDArray[np.float64]:
@@ -241,20 +280,36 @@ def _hits(measurement: Measurement) -> dict[int, NDArray[np.floating[Any]]]:
     return {seed: 100.0 * np.unpackbits(bits, count=measurement.test_images) for seed, bits in packed.items()}
 
 
-def _detectable(gap: Difference | None, tests: int) -> float | None:
-    if gap is None or gap.p is None or gap.std is None:
-        return None
-    return detectable(gap.n, gap.std, tests)
+def at_chance(measured: Mapping[str, Measurement]) -> tuple[float, list[str]]:
+    """Name the students that are no better than guessing.
+
+    The mean over classes of the accuracy on each, which is one over their number for whoever gives every image the
+    same class, however many images each has, is held against that plus three standard errors.
+
+    Args:
+        measured: by method.
+
+    Returns:
+        What guessing gives, in percent, and the methods.
+    """
+    students = {name: each for name, each in measured.items() if name != "teacher" and each.seeds}
+    classes = {len(each.seeds[0].test_accuracy_by_class) for each in students.values()}
+    chance, found = 1 / max(classes, default=1), []
+    for name, each in students.items():
+        rate = np.mean([np.nanmean(seed.test_accuracy_by_class) for seed in each.seeds])
+        if rate <= chance + 3 * (chance * (1 - chance) / each.test_images) ** 0.5:
+            found.append(name)
+    return 100 * chance, found
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[CurvePoint]:
     """Average over seeds the accuracies of each method and epoch in which they were measured.
 
     Args:
-        histories: by method, a row a seed and epoch.
+        histories: by method, a row for each seed and epoch.
 
     Returns:
-        The points, in percent to four decimals, with the lowest and the highest seed's test accuracy for the band.
+        The points, to four decimals, with the lowest and the highest seed's test accuracy for the band.
     """
     points = []
     for method, history in histories.items():
@@ -268,10 +323,10 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Curve
                 CurvePoint(
                     method=method,
                     epoch=epoch,
-                    test_accuracy=round(sum(test) / len(test), 4),
-                    lowest=round(min(test), 4),
-                    highest=round(max(test), 4),
-                    train_accuracy=round(sum(train) / len(train), 4),
+                    test_accuracy_percent=round(sum(test) / len(test), 4),
+                    lowest_percent=round(min(test), 4),
+                    highest_percent=round(max(test), 4),
+                    train_accuracy_percent=round(sum(train) / len(train), 4),
                 )
             )
     return points

@@ -190,7 +190,7 @@ def significant(corrected_p: float | None) -> bool:
 
 
 def verdict(found: Difference | None, corrected_p: float | None) -> str:
-    """Apply the rule of README.md: reproduced, contradicted or undecided, from a difference and its corrected p."""
+    """Apply the rule of docs/verdicts.md to a difference and its corrected p: reproduced, contradicted or undecided."""
     if found is None or not significant(corrected_p):
         return "undecided"
     return "reproduced" if found.mean > 0 else "contradicted"

@@ -17,6 +17,7 @@ class Options:
     quiet: bool = False  # neither bars nor tables: warnings and errors only
     only_seeds: Sequence[int] = ()  # of the suite's; all where it is empty
     retrain: bool = False  # seeds that are finished too
+    seed: int | None = None  # that is exported; the first that did not fail where it is None
     processes: int | None = None  # over which seeds are spread; as many as there are processors where it is None
 
 
@@ -52,6 +53,8 @@ def parse(name: str, description: str | None, needs: Sequence[str], trains: bool
         parser.add_argument("--only-seeds", type=_seeds, metavar="N,N", default=[], help="train these seeds only")
         parser.add_argument("--retrain", action="store_true", help="train finished seeds anew")
         parser.add_argument("--processes", type=_processes, metavar="P", help="train so many seeds side by side")
+    if name == "export":
+        parser.add_argument("--seed", type=int, metavar="N", help="export this seed, not the first that did not fail")
     found = vars(parser.parse_intermixed_args())
     overrides, minutes = found.pop("overrides"), found.pop("max_minutes", None)
     found["quiet"] = found["quiet"] or bool(os.environ.get("TRIPLETKD_QUIET"))

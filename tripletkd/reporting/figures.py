@@ -1,4 +1,6 @@
-"""The pictures, each the text of one SVG: for a page or alone, for light and dark, told apart without colour."""
+"""The figures, each the text of one SVG: for a page or alone, for light and dark, told apart without color."""
+
+from __future__ import annotations  # matplotlib's types are not imported
 
 import io
 import re
@@ -10,63 +12,56 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tripletkd.analysis.ablation import Line
+from tripletkd.analysis.comparison import CurvePoint, Row
 from tripletkd.analysis.statistics import significant
+from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting.text import one_line, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
-    from tripletkd.analysis.ablation import Line
-    from tripletkd.analysis.comparison import CurvePoint, Row
-    from tripletkd.evaluation.measurement import Measurement
-
-INK = "#010203"  # in its place, the colour of the text around the picture
+INK = "#010203"  # in its place, the color of the text around the picture
 STYLE: dict[Any, Any] = {
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color", "ytick.color"), INK
+    ),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "axes.titlesize": 10,
     "font.family": "sans-serif",
     "font.size": 9,
     "grid.alpha": 0.2,
-    "grid.color": INK,
-    "legend.frameon": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "tripletkd",  # the same picture, the same bytes
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "svg.hashsalt": "tripletkd",  # the same figure, the same bytes
 }
 # Of middle lightness, to be seen on white and on black; with the dashes and markers, told apart in grey too.
-COLOURS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a0743b", "#3aa0c9"]
+COLORS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a0743b", "#3aa0c9"]
 DASHES = ["-", "--", "-.", ":"]
-EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colours
+EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colors
 MARKERS = "osD^vPX*"
 NAMED_CLASSES = 20  # with more, their names have no room
 ON_ITS_OWN = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 
 def render(name: str, description: str, size: tuple[float, float], paint: Callable[..., None], columns: int = 1) -> str:
-    """Draw a picture of one or more panels.
+    """Draw a figure of one or more panels.
 
     Args:
-        name: makes the ids of this picture its own, in a page with others.
-        description: for who does not see it.
-        size: width and height in inches.
-        paint: draws on the panels' axes, which are its arguments.
-        columns: how many panels stand beside each other.
+        name: Makes the ids of this figure its own, in a page with others.
+        description: For whoever does not see it.
+        size: Width and height in inches.
+        paint: Draws on the panels' axes, which are its arguments.
+        columns: How many panels are side by side.
 
     Returns:
         The text of an SVG element for a page.
     """
-    import matplotlib
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has fonts of its own
         figure = Figure(figsize=size, layout="constrained")
         paint(*figure.subplots(1, columns, squeeze=False)[0])
@@ -95,7 +90,7 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
 
 
 def standalone(svg: str) -> str:
-    """Give a page's SVG element colours and a size of its own, for a file: some viewers show it minute without."""
+    """Give a page's SVG element colors and a size of its own, for a file: some viewers show it minute without."""
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
     sized = svg.replace("<svg", f'<svg width="{width}pt" height="{height}pt"', 1)
     return sized.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
@@ -104,17 +99,17 @@ def standalone(svg: str) -> str:
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Choose the style of each method's line, as matplotlib's `plot` takes it.
 
-    Where the methods are more than the colours, all but EMPHASIS are thin and grey and share a label. These have a
+    Where the methods are more than the colors, all but EMPHASIS are thin and grey and share a label. These have a
     "zorder", which puts them behind the rest.
     """
     names = list(names)
-    strong = names if len(names) <= len(COLOURS) else [name for name in names if name in EMPHASIS]
+    strong = names if len(names) <= len(COLORS) else [name for name in names if name in EMPHASIS]
     faint = [name for name in names if name not in strong]
     looks = {
-        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
+        name: {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
         for i, name in enumerate(strong)
     }
-    thin: dict[str, Any] = {"color": COLOURS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
+    thin: dict[str, Any] = {"color": COLORS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
     looks |= {name: thin | {"label": f"{len(faint)} others" if name == faint[0] else None} for name in faint}
     return {name: looks[name] for name in names}
 
@@ -122,39 +117,39 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def curves(
     suite: str,
     split: str,
-    points: Sequence["CurvePoint"],
+    points: Sequence[CurvePoint],
     published: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({}),
 ) -> str:
-    """Draw accuracy by epoch: a line a method, with a band from the lowest to the highest seed.
+    """Draw accuracy by epoch: a line for each method, with a band from the lowest to the highest seed.
 
     Args:
-        suite: its name.
-        split: what the accuracies are measured on.
-        points: of comparison.curves.
-        published: published curves by method, rows with epoch and test_accuracy.
+        suite: Its name.
+        split: What the accuracies are measured on.
+        points: Of comparison.curves.
+        published: Published curves by method, rows with epoch and test_accuracy, in percent.
     """
     looks = _styles(dict.fromkeys(point.method for point in points))
     last = max(point.epoch for point in points)
     final = [point for point in points if point.epoch == last]
-    emphasised = [point for point in final if "zorder" not in looks[point.method]]
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for name, look in looks.items():
             mine = [point for point in points if point.method == name]
             epochs = [point.epoch for point in mine]
             if "zorder" not in look:
-                low, high = [point.lowest for point in mine], [point.highest for point in mine]
+                low, high = [point.lowest_percent for point in mine], [point.highest_percent for point in mine]
                 axes.fill_between(epochs, low, high, alpha=0.12, linewidth=0, color=look["color"])
-            axes.plot(epochs, [point.test_accuracy for point in mine], **look)
+            axes.plot(epochs, [point.test_accuracy_percent for point in mine], **look)
         for name, rows in published.items():
             epochs_there, values = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
             label = f"{one_line(name)}, published".replace("$", r"\$")  # which would begin a formula
             axes.plot(epochs_there, values, ":", color=INK, linewidth=1, label=label, zorder=0)
-        axes.set_ylim(*_end_of_training(points, emphasised, published.values()))
+        emphasized = [point for point in points if "zorder" not in looks[point.method]]
+        axes.set_ylim(*_end_of_training(emphasized, last, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
 
-    ends = ", ".join(f"{point.method} {point.test_accuracy:.1f}" for point in final)
+    ends = ", ".join(f"{point.method} {point.test_accuracy_percent:.1f}" for point in final)
     description = (
         f"{suite}: {split} accuracy by epoch, mean over seeds, band from lowest to highest. At the end: {ends}."
     )
@@ -162,55 +157,47 @@ def curves(
 
 
 def _end_of_training(
-    points: Sequence["CurvePoint"],
-    emphasised: Sequence["CurvePoint"],
-    published: Collection[Sequence[Mapping[str, float]]],
+    points: Sequence[CurvePoint], last: int, published: Collection[Sequence[Mapping[str, float]]]
 ) -> tuple[float, float]:
     """Choose from where to where accuracies are shown: where methods differ, at the end, and what most epochs reach.
 
-    A published curve is shown to its top.
-
-    A learning rate that falls late lifts the ends of all methods far above what their epochs reach before.
-
-    Args:
-        points: of all methods and epochs.
-        emphasised: of them, the last epoch's that stand out.
-        published: the published curves.
+    A learning rate that falls late lifts the ends of all methods far above what their epochs reach before. A published
+    curve is shown to its top.
     """
-    named = {point.method for point in emphasised}
-    lowest = min(point.test_accuracy for point in emphasised)
-    highest = max(*(point.highest for point in emphasised), *(rows[-1]["test_accuracy"] for rows in published), lowest)
+    final = [point for point in points if point.epoch == last]
+    lowest = min(point.test_accuracy_percent for point in final)
+    highest = max([*(point.highest_percent for point in final), *(rows[-1]["test_accuracy"] for rows in published)])
     top = max([highest, *(row["test_accuracy"] for rows in published for row in rows)])
-    plateau = np.percentile([point.test_accuracy for point in points if point.method in named], 25)
+    plateau = np.percentile([point.test_accuracy_percent for point in points], 25)
     return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), top + 0.5
 
 
-def forest(table: Sequence["Row"], bases: Sequence[str]) -> str:
-    """Draw the differences paired by seed with their 95 % intervals, one panel a baseline."""
+def forest(table: Sequence[Row], bases: Sequence[str]) -> str:
+    """Draw the differences paired by seed with their 95 % intervals, one panel for each baseline."""
 
-    def paint(*panels: "Axes") -> None:
+    def paint(*panels: Axes) -> None:
         for axes, base in zip(panels, bases, strict=True):
-            rows = [row for row in table if base in row.over][::-1]
+            rows = [row for row in table if base in row.over_points][::-1]
             for y, row in enumerate(rows):
-                gap, is_significant = row.over[base], significant(row.corrected_p.get(base))
-                axes.errorbar(
-                    gap.mean,
-                    y,
-                    xerr=gap.half_width,
-                    fmt="s",
-                    color=COLOURS[1],
-                    markerfacecolor=COLOURS[1] if is_significant else "none",
-                    capsize=3,
-                )
-            axes.axvline(0, color=INK, linewidth=0.8)
+                gap, face = row.over_points[base], COLORS[1] if significant(row.corrected_p.get(base)) else "none"
+                look: dict[str, Any] = {"fmt": "s", "color": COLORS[1], "markerfacecolor": face, "capsize": 3}
+                axes.errorbar(gap.mean, y, xerr=gap.half_width, **look)
             axes.set_yticks(range(len(rows)), [row.method for row in rows])
             axes.set_ylim(-0.6, len(rows) - 0.4)
-            axes.set(xlabel="percentage points", title=f"over {base}")
-            axes.grid(visible=False, axis="y")
+            _gains(axes, f"over {base}")
 
-    said = "; ".join(f"{row.method} over {base} {gap.mean:+.2f}" for row in table for base, gap in row.over.items())
+    said = "; ".join(
+        f"{row.method} over {base} {gap.mean:+.2f}" for row in table for base, gap in row.over_points.items()
+    )
     description = f"Differences in accuracy, paired by seed, with 95 % intervals: {said}."
     return render("forest", description, (8, 1 + 0.27 * len(table)), paint, len(bases))
+
+
+def _gains(axes: Axes, title: str) -> None:
+    """Dress a panel of differences: a line at zero, no grid across."""
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set(xlabel="percentage points", title=title)
+    axes.grid(visible=False, axis="y")
 
 
 TRIPLET_FIGURES = {
@@ -222,43 +209,40 @@ TRIPLET_FIGURES = {
 
 def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Draw the paper's idea through training: violated triplets, and the two distances, means over seeds."""
-    tracked = {name: [row for row in rows if "violated_triplets" in row] for name, rows in histories.items()}
+    means: dict[str, dict[int, list[float]]] = {}  # method -> epoch -> the mean of each of TRIPLET_FIGURES
+    for name, rows in histories.items():
+        tracked = [row for row in rows if "violated_triplets" in row]
+        means[name] = {
+            int(epoch): [
+                float(np.mean([row[key] for row in tracked if row["epoch"] == epoch])) for key in TRIPLET_FIGURES
+            ]
+            for epoch in sorted({row["epoch"] for row in tracked})
+        }
 
-    def paint(*panels: "Axes") -> None:
-        for axes, (key, (label, scale)) in zip(panels, TRIPLET_FIGURES.items(), strict=True):
-            for name, look in _styles(tracked).items():
-                rows = tracked[name]
-                epochs = sorted({row["epoch"] for row in rows})
-                means = [scale * np.mean([row[key] for row in rows if row["epoch"] == epoch]) for epoch in epochs]
-                axes.plot(epochs, means, **look)
+    def paint(*panels: Axes) -> None:
+        for i, (axes, (label, scale)) in enumerate(zip(panels, TRIPLET_FIGURES.values(), strict=True)):
+            for name, look in _styles(means).items():
+                axes.plot(list(means[name]), [scale * values[i] for values in means[name].values()], **look)
             axes.set(xlabel="epoch", title=label, ylim=(0, None))
         panels[0].legend(fontsize=7)
 
-    ends = {
-        name: np.mean([row["violated_triplets"] for row in rows if row["epoch"] == rows[-1]["epoch"]])
-        for name, rows in tracked.items()
-        if rows
-    }
-    said = ", ".join(f"{name} {100 * value:.1f} %" for name, value in ends.items())
-    return render(
-        "triplets",
-        f"Violated triplets and distances through training. Violated at the end: {said}.",
-        (9, 3.2),
-        paint,
-        3,
+    said = ", ".join(
+        f"{name} {100 * [*by_epoch.values()][-1][0]:.1f} %" for name, by_epoch in means.items() if by_epoch
     )
+    description = f"Violated triplets and distances through training. Violated at the end: {said}."
+    return render("triplets", description, (9, 3.2), paint, 3)
 
 
-def cost(measured: Mapping[str, "Measurement"], accuracy: Mapping[str, float]) -> str:
+def cost(measured: Mapping[str, Measurement], accuracy: Mapping[str, float]) -> str:
     """Draw accuracy, in percent by method, against parameters, multiply-adds of an image, and bytes of weights."""
     keys = {"parameters": "parameters", "multiply_adds": "multiply-adds an image", "weights_bytes": "bytes of weights"}
+    looks = {"teacher": {"color": INK, "label": "teacher"}} | _styles(name for name in measured if name != "teacher")
 
-    def paint(*panels: "Axes") -> None:
+    def paint(*panels: Axes) -> None:
         for axes, (key, label) in zip(panels, keys.items(), strict=True):
-            looks = _styles(name for name in measured if name != "teacher")
             found = {name: getattr(each, key) for name, each in measured.items()}
             for i, (name, size) in enumerate(found.items()):
-                look = looks.get(name, {"color": INK, "label": name})
+                look = looks[name]
                 axes.plot(size, accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
             sizes = sorted(set(found.values()))
             axes.set_xscale("log")
@@ -273,58 +257,51 @@ def cost(measured: Mapping[str, "Measurement"], accuracy: Mapping[str, float]) -
     return render("cost", f"Accuracy against the cost of the network: {said}.", (9, 3.2), paint, 3)
 
 
-def by_class(measured: Mapping[str, "Measurement"], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
+def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
     """Draw how much more of each class a method gets right than the baseline does, means over seeds, sorted.
 
     Args:
-        measured: by method.
-        names: the methods, a panel each.
-        base: the baseline.
-        classes: the classes' names, shown where they are up to NAMED_CLASSES.
+        measured: By method.
+        names: The methods, a panel each.
+        base: The baseline.
+        classes: The classes' names, shown where they are up to NAMED_CLASSES.
     """
     classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in map(one_line, classes)]
+    rates = {
+        name: np.mean([seed.test_accuracy_by_class for seed in measured[name].seeds], axis=0) for name in (*names, base)
+    }
+    gains = {name: 100 * (rates[name] - rates[base]) for name in names}
 
-    def rates(name: str) -> "NDArray[np.float64]":
-        return np.asarray(np.mean([seed.test_accuracy_by_class for seed in measured[name].seeds], axis=0))
-
-    def gains(name: str) -> "NDArray[np.float64]":
-        return 100 * (rates(name) - rates(base))
-
-    def paint(*panels: "Axes") -> None:
-        widest = max(abs(gains(name)).max() for name in names) or 1  # where none differs from the baseline
-        for axes, name in zip(panels, names, strict=True):
-            values = gains(name)
+    def paint(*panels: Axes) -> None:
+        widest = max(abs(values).max() for values in gains.values()) or 1  # where none differs from the baseline
+        for axes, (name, values) in zip(panels, gains.items(), strict=True):
             order = np.argsort(values)
-            axes.barh(range(len(values)), values[order], color=COLOURS[1], height=0.7)
-            axes.axvline(0, color=INK, linewidth=0.8)
+            axes.barh(range(len(values)), values[order], color=COLORS[1], height=0.7)
             labels = [classes[c] for c in order] if len(classes) <= NAMED_CLASSES else []
             axes.set_yticks(range(len(labels)), labels, parse_math=False)
-            axes.set(title=f"{name} over {base}", xlabel="percentage points", xlim=(-1.1 * widest, 1.1 * widest))
-            axes.grid(visible=False, axis="y")
+            axes.set(xlim=(-1.1 * widest, 1.1 * widest))
+            _gains(axes, f"{name} over {base}")
         panels[0].set_ylabel("class")
 
-    def extremes(name: str) -> str:
-        values = gains(name)
-        worst, best = values.argmin(), values.argmax()
-        return f"{name} from {values[worst]:+.1f} ({classes[worst]}) to {values[best]:+.1f} ({classes[best]})"
-
-    said = "; ".join(map(extremes, names))
+    ends = {name: (values.argmin(), values.argmax()) for name, values in gains.items()}
+    said = "; ".join(
+        f"{name} from " + " to ".join(f"{gains[name][c]:+.1f} ({classes[c]})" for c in both)
+        for name, both in ends.items()
+    )
     return render("classes", f"Gain over {base} by class: {said}.", (9, 3.4), paint, len(names))
 
 
-def calibration(measured: Mapping[str, "Measurement"]) -> str:
+def calibration(measured: Mapping[str, Measurement]) -> str:
     """Draw the accuracy of the predictions made with a given confidence; on the diagonal, confidence is deserved."""
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=INK, linewidth=0.6)
         for i, (name, look) in enumerate(_styles(measured).items()):
             bins = [seed.test_calibration for seed in measured[name].seeds]
-            share, confidence, accuracy = (
-                np.mean([getattr(each, key) for each in bins], axis=0) for key in ("share", "confidence", "accuracy")
-            )
+            share, confidence, accuracy = np.mean([(b.share, b.confidence, b.accuracy) for b in bins], axis=0)
             seen = share > 0.002
-            x, y = (100 * values[seen] / share[seen] for values in (confidence, accuracy))
             marker = "" if "zorder" in look else MARKERS[i % 8]
+            x, y = (100 * values[seen] / share[seen] for values in (confidence, accuracy))
             axes.plot(x, y, marker=marker, markersize=3, **look)
         axes.set(xlabel="confidence, %", ylabel="accuracy, %")
         axes.legend(fontsize=7, loc="upper left")
@@ -338,20 +315,17 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
     """Draw test images where teacher and student, before and after training, put them: see measure.output_map.
 
     Args:
-        name: the student's method.
-        points: a row an image, label and the coordinates teacher_x, teacher_y, before_x, ... after_y.
+        name: The student's method.
+        points: A row for each image, label and the coordinates teacher_x, teacher_y, before_x, ... after_y.
     """
+    titles = {"teacher": "teacher", "before": "student, untrained (enlarged)", "after": "student, trained"}
 
-    def paint(*panels: "Axes") -> None:
-        for axes, (who, title) in zip(
-            panels,
-            {"teacher": "teacher", "before": "student, untrained (enlarged)", "after": "student, trained"}.items(),
-            strict=True,
-        ):
+    def paint(*panels: Axes) -> None:
+        for axes, (who, title) in zip(panels, titles.items(), strict=True):
             for label in sorted({int(p["label"]) for p in points}):
                 mine = [p for p in points if p["label"] == label]
                 x, y = ([p[f"{who}_{axis}"] for p in mine] for axis in "xy")
-                axes.plot(x, y, linestyle="", marker=f"${label}$", markersize=5, color=COLOURS[label % 8])
+                axes.plot(x, y, linestyle="", marker=f"${label}$", markersize=5, color=COLORS[label % 8])
             axes.set(title=title, xticks=[], yticks=[])
             axes.grid(visible=False)
         for axis in "xy":  # teacher and trained student at one scale
@@ -366,37 +340,32 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
     return render("outputs", description, (9, 3.2), paint, 3)
 
 
-def ablation(name: str, split: str, lines: Sequence["Line"]) -> str:
+def ablation(name: str, split: str, lines: Sequence[Line]) -> str:
     """Draw each variant's mean with its 95 % interval, and every seed.
 
-    The variants stand along the value where just one number is varied, else side by side.
+    The variants are along the value where just one number is varied, else side by side.
 
     Args:
-        name: the ablation's.
-        split: what the accuracies are measured on.
-        lines: its variants.
+        name: The ablation's.
+        split: What the accuracies are measured on.
+        lines: Its variants.
     """
     keys = {key for line in lines for key in line.changed}
     values = [next(iter(line.changed.values()), None) for line in lines]
     number = len(keys) == 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     places: Any = values if number else list(range(len(lines)))
 
-    def paint(axes: "Axes") -> None:
+    def paint(axes: Axes) -> None:
         for x, line in zip(places, lines, strict=True):
-            colour = COLOURS[3] if line.reference else COLOURS[1]
-            axes.plot([x] * len(line.seeds), list(line.seeds.values()), "o", color=colour, alpha=0.45, markersize=3)
-            if line.accuracy.n:
-                face = colour if line.reference else "none"
-                bar: dict[str, Any] = {
-                    "fmt": "s",
-                    "capsize": 4,
-                    "color": colour,
-                    "markerfacecolor": face,
-                    "markersize": 7,
-                }
-                axes.errorbar(x, line.accuracy.mean, yerr=line.accuracy.half_width, **bar)
+            color, seeds = COLORS[3] if line.reference else COLORS[1], list(line.seeds_percent.values())
+            axes.plot([x] * len(seeds), seeds, "o", color=color, alpha=0.45, markersize=3)
+            if seeds:
+                look: dict[str, Any] = {"fmt": "s", "capsize": 4, "color": color, "markersize": 7}
+                look["markerfacecolor"] = color if line.reference else "none"
+                axes.errorbar(x, line.accuracy_percent.mean, yerr=line.accuracy_percent.half_width, **look)
         if number:
-            axes.plot(places, [line.accuracy.mean for line in lines], "--", color=COLOURS[0], linewidth=0.8, zorder=0)
+            means = [line.accuracy_percent.mean for line in lines]
+            axes.plot(places, means, "--", color=COLORS[0], linewidth=0.8, zorder=0)
             if min(places) > 0 and max(places) >= 8 * min(places):
                 axes.set_xscale("log")
             axes.set_xticks(places, [str(v) for v in values])
@@ -406,6 +375,6 @@ def ablation(name: str, split: str, lines: Sequence["Line"]) -> str:
             axes.margins(x=0.15)
         axes.set(xlabel=keys.pop() if len(keys) == 1 else name, ylabel=f"{split} accuracy, %")
 
-    means = ", ".join(f"{line.label} {line.accuracy.mean:.2f}" for line in lines if line.accuracy.n)
+    means = ", ".join(f"{each.label} {each.accuracy_percent.mean:.2f}" for each in lines if each.accuracy_percent.n)
     description = f"{name}: {split} accuracy of each variant, mean with 95 % interval and every seed. {means}."
     return render(f"ablation-{name}", description, (6.5, 3.6), paint)

@@ -1,18 +1,22 @@
 """The model card of an exported network: what it is, what it was trained on, how well it does, what it is not for."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from tripletkd.analysis.statistics import summarise
-from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
+from tripletkd.errors import UserError
+from tripletkd.evaluation.measurement import Measurement
+from tripletkd.files import flat, read_json
+from tripletkd.reporting import tables
+from tripletkd.reporting.tables import Table
+from tripletkd.reporting.text import render
 from tripletkd.training.run_record import Record
 
 TEMPLATE = "model_card.md.j2"
+VERSION = re.compile(r"\d[\w.+!-]*")  # of a package; nothing else may reach a list of requirements
 
 # data.source and data.name -> what its authors say of the images' licence, as far as is known
 LICENCES = {
@@ -29,15 +33,7 @@ LICENCES["torchvision CIFAR100"] = LICENCES["torchvision CIFAR10"]
 UNKNOWN = "unknown, ask who gave you the images"
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
-# a figure of SeedMeasurement -> its line of the card, factor, decimals
-MEASURES = {
-    "test_accuracy": ("test accuracy, %", 100, 2),
-    "test_top5_accuracy": ("top-5 test accuracy, %", 100, 2),
-    "test_cross_entropy": ("test cross-entropy", 1, 4),
-    "test_calibration_error": ("calibration error, %", 100, 2),
-    "train_accuracy": ("training accuracy, %", 100, 2),
-    "agreement": ("same class as the teacher, % of the test images", 100, 2),
-}
+FIGURES = {"test_accuracy": ("test accuracy, %", 100), "train_accuracy": ("training accuracy, %", 100)} | tables.FIGURES
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Exported:
     method: str  # or "teacher"
     network: str
     seed: int
+    seed_chosen: bool  # by a person; else it is the first that did not fail
     parameters: int
     opset: int
     weights_bytes: int
@@ -62,10 +59,25 @@ class Exported:
     other_class: int
     test_accuracy: float | None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no version of a package: the versions become requirements of whoever installs the model."""
+        for name, version in self.versions.items():
+            if not VERSION.fullmatch(version):
+                raise ValueError(f"versions.{name}: {version!r} is no version")
+
     @property
     def checked_on(self) -> str:
         """What kind of images the two were compared on."""
         return "made-up images" if self.test_accuracy is None else "test images"
+
+
+def read_exported(path: Path) -> Exported:
+    """Read export.json.
+
+    Raises:
+        UserError: If it is not there, or not whole.
+    """
+    return read_json(path, Exported, "run the export stage")
 
 
 @dataclass(frozen=True)
@@ -85,17 +97,6 @@ class Sources:
     teacher: Measurement
 
 
-@dataclass(frozen=True)
-class Line:
-    """A figure's line in the table of the card: its name, and texts for its cells."""
-
-    name: str
-    this: str
-    mean: str
-    interval: str
-    teacher: str
-
-
 def markdown(exported: Exported, sources: Sources) -> str:
     """Write the model card.
 
@@ -105,70 +106,52 @@ def markdown(exported: Exported, sources: Sources) -> str:
 
     Returns:
         MODEL_CARD.md. What was named by somebody else, such as classes, cannot bring HTML or table cells into it.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_as_text,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    Raises:
+        UserError: If the description of the data lacks what the card says of it.
+    """
     record = next(record for record in sources.records if record.seed == exported.seed)
-    return environment.get_template(TEMPLATE).render(
+    identity, data = record.identity, sources.data
+    try:
+        counts = {split: int(data["images"][split]) for split in ("train", "test")}
+        counts["both"] = int(data["duplicates"]["train_and_test"])
+        source, data_sha256 = data["source"], data["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"dataset.json of {exported.suite}: cannot be read ({error!r}); run the fetch stage") from None
+    parameters = {"method": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}
+    optimizer = identity.recipe["optimizer"]["name"]
+    return render(
+        TEMPLATE,
         exported=exported,
         record=record,
         records=sources.records,
-        is_teacher=record.method == "teacher",
+        identity=identity,
         seeds=", ".join(str(each.seed) for each in sources.records),
         classes=", ".join(exported.classes),
         shape=", ".join(map(str, record.image_shape)),
-        optimizer=OPTIMIZERS.get(name := record.params["recipe"]["optimizer"]["name"], name),
-        params=list(_flat(record.params)),
-        data=sources.data,
-        measured=sources.measured,
-        measures=list(_lines(exported.seed, sources)),
-        licence=LICENCES.get(sources.data["source"], UNKNOWN),
+        optimizer=OPTIMIZERS.get(optimizer, optimizer),
+        parameters=flat(parameters),
+        counts=counts,
+        source=source,
+        data_sha256=data_sha256,
+        figures=_figures(exported.seed, sources, identity.is_teacher),
+        licence=LICENCES.get(source, UNKNOWN),
     )
 
 
-def _as_text(value: object) -> Markup:
-    """Return a value as text that Markdown shows as it is: on one line, no HTML, no end of a table's cell.
-
-    Spaces at the ends stay: the template joins with them.
-    """
-    text = escape(str(value), quote=False).replace("|", "\\|").replace("\r", " ").replace("\n", " ")
-    return Markup(text)  # nosec B704  # noqa: S704  # escaped in the line above
-
-
-def _flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Give the values of nested blocks, each under its dotted name."""
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _figures(seed: int, sources: Sources, is_teacher: bool) -> str:
+    """Write the table of the figures that the exported seed has: a row for each."""
+    measured, teacher = sources.measured, sources.teacher
+    head = ["", f"this one (seed {seed})", f"all seeds (n = {len(measured.seeds)})", "95 % interval", "teacher"]
+    rows = [list(row) for row in _rows(seed, measured, teacher)]
+    table = Table(head[:-1], [row[:-1] for row in rows]) if is_teacher else Table(head, rows)
+    return "\n".join(table.markdown())
 
 
-def _lines(seed: int, sources: Sources) -> Iterator[Line]:
-    """Give a line for each figure that the exported seed has."""
-    measured = {each.seed: each for each in sources.measured.seeds}
-    for key, (name, factor, decimals) in MEASURES.items():
-
-        def figure(of: SeedMeasurement, key: str = key, factor: int = factor) -> float | None:
-            value: float | None = getattr(of, key)
-            return None if value is None else factor * value
-
-        def text(value: float | None, decimals: int = decimals) -> str:
-            return "" if value is None else f"{value:.{decimals}f}"
-
-        values = [value for each in sources.measured.seeds if (value := figure(each)) is not None]
-        mine = figure(measured[seed])
-        if mine is not None:
-            summary = summarise(values)
-            mean = text(summary.mean) + (f" ± {text(summary.std)}" if summary.std is not None else "")
-            interval = f"± {text(summary.half_width)}" if summary.half_width is not None else ""
-            yield Line(name, text(mine), mean, interval, text(figure(sources.teacher.seeds[0])))
+def _rows(seed: int, measured: Measurement, teacher: Measurement) -> Iterator[Sequence[str]]:
+    for key, (title, factor) in FIGURES.items():
+        values = {of: factor * value for of, value in measured.by_seed(key).items()}
+        if seed in values:
+            summary = summarise(list(values.values()))
+            beside = "".join(f"{factor * value:.2f}" for value in teacher.by_seed(key).values())
+            yield title, f"{values[seed]:.2f}", tables.mean_and_deviation(summary), tables.interval(summary), beside

@@ -1,7 +1,13 @@
-"""Names that others gave, such as classes' and published methods', as text that stays what it is where it lands."""
+"""Text for tables, the report and the model card: names that others gave stay what they are wherever they land."""
 
 import re
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+NOTES = "notes.j2"  # macros for all templates
 # What XML does not allow, and control characters that it does.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MARKDOWN = re.compile(r"[\\|<*`]|(?<!\w)_|_(?!\w)")
@@ -17,6 +23,36 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def in_markdown(text: str) -> str:
-    """Put a name on one line that Markdown shows as it is, in a table too."""
-    return MARKDOWN.sub(r"\\\g<0>", one_line(text))
+def in_markdown(text: object) -> str:
+    """Put a value on one line that Markdown shows as it is, in a table too; Markup is Markdown already."""
+    return text if isinstance(text, Markup) else MARKDOWN.sub(r"\\\g<0>", one_line(str(text)))
+
+
+def marked(text: str) -> Markup:
+    """Turn Markdown's ** and * into HTML and escape all else."""
+    parts = re.split(r"(\*\*.+?\*\*|\*.+?\*)", text)
+    return Markup("").join(
+        Markup("<b>{}</b>").format(part[2:-2])
+        if part.startswith("**")
+        else Markup("<i>{}</i>").format(part[1:-1])
+        if part.startswith("*")
+        else escape(part)
+        for part in parts
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder; each value is escaped for what the template is, HTML or Markdown (.md.j2)."""
+    is_markdown = template.endswith(".md.j2")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=not is_markdown,  # nosec B701  # noqa: S701  # in Markdown `finalize` escapes
+        finalize=in_markdown if is_markdown else None,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["marked"] = marked
+    notes = environment.get_template(NOTES).make_module(values)
+    return printable(environment.get_template(template).render(**values, notes=notes))

@@ -1,0 +1,54 @@
+"""Everything that is made of a suite's measurements, in one folder: results/<suite>/."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tripletkd.analysis.comparison import Results, curves
+from tripletkd.files import flat, whole, write_csv, write_json, write_text
+from tripletkd.reporting import figures, page, tables
+
+
+def write(place: Path, results: Results) -> None:
+    """Write the table as text and as data, the report, the figures, the curves, and the accuracies for DVC.
+
+    Units are said in the names: see tripletkd.analysis.comparison.
+
+    Args:
+        place: The folder.
+        results: What is written.
+    """
+    drawn, rows = page.pictures(results), [_without_p(asdict(row)) for row in results.rows]
+    write_text(place / "table.md", tables.markdown(results))
+    write_text(place / "report.html", page.html(results, drawn))
+    with whole(place / "figures") as beside:
+        beside.mkdir()
+        for name, svg in drawn.items():
+            write_text(beside / f"{name}.svg", figures.standalone(svg))
+    table = {
+        "suite": results.suite,
+        "about": results.about,
+        "split": results.split,
+        "methods": {name: each.identity.params for name, each in results.students.items()},
+        "rows": rows,
+        "verdicts": [_without_p(asdict(answer)) for answer in results.verdicts],
+        "in_short": [tables.finding(results), *tables.in_short(results)],
+    }
+    write_json(place / "table.json", table)
+    write_csv(place / "table.csv", [_plain(row) for row in rows])
+    write_json(
+        place / "summary.json", {f"{r.method}_percent": round(r.test_accuracy_percent.mean, 4) for r in results.rows}
+    )
+    write_csv(place / "curves.csv", [asdict(point) for point in curves(results.histories)])
+
+
+def _without_p(block: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the p-values of differences, which are not corrected: the corrected ones stand beside them."""
+    kept = {name: value for name, value in block.items() if name != "p"}
+    return {name: _without_p(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of table.json as a line of table.csv: dotted names, plain numbers of up to four decimals."""
+    values = {name: value for name, value in flat(row) if not name.endswith("one_run") and name != "published"}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
