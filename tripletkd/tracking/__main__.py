@@ -35,9 +35,11 @@ def ui(root: Path, port: int) -> str | int | None:
             _name_pages(server)
         if process.wait():
             print(f"if the database is older than MLflow: mlflow db upgrade '{uri}'", file=sys.stderr)
+        return process.returncode
     except KeyboardInterrupt:
         process.terminate()
-    return process.wait()
+        process.wait()
+        return None
 
 
 def _answers(port: int) -> bool:

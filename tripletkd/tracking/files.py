@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
-from tripletkd.tracking.store import NOTE_TAG, RUN_TAG, Entry, Log, Runs, experiment_suffix, open_store, stage_tags
+from tripletkd.tracking.store import (
+    NOTE_TAG,
+    RUN_TAG,
+    Entry,
+    Log,
+    Runs,
+    experiment_suffix,
+    open_store,
+    place,
+    stage_tags,
+)
 from tripletkd.training.run_record import read_log
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+Tags: TypeAlias = Mapping[str, str]
+Figures: TypeAlias = Mapping[str, float]
 EXPORT, TABLE = "export.json", "table.json"
 VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?")  # what may stand in a list of requirements
 
@@ -28,7 +40,7 @@ def mirror_export(root: Path, folder: Path, _: Path) -> bool:
     suite, params = said["suite"], {key: said[key] for key in ("network", "seed", "opset", "versions")}
     figures = {key: v for key, v in {**said, **log}.items() if isinstance(v, int | float) and key not in params}
     tags = {f"{key}.sha256": said[f"{key}_sha256"] for key in ("data", "weights", "onnx")} | {"method": said["method"]}
-    entry = _entry(f"{suite}/{said['method']}/export", log, tags | {"suite": suite}, params, figures)
+    entry = _entry(folder, f"{suite}/{said['method']}/export", log, tags | {"suite": suite}, params, figures)
     with open_store(root, suite, RUN_TAG, entry.key) as store:
         files = [folder / "MODEL_CARD.md", folder / EXPORT]
         return store.add(replace(entry, files=files), partial(_log_model, store, folder))
@@ -43,7 +55,7 @@ def mirror_table(root: Path, folder: Path, logs: Path) -> bool:
     answers = {claim: verdict["verdict"] for claim, verdict in verdicts.items()}
     params = {"split": said["split"], "methods": said["methods"], "verdict": answers}
     note = "\n\n".join([*said["in_short"], f"{said['about']}."])  # folded, its first line is seen
-    entry = _entry(f"{suite}/tabulate", log, {"suite": suite, NOTE_TAG: note}, params, figures)
+    entry = _entry(folder, f"{suite}/tabulate", log, {"suite": suite, NOTE_TAG: note}, params, figures)
     files = [
         *(folder / name for name in ("report.html", "table.md", "table.csv", TABLE)),
         *(folder / "figures").iterdir(),
@@ -59,12 +71,10 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _entry(
-    name: str, log: Log, tags: Mapping[str, str], params: Mapping[str, object], figures: Mapping[str, float]
-) -> Entry:
+def _entry(folder: Path, name: str, log: Log, tags: Tags, params: Mapping[str, object], figures: Figures) -> Entry:
     """Describe the run of what a stage made that trains nothing. It is there, or not: it never grows."""
-    key, stage = fingerprint(name, tags, params, figures), name.rpartition("/")[2]
-    return Entry(name + experiment_suffix(log), key, key, log, stage_tags(stage, log, tags), params, {0: figures})
+    key, tags = fingerprint(name, tags, params, figures), stage_tags(name.rpartition("/")[2], log, tags)
+    return Entry(name + experiment_suffix(log), key, place(folder), key, log, tags, params, {0: figures})
 
 
 def _log_model(store: Runs, folder: Path, run: Run) -> None:

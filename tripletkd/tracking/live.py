@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -41,21 +41,20 @@ class Live:
         self.files: dict[int, TextIO] = {}
 
     def begin(self, done: Progress, epochs: int, steps: int) -> None:
-        """Write the files anew, with the rows that are there already: a resumed run has every epoch once."""
+        """Write the files anew, with the rows that are there already: a resumed run has every epoch once.
+
+        A file has its lock from the moment at which it has its name.
+        """
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             for seed, about in self.about.items():
-                self._write(seed, about, [row for row in done.history if row["seed"] == seed])
+                file = self.files[seed] = self._path(seed, ".partial").open("w", encoding="utf-8", buffering=1)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(json.dumps({**about, "pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+            self._keep(done.history)
+            for seed in self.files:
+                self._path(seed, ".partial").replace(self._path(seed))
         self.watch.begin(done, epochs, steps)
-
-    def _write(self, seed: int, about: Mapping[str, Any], rows: Rows) -> None:
-        """Write a seed's file; it has its lock from the moment at which it has its name."""
-        path = self._path(seed)
-        beside = path.with_name(f".{path.name}.partial")
-        file = self.files[seed] = beside.open("w", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _append(file, [{**about, "pid": os.getpid(), "host": socket.gethostname()}, *rows])
-        beside.replace(path)
 
     def step(self) -> None:
         """Keep nothing."""
@@ -64,10 +63,13 @@ class Live:
     def epoch(self, rows: Rows, done: Progress) -> None:
         """Append an epoch."""
         with suppress(OSError):
-            for row in rows:
-                if file := self.files.get(int(row["seed"])):
-                    _append(file, [row])
+            self._keep(rows)
         self.watch.epoch(rows, done)
+
+    def _keep(self, rows: Rows) -> None:
+        for row in rows:
+            if file := self.files.get(int(row["seed"])):
+                file.write(json.dumps(row) + "\n")
 
     def end(self) -> None:
         """Keep the files: the records are not written yet."""
@@ -85,13 +87,8 @@ class Live:
             while self.files:
                 self.files.popitem()[1].close()
 
-    def _path(self, seed: int) -> Path:
-        return self.folder / f"seed-{seed}{SUFFIX}"
-
-
-def _append(file: TextIO, lines: Iterable[Mapping[str, Any]]) -> None:
-    file.write("".join(json.dumps(line) + "\n" for line in lines))
-    file.flush()
+    def _path(self, seed: int, more: str = "") -> Path:
+        return self.folder / f"{'.' if more else ''}seed-{seed}{SUFFIX}{more}"
 
 
 def is_alive(path: Path) -> bool:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from tripletkd.training.run_record import RECORD
 
 LOCKS, AT_WORK = Path(".locks"), "mlflow-stages"  # a file that every stage at work holds a lock on
 NOWHERE = "nowhere:"  # what MLFLOW_TRACKING_URI begins with where nothing is to be logged
-POLL, IDLE, AGAIN = 1.0, 15.0, 20.0  # seconds between two looks, to the end without news, and after an error
+POLL, IDLE, AGAIN = 1.0, 30.0, 20.0  # seconds between two looks, to the end without news, and after an error
 HUNG = 600  # seconds after which a store that says nothing ends the process
 
 State = frozenset[tuple[str, float, int, bool]]  # of files: path, last change, size, whether a process is writing it
@@ -66,63 +66,67 @@ def _lock(root: Path) -> FileLock:
     return FileLock(LOCKS / f"mlflow-mirror-{fingerprint(address(root))[:16]}", timeout=0)
 
 
-class Mirror:
-    """Knows what of a checkout, the present folder, is in the store."""
+def due(root: Path, seen: Mapping[Path, State]) -> Iterator[tuple[Path, State, Callable[[], bool]]]:
+    """Give the folders in which something has changed, the state of their files, and what logs them."""
+    files: dict[Path, set[tuple[str, float, int, bool]]] = {}
+    for kind, (pattern, up, _) in KINDS.items():
+        for path in Path(kind).rglob(pattern):
+            folder = Path("runs" if kind == "logs" else kind, path.parents[up].relative_to(kind))
+            with suppress(FileNotFoundError):
+                file = (str(path), path.stat().st_mtime, path.stat().st_size, kind == "logs" and live.is_alive(path))
+                if ".partial" not in str(path):
+                    files.setdefault(folder, set()).add(file)
+    for folder, found in sorted(files.items()):
+        if seen.get(folder) != (state := frozenset(found)):
+            logs, task = Path("logs", *folder.parts[1:]), KINDS[folder.parts[0]][2]
+            yield folder, state, partial(task, root, folder, logs)
 
-    def __init__(self, root: Path, since: float = 0.0) -> None:
-        """Take what is older than a time, in seconds since 1970, and is not live, as logged."""
-        self.root, self.seen = root, dict[Path, State]()
-        for name, state, _ in self.due():
-            if since and all(changed < since and not path.endswith(live.SUFFIX) for path, changed, *_ in state):
-                self.seen[name] = state
 
-    def due(self) -> Iterator[tuple[Path, State, Callable[[], bool]]]:
-        """Give the folders in which something has changed, the state of their files, and what logs them."""
-        files: dict[Path, set[tuple[str, float, int, bool]]] = {}
-        for kind, (pattern, up, _) in KINDS.items():
-            for path in Path(kind).rglob(pattern):
-                folder = Path("runs" if kind == "logs" else kind, path.parents[up].relative_to(kind))
-                with suppress(FileNotFoundError):
-                    file = (
-                        str(path),
-                        path.stat().st_mtime,
-                        path.stat().st_size,
-                        kind == "logs" and live.is_alive(path),
-                    )
-                    if ".partial" not in str(path):
-                        files.setdefault(folder, set()).add(file)
-        for folder, found in sorted(files.items()):
-            if self.seen.get(folder) != (state := frozenset(found)):
-                logs, task = Path("logs", *folder.parts[1:]), KINDS[folder.parts[0]][2]
-                yield folder, state, partial(task, self.root, folder, logs)
+def relog(root: Path) -> bool:
+    """Add all that the store lacks, saying so line by line; returns whether that worked."""
+    done, tasks = 0, list(due(root, {}))
+    for number, (folder, _, task) in enumerate(tasks, 1):
+        for again in (True, False):  # another machine may log the same at that moment
+            try:
+                added = "logged" if task() else "already there"
+                print(f"[{number}/{len(tasks)}] {folder}: {added}", flush=True)
+                done += 1
+                break
+            except Exception as error:  # whatever a store can raise
+                if not again:
+                    print(f"error: {folder}: not logged to MLflow ({first_line(error)})", file=sys.stderr)
+    return done == len(tasks)
 
 
 def follow(root: Path, since: float) -> None:
     """Mirror what is live, and what is newer than a time, until no stage is at work and nothing new comes."""
-    mirror, at_work = Mirror(root, since - 1), True
+    seen, at_work = dict[Path, State](), True
+    for folder, state, _ in due(root, {}):
+        if all(changed < since - 1 and not path.endswith(live.SUFFIX) for path, changed, *_ in state):
+            seen[folder] = state
     with suppress(Timeout):  # another process does it
         while at_work:
             with _lock(root):
-                _follow(mirror)
+                _follow(root, seen)
             at_work = _is_stage_at_work()  # one that came at the end has met the lock, and relies on this process
 
 
-def _follow(mirror: Mirror) -> None:
+def _follow(root: Path, seen: dict[Path, State]) -> None:
     warned, news, pause = False, time.monotonic(), POLL
     while time.monotonic() - news < IDLE or _is_stage_at_work():
         time.sleep(pause)
         pause = POLL
-        for name, state, task in mirror.due():
+        for folder, state, task in due(root, seen):
             alarm(HUNG)
             try:
                 task()
                 news = time.monotonic()
             except Exception as error:  # whatever a store can raise
                 warned = warned or _warn(first_line(error))
-                if not isinstance(error, UserError):  # that is of a file: as long as it is as it is
+                if not isinstance(error, UserError | ValueError):  # those are of a file: as long as it is as it is
                     pause = AGAIN
                     break
-            mirror.seen[name] = state
+            seen[folder] = state
         alarm(0)
 
 
@@ -138,23 +142,3 @@ def _is_stage_at_work() -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
     return True
-
-
-def relog(root: Path) -> bool:
-    """Add all that the store lacks, saying so line by line; returns whether that worked."""
-    whole, due = True, list(Mirror(root).due())
-    for number, (name, _, task) in enumerate(due, 1):
-        try:
-            added = _twice(task)
-            print(f"[{number}/{len(due)}] {name}: {'logged' if added else 'already there'}", flush=True)
-        except Exception as error:  # whatever a store can raise
-            whole = False
-            print(f"error: {name}: not logged to MLflow ({first_line(error)})", file=sys.stderr)
-    return whole
-
-
-def _twice(task: Callable[[], bool]) -> bool:
-    """Try again what failed: another machine may have logged the same at that moment."""
-    with suppress(Exception):
-        return task()
-    return task()

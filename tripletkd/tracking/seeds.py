@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from tripletkd.provenance import fingerprint, sha256
@@ -23,6 +22,7 @@ from tripletkd.tracking.store import (
     Runs,
     experiment_suffix,
     open_store,
+    place,
     stage_tags,
 )
 from tripletkd.training.identity import RunIdentity
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CELL_TAG = "tripletkd.cell"  # what all seeds of a cell have in common, as a hash
-LIVE_TAG = "tripletkd.live"  # the live file that a run follows
 PARENT_TAG = "mlflow.parentRunId"
 PARENT = "parent"  # in the place of what a run is of
 
@@ -45,7 +44,8 @@ class Seed:
         about: seed, code and versions, as a record and a live file have them.
         log: When and where it was trained, as far as that is known.
         status: As MLflow calls it.
-        source: Its folder, or its live file.
+        live: Its live file, which is there as long as there is no record.
+        folder: Of the weights, the history and the record.
         record: The hash of its record; None where there is none.
         failed: Why it has no weights.
     """
@@ -54,7 +54,8 @@ class Seed:
     about: Mapping[str, Any]
     log: Log
     status: str
-    source: Path
+    live: Path
+    folder: Path
     record: str | None = None
     failed: str | None = None
 
@@ -71,7 +72,7 @@ class Seed:
     @cached_property
     def rows(self) -> Rows:
         """The metrics of each epoch; what the history calls test is the split that the run is measured on."""
-        rows = read_history(self.source / HISTORY) if self.record else live.read(self.source)[1]
+        rows = read_history(self.folder / HISTORY) if self.record else live.read(self.live)[1]
         names = {name: re.sub("^test_", f"{self.identity.split}_", name) for row in rows for name in row}
         return {int(r["epoch"]): {names[n]: r[n] for n in r if n not in ("seed", "epoch")} for r in rows}
 
@@ -86,21 +87,22 @@ class Seed:
         params = {"method": identity.params, **{name: getattr(identity, name) for name in names}}
         split = "" if identity.split == "test" else f" ({identity.split})"
         name = f"{identity.suite}/{identity.name.rpartition('/')[2]}{split}{experiment_suffix(self.log)}"
-        return Entry(name, PARENT, None, self.log, stage_tags(stage, self.log, said), params, {}, self.status)
+        tags = stage_tags(stage, self.log, said)
+        return Entry(name, PARENT, place(self.live.parent), None, self.log, tags, params, {}, self.status)
 
-    def entry(self, parent: str) -> Entry:
+    def entry(self) -> Entry:
         """Describe its run within that of its cell."""
-        of, place = self.parent(), {} if self.record else {LIVE_TAG: live_place(self.source)}
-        failed = {"failed": self.failed} if self.failed else {}
+        of = self.parent()
         return replace(
             of,
             name=f"{of.name}/seed-{self.number}",
             key=fingerprint(asdict(self.identity), *(self.about[key] for key in ("code", "versions", "seed"))),
+            place=place(self.live),
             record=self.record,
-            tags={**of.tags, PARENT_TAG: parent, "seed": str(self.number), **place, **failed},
+            tags={**of.tags, "seed": str(self.number), **({"failed": self.failed} if self.failed else {})},
             params={**of.params, "seed": self.number},
             rows=self.rows,
-            files=[self.source] if self.record else [],
+            files=[self.folder] if self.record else [],
         )
 
 
@@ -108,14 +110,14 @@ def read_seeds(runs: Path, logs: Path) -> list[Seed]:
     """Read the seeds of a run: those that have records, and those that are in training or were stopped."""
     seeds = []
     for record in read_records(runs) if runs.is_dir() else []:
-        folder, status = seed_folder(runs, record.seed), "FAILED" if record.failed else "FINISHED"
-        log = read_log(logs / f"seed-{record.seed}.json", folder / RECORD)
-        hashed = sha256(folder / RECORD)
-        seeds.append(Seed(record.identity, vars(record), log, status, folder, hashed, record.failed))
+        folder, path = seed_folder(runs, record.seed), logs / f"seed-{record.seed}{live.SUFFIX}"
+        log, status = read_log(logs / f"seed-{record.seed}.json", folder / RECORD), "FINISHED"
+        found = Seed(record.identity, vars(record), log, status, path, folder, sha256(folder / RECORD), record.failed)
+        seeds.append(replace(found, status="FAILED") if record.failed else found)
     for path in sorted(logs.glob(f"seed-*{live.SUFFIX}")):
         with suppress(FileNotFoundError):  # the seed is done now
             status, (about, _) = "RUNNING" if live.is_alive(path) else "KILLED", live.read(path)
-            seeds.append(Seed(RunIdentity(**about["identity"]), about, about["log"], status, path))
+            seeds.append(Seed(RunIdentity(**about["identity"]), about, about["log"], status, path, runs))
     return seeds
 
 
@@ -135,61 +137,43 @@ def mirror_seeds(root: Path, runs: Path, logs: Path) -> bool:
         cells.setdefault(seed.cell, []).append(seed)
     for cell, seeds in cells.items():
         with open_store(root, seeds[0].identity.suite, CELL_TAG, cell) as store:
-            parent = store.once(is_parent, seeds[0].parent())
             for seed in seeds:
-                lacked |= store.add(seed.entry(parent.info.run_id))
-            _clear(store, seeds, logs)
-            lacked |= _summarize(store, seeds)
+                lacked |= store.add(seed.entry())
+            lacked |= _add_parent(store, seeds)
+        for seed in seeds:
+            if seed.status == "KILLED" and not live.is_alive(seed.live):
+                seed.live.unlink(missing_ok=True)
+    return lacked
+
+
+def _add_parent(store: Runs, seeds: Sequence[Seed]) -> bool:
+    """Add the run of a cell with the status of its seeds and, once none is in training, their means by epoch."""
+    finished = [seed for seed in seeds if seed.record]
+    status = min((seed.status for seed in seeds), key=["RUNNING", "FINISHED", "FAILED", "KILLED"].index)
+    entry = replace(seeds[0].parent(), status=status, log={})
+    if finished and status != "RUNNING":
+        rows = [seed.rows for seed in finished if not seed.failed]
+        epochs = sorted(set[int]().union(*rows).intersection(*rows))
+        means = {e: {key: sum(row[e][key] for row in rows) / len(rows) for key in rows[0][e]} for e in epochs}
+        common = dict(set.intersection(*(set(seed.parent().tags.items()) for seed in finished)))
+        said = {"seeds": ", ".join(str(seed.number) for seed in finished), NOTE_TAG: _note(finished, means)}
+        state, tags = fingerprint(sorted(str(seed.record) for seed in finished)), {**common, **said}
+        entry = replace(entry, rows=means, tags=tags, log=finished[-1].log, record=state)
+    lacked = store.add(entry)
+    parents, children = [run for run in store.found if is_parent(run)], [r for r in store.found if not is_parent(r)]
+    current = next(run for run in parents if entry.is_of(entry.record, run))
+    for other in parents if entry.record else []:
+        if other is not current and RECORD_TAG in other.data.tags:  # it has the means of other seeds
+            store.delete(other)
+    for child in children:
+        if child.data.tags.get(PARENT_TAG) != current.info.run_id:
+            store.client.set_tag(child.info.run_id, PARENT_TAG, current.info.run_id)
     return lacked
 
 
 def is_parent(run: Run) -> bool:
     """Tell whether a run is that of a cell."""
     return bool(run.data.tags.get(RUN_TAG) == PARENT)
-
-
-def live_place(path: Path) -> str:
-    """Name a live file on all machines."""
-    return f"{gethostname()}:{path.resolve()}"
-
-
-def _clear(store: Runs, seeds: Sequence[Seed], logs: Path) -> None:
-    """Delete runs that have come to a record that was there before, and remove the live files of stopped seeds."""
-    store.look()
-    done = {seed.number for seed in seeds if seed.record} - {seed.number for seed in seeds if not seed.record}
-    places = {live_place(logs / f"seed-{number}{live.SUFFIX}") for number in done}
-    for run in [run for run in store.found if run.data.tags.get(LIVE_TAG) in places]:
-        if RECORD_TAG not in run.data.tags:
-            store.delete(run)
-    for seed in seeds:
-        if seed.status == "KILLED" and not live.is_alive(seed.source):
-            seed.source.unlink(missing_ok=True)
-
-
-def _summarize(store: Runs, seeds: Sequence[Seed]) -> bool:
-    """Bring the parent run up to its seeds: their status and, once none is in training, their means by epoch."""
-    entry, finished = seeds[0].parent(), [seed for seed in seeds if seed.record]
-    status = min((seed.status for seed in seeds), key=["RUNNING", "FINISHED", "FAILED", "KILLED"].index)
-    state, run = fingerprint(sorted(str(seed.record) for seed in finished)), store.once(is_parent, entry)
-    changed = bool(finished) and status != "RUNNING" and run.data.tags.get(RECORD_TAG) != state
-    if changed and RECORD_TAG in run.data.tags:  # it has the means of other seeds, which cannot be logged over
-        store.delete(run)
-        run = store.once(is_parent, entry)
-    if not run.data.params:
-        store.describe(run, entry.params, entry.tags)
-    if changed:
-        rows = [seed.rows for seed in finished if not seed.failed]
-        epochs = sorted(set[int]().union(*rows).intersection(*rows))
-        means = {e: {key: sum(row[e][key] for row in rows) / len(rows) for key in rows[0][e]} for e in epochs}
-        store.log(run, means)
-        common = set.intersection(*(set(seed.parent().tags.items()) for seed in finished))
-        said = {"seeds": ", ".join(str(seed.number) for seed in finished), NOTE_TAG: _note(finished, means)}
-        store.describe(run, {}, {**dict(common), **said, RECORD_TAG: state})
-    for child in store.found:
-        if not is_parent(child) and child.data.tags.get(PARENT_TAG) != run.info.run_id:
-            store.client.set_tag(child.info.run_id, PARENT_TAG, run.info.run_id)
-    store.set_status(run, status, finished[-1].log if changed else {})
-    return changed
 
 
 def _note(seeds: Sequence[Seed], means: Rows) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from filelock import FileLock
+
+from tripletkd.errors import UserError
+from tripletkd.training.identity import NAME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "tripletkd.run"  # what a run is of, known from its start
 RECORD_TAG = "tripletkd.record"  # which file it mirrors; set last of all
+PLACE_TAG = "tripletkd.place"  # which checkout logs it, from which place
 NOTE_TAG = "mlflow.note.content"  # what the store's pages show as the description
 VIEW = {  # of an experiment's runs: a row a method, by accuracy
     "searchFilter": "tags.split = 'test' and tags.seeds LIKE '%'",  # a method's run names its seeds
@@ -57,6 +60,7 @@ class Entry:
     Attributes:
         name: Its name in lists of runs.
         key: What it is of, known from its start.
+        place: A name for the file or folder that it is of.
         record: A hash of what it mirrors; None until that is there.
         log: When and where that was computed, as far as it is known.
         status: As MLflow calls it.
@@ -65,6 +69,7 @@ class Entry:
 
     name: str
     key: str
+    place: str
     record: str | None
     log: Log
     tags: Mapping[str, str]
@@ -95,7 +100,14 @@ def open_store(root: Path, suite: str, tag: str, value: str) -> Iterator[Runs]:
         suite: The experiment's name.
         tag: Which runs are wanted: those with this tag,
         value: of this value.
+
+    Raises:
+        UserError: If the name could lead out of the store: experiments give folders their names.
     """
+    if not NAME.fullmatch(suite):
+        raise UserError(
+            f"suite: found {suite!r} as a name, expected letters, digits and _ - . in it; run its stage again"
+        )
     for name, setting in SETTINGS.items():
         os.environ.setdefault(name, setting)
     from mlflow import MlflowClient
@@ -138,24 +150,11 @@ class Runs:
         """Ask the store what is there."""
         self.found = sorted(self.client.search_runs([self.experiment], self.query), key=lambda run: run.info.run_id)
 
-    def once(self, fits: Callable[[Run], bool], entry: Entry) -> Run:
-        """Return the run that fits, which is created if there is none.
-
-        No server can be asked to create a run only if it is not there, so several machines may do it at once. Each
-        looks again afterwards. Of several the first stays, and whoever sees the others deletes them; a machine whose
-        run is deleted meanwhile meets an error, tries again, and finds the one that stayed.
-        """
-        if not any(map(fits, self.found)):
-            tags = {RUN_TAG: entry.key, **entry.tags}
-            self.client.create_run(self.experiment, span(entry.log)[0], tags, entry.name)
-            self.look()
-        first, *others = filter(fits, self.found)
-        for other in others:
-            self.delete(other)
-        return first
-
     def add(self, entry: Entry, finish: Callable[[Run], None] | None = None) -> bool:
-        """Add what the store lacks of a run. What was begun goes on in the run that it has.
+        """Add what the store lacks of a run. What this checkout has begun goes on in the run that it has.
+
+        No server can be asked to create a run only if it is not there, so several machines may log the same at once,
+        each in a run of its own. Whoever is done looks again: of those that mirror the same record the first stays.
 
         Args:
             entry: The run.
@@ -164,11 +163,23 @@ class Runs:
         Returns:
             Whether the store lacked anything.
         """
-        mirrored = partial(entry.is_of, entry.record)
-        if entry.record and any(map(mirrored, self.found)):
-            self.once(mirrored, entry)
-            return False
-        run = self.once(partial(entry.is_of, None), entry)
+        begun = [run for run in self.found if entry.is_of(None, run) and run.data.tags.get(PLACE_TAG) == entry.place]
+        lacked = not entry.record or not any(entry.is_of(entry.record, run) for run in self.found)
+        if lacked:
+            self._write(begun.pop(0) if begun else self._create(entry), entry, finish)
+        if entry.record:
+            self.look()
+            for run in [run for run in self.found if entry.is_of(entry.record, run)][1:] + begun:
+                self.delete(run)
+        return lacked
+
+    def _create(self, entry: Entry) -> Run:
+        tags = {RUN_TAG: entry.key, PLACE_TAG: entry.place, **entry.tags}
+        self.found.append(self.client.create_run(self.experiment, span(entry.log)[0], tags, entry.name))
+        return self.found[-1]
+
+    def _write(self, run: Run, entry: Entry, finish: Callable[[Run], None] | None) -> None:
+        """Log what a run lacks; the tag of the record last: a process that is killed before leaves work."""
         if entry.record or not run.data.params:
             self.describe(run, entry.params, entry.tags)
         self.log(run, entry.rows)
@@ -178,9 +189,8 @@ class Runs:
         if finish:
             finish(run)
         self.set_status(run, entry.status, entry.log)
-        if entry.record:  # last: a process that is killed before leaves work for the next one
+        if entry.record:
             self.client.set_tag(run.info.run_id, RECORD_TAG, entry.record)
-        return True
 
     def describe(self, run: Run, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Log parameters, tags and, in MLflow's own column, the suite's images."""
@@ -211,7 +221,7 @@ class Runs:
 
     def delete(self, run: Run) -> None:
         """Delete a run and the models that were logged in it."""
-        self.found.remove(run)
+        self.found = [other for other in self.found if other.info.run_id != run.info.run_id]
         self.client.delete_run(run.info.run_id)
         for model in self.models(run):
             self.client.delete_logged_model(model)
@@ -220,6 +230,11 @@ class Runs:
         """List the models that were logged in a run."""
         found = self.client.search_logged_models([self.experiment], f"source_run_id = '{run.info.run_id}'")
         return [model.model_id for model in found]
+
+
+def place(path: Path) -> str:
+    """Name a place in this checkout, on whichever machine: in a copy of the checkout it is another one."""
+    return f"{path.resolve()} of {Path().stat().st_ino}"
 
 
 def span(log: Log) -> tuple[int, int]:
