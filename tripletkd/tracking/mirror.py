@@ -30,6 +30,7 @@ from tripletkd.training.run_record import RECORD
 LOCKS, AT_WORK = Path(".locks"), "mlflow-stages"  # a file that every stage at work holds a lock on
 NOWHERE = "nowhere:"  # what MLFLOW_TRACKING_URI begins with where nothing is to be logged
 POLL, IDLE, AGAIN = 1.0, 30.0, 20.0  # seconds between two looks, to the end without news, and after an error
+OF_A_FILE = UserError, ValueError  # errors that stay as long as a file is as it is
 HUNG = 600  # seconds after which a store that says nothing ends the process
 
 State = frozenset[tuple[str, float, int, bool]]  # of files: path, last change, size, whether a process is writing it
@@ -83,19 +84,29 @@ def due(root: Path, seen: Mapping[Path, State]) -> Iterator[tuple[Path, State, C
 
 
 def relog(root: Path) -> bool:
-    """Add all that the store lacks, saying so line by line; returns whether that worked."""
+    """Add all that the store lacks, saying so line by line; returns whether that worked.
+
+    It ends where the store does not do what it should, but not at a damaged file.
+    """
     done, tasks = 0, list(due(root, {}))
     for number, (folder, _, task) in enumerate(tasks, 1):
-        for again in (True, False):  # another machine may log the same at that moment
-            try:
-                added = "logged" if task() else "already there"
-                print(f"[{number}/{len(tasks)}] {folder}: {added}", flush=True)
-                done += 1
+        try:
+            added = _twice(task)
+        except Exception as error:  # whatever a store can raise
+            print(f"error: {folder}: not logged to MLflow ({first_line(error)})", file=sys.stderr)
+            if not isinstance(error, OF_A_FILE):
                 break
-            except Exception as error:  # whatever a store can raise
-                if not again:
-                    print(f"error: {folder}: not logged to MLflow ({first_line(error)})", file=sys.stderr)
+        else:
+            print(f"[{number}/{len(tasks)}] {folder}: {'logged' if added else 'already there'}", flush=True)
+            done += 1
     return done == len(tasks)
+
+
+def _twice(task: Callable[[], bool]) -> bool:
+    """Try again what failed: another machine may have logged the same at that moment."""
+    with suppress(Exception):
+        return task()
+    return task()
 
 
 def follow(root: Path, since: float) -> None:
@@ -123,7 +134,7 @@ def _follow(root: Path, seen: dict[Path, State]) -> None:
                 news = time.monotonic()
             except Exception as error:  # whatever a store can raise
                 warned = warned or _warn(first_line(error))
-                if not isinstance(error, UserError | ValueError):  # those are of a file: as long as it is as it is
+                if not isinstance(error, OF_A_FILE):
                     pause = AGAIN
                     break
             seen[folder] = state

@@ -268,4 +268,4 @@ def flat(block: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, s
 def first_line(error: object) -> str:
     """Return the first line of an error's message, or its type where it has none, without passwords."""
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return re.sub(r"(?<=://)[^/\s]*@", "***@", line)[:300]
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", line)[:250]
