@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SUITE ?= digits
 METHOD ?= triplet
+PORT ?= 5000
 PAPER := [scratch,kd,triplet]
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
@@ -24,7 +25,7 @@ env: .venv/.synced ## the environment, from uv.lock
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
 	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
 	dvc repro $(if $(QUIET),--quiet)
-	@dvc stage list --name-only | sed -n 's|^tabulate@|results/|p' | xargs python -m tripletkd.tracking.mlflow
+	-@python -m tripletkd.tracking$(if $(QUIET), > /dev/null)
 	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
 
 experiments: env ## experiments side by side: their metrics, and what of params.yaml differs between them
@@ -89,16 +90,11 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	dvc checkout --allow-missing
 	-python -m stages.share pull $(SUITE)
 
-ui: env ## MLflow's pages: on http://127.0.0.1:5000, or where MLFLOW_TRACKING_URI is a server's; names those to open
-	@uri=$$(python -m tripletkd.tracking.store); case $$uri in \
-		http*) python -m tripletkd.tracking.store "$$uri" ;; \
-		*) python -m tripletkd.tracking.store http://127.0.0.1:5000; \
-			PYTHONWARNINGS=ignore MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-				mlflow ui --host 127.0.0.1 --backend-store-uri "$$uri" --uvicorn-opts "--log-level warning" ;; \
-	esac
+ui: env ## MLflow's pages, on http://127.0.0.1:5000 or PORT=..., or where MLFLOW_TRACKING_URI is a server's; names those to open
+	@python -m tripletkd.tracking ui $(PORT)
 
 relog: env ## log every run record, export and table that MLflow does not have yet
-	python -m tripletkd.tracking.mlflow
+	@python -m tripletkd.tracking
 
 bench: env ## images per second, ours against a plain loop: see benchmarks/README.md
 	python -m benchmarks.step paper

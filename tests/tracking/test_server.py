@@ -1,6 +1,7 @@
 """A group's tracking server: a real `mlflow server`, to which two checkouts log the same at the same time."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command
+from shrunk import BIN, ENVIRONMENT, clone, command
 from slurm import free_ports, wait_for
 
 pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore:.*Any type hint")]
 
-RELOG = ("python", "-m", "tripletkd.tracking.mlflow", "runs", "exports")
-# Stage and seed of every run that there is to be; a parent has no seed.
-ONCE = [
-    ("distill", "1"), ("distill", "2"), ("distill", None), ("export", None), ("train_teacher", "0"),
-    ("train_teacher", None),
-]  # fmt: skip
+RELOG = (sys.executable, "-m", "tripletkd.tracking")
+DISTILL = (sys.executable, "-m", "stages.distill", "suite=digits", "method=triplet", "split=test")
+# Cell and seed of every run that there is to be; a parent has no seed.
+ONCE = [("teacher", "0"), ("teacher", None), ("triplet", "1"), ("triplet", "2"), ("triplet", None)]
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +39,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def checkouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two that hold the same runs and the same export, none of which is logged."""
+    """Two that hold the same runs, none of which is logged."""
     folder = tmp_path_factory.mktemp("checkouts")
     first = clone(folder / "first")
-    change(first, "run", "ablations", value=[])
-    change(first, "run", "splits", value=["test"])
-    change(first, "run", "export", value=["triplet"])
-    command(first, *GIT, "commit", "-qam", "one method, and its export")
-    command(first, "git", "remote", "add", "origin", "https://me:secret@host/group/tripletkd.git")
-    command(first, "dvc", "repro", "export", MLFLOW_TRACKING_URI="nowhere://")
+    for words in (["fetch"], ["train_teacher"], ["distill", "method=triplet"]):
+        command(
+            first,
+            sys.executable,
+            "-m",
+            f"stages.{words[0]}",
+            "suite=digits",
+            *words[1:],
+            MLFLOW_TRACKING_URI="nowhere:",
+        )
     command(folder, "cp", "-r", "first", "second")
     return [first, folder / "second"]
 
 
 @pytest.fixture
-def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def client(server: str) -> Iterator[Any]:
     """For a server on which no experiment has the suite's name any more."""
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # by which models' files are found
     client = MlflowClient(server)
     yield client
     experiment = client.get_experiment_by_name("digits")
@@ -66,9 +68,7 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def relog(checkout: Path, server: str) -> str:
-    """As from a machine of its own: locks are in the folder for temporary files."""
-    (checkout.parent / f"{checkout.name}-tmp").mkdir(exist_ok=True)
-    return command(checkout, *RELOG, MLFLOW_TRACKING_URI=server, TMPDIR=f"{checkout}-tmp")
+    return command(checkout, *RELOG, MLFLOW_TRACKING_URI=server)
 
 
 def relog_at_once(checkouts: list[Path], server: str) -> None:
@@ -78,34 +78,11 @@ def relog_at_once(checkouts: list[Path], server: str) -> None:
 
 def runs(client: Any) -> list[Any]:
     experiment = client.get_experiment_by_name("digits")
-    return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: str(stage_and_seed(run)))
+    return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: str(cell_and_seed(run)))
 
 
-def stage_and_seed(run: Any) -> tuple[str, str | None]:
-    return run.data.tags["stage"], run.data.tags.get("seed")
-
-
-def assert_everything_is_there_once(client: Any, checkout: Path, to: Path) -> None:
-    """Nothing twice; every file as it is in the checkout, fetched from the server."""
-    from mlflow.artifacts import download_artifacts
-
-    found = {stage_and_seed(run): run for run in runs(client)}
-    assert [stage_and_seed(run) for run in runs(client)] == ONCE
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    for stage, folder, seeds in (("train_teacher", "teacher", "0"), ("distill", "triplet", "12")):
-        parent = found[stage, None]
-        assert parent.data.tags["seeds"] == ", ".join(seeds)
-        for seed in seeds:
-            child = found[stage, seed]
-            assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-            assert contents(Path(client.download_artifacts(child.info.run_id, "", str(to / f"{folder}-{seed}")))) == (
-                contents(checkout / f"runs/digits/test/{folder}/seed-{seed}")
-            )
-    [model] = client.search_logged_models([client.get_experiment_by_name("digits").experiment_id])
-    [logged] = found["export", None].outputs.model_outputs
-    assert logged.model_id == model.model_id
-    got = contents(Path(download_artifacts(f"models:/{model.model_id}", dst_path=str(to))))
-    assert got["model.onnx"] == (checkout / "exports/digits/triplet/model.onnx").read_bytes()
+def cell_and_seed(run: Any) -> tuple[str, str | None]:
+    return run.data.tags["name"], run.data.tags.get("seed")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -117,10 +94,17 @@ def test_what_two_checkouts_log_at_once_is_there_once(
     repetition: int, client: Any, server: str, checkouts: list[Path], tmp_path: Path
 ) -> None:
     relog_at_once(checkouts, server)
-    assert_everything_is_there_once(client, checkouts[0], tmp_path)
+    found = {cell_and_seed(run): run for run in runs(client)}
+    assert [cell_and_seed(run) for run in runs(client)] == ONCE
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for cell, seed in [key for key in ONCE if key[1]]:
+        run_id = found[cell, seed].info.run_id
+        assert found[cell, seed].data.tags["mlflow.parentRunId"] == found[cell, None].info.run_id
+        assert [each.step for each in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
+        got = contents(Path(client.download_artifacts(run_id, "", str(tmp_path))))
+        assert got == contents(checkouts[0] / f"runs/digits/test/{cell}/seed-{seed}")
     before = [run.to_dictionary() for run in runs(client)]
-    for checkout in checkouts:
-        assert ": logged" not in command(checkout, *RELOG, MLFLOW_TRACKING_URI=server)
+    assert ": logged" not in relog(checkouts[1], server)
     assert [run.to_dictionary() for run in runs(client)] == before
 
 
@@ -133,21 +117,16 @@ def test_seeds_of_two_checkouts_are_in_one_parent(
         command(tmp_path, "cp", "-r", str(checkout), str(half))
         command(half, "rm", "-r", f"runs/digits/test/triplet/seed-{other}")
     relog_at_once(halves, server)
-    assert [stage_and_seed(run) for run in runs(client)] == ONCE
-    relog_at_once(checkouts[:1], server)
-    assert_everything_is_there_once(client, checkouts[0], tmp_path)
+    assert [cell_and_seed(run) for run in runs(client)] == ONCE
+    relog(checkouts[0], server)
+    found = {cell_and_seed(run): run for run in runs(client)}
+    assert sorted(found, key=str) == ONCE and found["triplet", None].data.tags["seeds"] == "1, 2"
+    for seed in "12":
+        assert found["triplet", seed].data.tags["mlflow.parentRunId"] == found["triplet", None].info.run_id
 
 
-def test_mlflow_s_own_columns_are_filled(client: Any, server: str, checkouts: list[Path]) -> None:
-    relog_at_once(checkouts[:1], server)
-    commit = command(checkouts[0], "git", "rev-parse", "HEAD").strip()
-    for run in runs(client):
-        [used] = run.inputs.dataset_inputs
-        assert (used.dataset.name, used.dataset.digest) == ("digits", run.data.tags["data.sha256"][:36])
-        assert {key: text for key, text in run.data.tags.items() if key.startswith("mlflow.source.")} == {
-            "mlflow.source.name": f"stages.{run.data.tags['stage']}",
-            "mlflow.source.git.commit": commit,
-            "mlflow.source.git.repoURL": "https://host/group/tripletkd.git",  # without name and password
-        }
-    experiment = client.get_experiment_by_name("digits")
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # the view for model training
+def test_a_stage_is_seen_on_the_server(client: Any, server: str, checkouts: list[Path], tmp_path: Path) -> None:
+    command(tmp_path, "cp", "-r", str(checkouts[0]), str(tmp_path / "project"))
+    command(tmp_path / "project", *DISTILL, "--retrain", MLFLOW_TRACKING_URI=server)
+    wait_for(lambda: client.get_experiment_by_name("digits") and [cell_and_seed(r) for r in runs(client)] == ONCE[2:])
+    wait_for(lambda: {run.info.status for run in runs(client)} == {"FINISHED"})

@@ -111,7 +111,7 @@ class Submitter:
 
     def relog(self, after: Sequence[str]) -> None:
         """Submit the job that adds to MLflow what other jobs have left behind."""
-        relog = Due("relog", "python -m tripletkd.tracking.mlflow", ())
+        relog = Due("relog", "python -m tripletkd.tracking", ())
         self._sbatch(relog.name, self._script(relog, relog.command, log=True), [":".join(["afterany", *after])])
 
     def _script(self, stage: Due, command: str, log: bool) -> str:

@@ -22,6 +22,7 @@ from tripletkd.files import read_yaml
 from tripletkd.pipeline.arguments import Options, parse
 from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.locks import exclusive
+from tripletkd.tracking import mirror
 
 if TYPE_CHECKING:
     from tripletkd.config.load import Config
@@ -172,6 +173,7 @@ def run(
         stage.dependencies  # noqa: B018  # those of the start
         words = [name, *(getattr(stage.config, need) for need in needs)]
         with nullcontext() if options.only_seeds else exclusive(*words):
+            mirror.start(tracking_root())
             main(stage)
         refuse_changes(stage)
 

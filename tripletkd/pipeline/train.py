@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +22,8 @@ from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
-from tripletkd.provenance import environment
+from tripletkd.provenance import environment, versions
+from tripletkd.tracking.live import Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
 from tripletkd.training.compute import CORES
@@ -69,11 +70,11 @@ class Training:
     def _place(self, kind: str) -> Path:
         return self.stage.path(kind, self.job.identity.split, self.job.identity.name)
 
-    def monitoring(self, watch: Watch | None = None) -> Monitoring:
+    def monitoring(self, watch: Watch) -> Monitoring:
         """Choose what is measured and shown while the job is trained."""
-        teacher, shown = self.teacher, watch or Unseen()
+        teacher = self.teacher
         metrics = None if teacher is None else TripletMetrics(teacher.test_logits, teacher.data.test.labels)
-        return Monitoring(self.job.identity.evaluate_every, metrics, shown)
+        return Monitoring(self.job.identity.evaluate_every, metrics, watch)
 
 
 def train_run(training: Training) -> TrainedRun:
@@ -233,13 +234,28 @@ def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) 
     path = _checkpoint_path(training, seeds)
     here = environment(setup.compute.device.type) | {"cuda_graph": setup.compute.cuda_graph}
     checkpoint = Checkpoint(path, job.group_fingerprint(seeds), seeds, here, _save_policy(training))
+    live = Live(watch or Unseen(), training.logs, _about(training, seeds))
     with ExitStack() as locks:
         for seed in seeds:
             words = (job.identity.suite, job.identity.split, job.identity.name, f"seed-{seed}")
             locks.enter_context(exclusive(stage.name, *words))
-        result = fit(trainer, training.monitoring(watch), checkpoint)
+        locks.callback(live.close)
+        result = fit(trainer, training.monitoring(live), checkpoint)
         _write(training, result)
+        live.remove()
         path.unlink(missing_ok=True)
+
+
+def _about(training: Training, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Describe seeds that are in training, for the mirror in MLflow."""
+    job, log = training.job, training.stage.log(seconds=None)
+    said = {
+        "identity": asdict(job.identity),
+        "code": job.code,
+        "versions": versions("torch", "numpy"),
+        "log": {key: value for key, value in log.items() if value is not None},
+    }
+    return {seed: {"seed": seed, "fingerprint": job.fingerprint(seed), **said} for seed in seeds}
 
 
 def _save_policy(training: Training) -> SavePolicy:

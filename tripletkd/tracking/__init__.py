@@ -1,1 +1,1 @@
-"""The mirror of runs, exports and tables in MLflow."""
+"""MLflow shows what is trained, while it is trained: one process follows the files and mirrors them in the store."""

@@ -1,0 +1,155 @@
+"""One process beside all stages of a checkout that mirrors in MLflow what they leave on disk, while they are at work.
+
+A stage starts it, unless it is there already, and never waits for it. What it cannot log, `make relog` adds later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from signal import alarm
+from subprocess import DEVNULL, Popen
+from typing import TextIO
+
+from filelock import FileLock, Timeout
+
+from tripletkd.errors import UserError
+from tripletkd.provenance import fingerprint
+from tripletkd.tracking import live
+from tripletkd.tracking.files import EXPORT, TABLE, mirror_export, mirror_table
+from tripletkd.tracking.seeds import mirror_seeds
+from tripletkd.tracking.store import address, first_line
+from tripletkd.training.run_record import RECORD
+
+LOCKS, AT_WORK = Path(".locks"), "mlflow-stages"  # a file that every stage at work holds a lock on
+NOWHERE = "nowhere:"  # what MLFLOW_TRACKING_URI begins with where nothing is to be logged
+POLL, IDLE, AGAIN = 1.0, 30.0, 20.0  # seconds between two looks, to the end without news, and after an error
+OF_A_FILE = UserError, ValueError  # errors that stay as long as a file is as it is
+HUNG = 600  # seconds after which a store that says nothing ends the process
+
+State = frozenset[tuple[str, float, int, bool]]  # of files: path, last change, size, whether a process is writing it
+KINDS: dict[str, tuple[str, int, Callable[..., bool]]] = {  # what to look for, how far up is what is mirrored as one
+    "runs": (RECORD, 1, mirror_seeds),
+    "logs": (f"seed-*{live.SUFFIX}", 0, mirror_seeds),
+    "exports": (EXPORT, 0, mirror_export),
+    "results": (TABLE, 0, mirror_table),
+}
+
+_held: list[TextIO] = []  # open as long as this process lives
+
+
+def start(root: Path) -> None:
+    """Start the mirror of this checkout if it is not at work already; it ends some time after the last stage.
+
+    Args:
+        root: The project's folder; see open_store.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(NOWHERE):
+        return
+    with suppress(Exception):  # a stage does not depend on it
+        LOCKS.mkdir(exist_ok=True)
+        _held.append((LOCKS / AT_WORK).open("a"))
+        fcntl.flock(_held[-1], fcntl.LOCK_SH)
+        with suppress(Timeout), _lock(root):
+            words = [sys.executable, "-m", "tripletkd.tracking", "follow", str(root.resolve()), str(time.time())]
+            # This interpreter, with words that stand here; in a session of its own: Ctrl-C is for the stage
+            Popen(words, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)  # nosec B603  # noqa: S603
+
+
+def _lock(root: Path) -> FileLock:
+    """The lock of a checkout's mirror of a store."""
+    return FileLock(LOCKS / f"mlflow-mirror-{fingerprint(address(root))[:16]}", timeout=0)
+
+
+def due(root: Path, seen: Mapping[Path, State]) -> Iterator[tuple[Path, State, Callable[[], bool]]]:
+    """Give the folders in which something has changed, the state of their files, and what logs them."""
+    files: dict[Path, set[tuple[str, float, int, bool]]] = {}
+    for kind, (pattern, up, _) in KINDS.items():
+        for path in Path(kind).rglob(pattern):
+            folder = Path("runs" if kind == "logs" else kind, path.parents[up].relative_to(kind))
+            with suppress(FileNotFoundError):
+                file = (str(path), path.stat().st_mtime, path.stat().st_size, kind == "logs" and live.is_alive(path))
+                if ".partial" not in str(path):
+                    files.setdefault(folder, set()).add(file)
+    for folder, found in sorted(files.items()):
+        if seen.get(folder) != (state := frozenset(found)):
+            logs, task = Path("logs", *folder.parts[1:]), KINDS[folder.parts[0]][2]
+            yield folder, state, partial(task, root, folder, logs)
+
+
+def relog(root: Path) -> bool:
+    """Add all that the store lacks, saying so line by line; returns whether that worked.
+
+    It ends where the store does not do what it should, but not at a damaged file.
+    """
+    done, tasks = 0, list(due(root, {}))
+    for number, (folder, _, task) in enumerate(tasks, 1):
+        try:
+            added = _twice(task)
+        except Exception as error:  # whatever a store can raise
+            print(f"error: {folder}: not logged to MLflow ({first_line(error)})", file=sys.stderr)
+            if not isinstance(error, OF_A_FILE):
+                break
+        else:
+            print(f"[{number}/{len(tasks)}] {folder}: {'logged' if added else 'already there'}", flush=True)
+            done += 1
+    return done == len(tasks)
+
+
+def _twice(task: Callable[[], bool]) -> bool:
+    """Try again what failed: another machine may have logged the same at that moment."""
+    with suppress(Exception):
+        return task()
+    return task()
+
+
+def follow(root: Path, since: float) -> None:
+    """Mirror what is live, and what is newer than a time, until no stage is at work and nothing new comes."""
+    seen, at_work = dict[Path, State](), True
+    for folder, state, _ in due(root, {}):
+        if all(changed < since - 1 and not path.endswith(live.SUFFIX) for path, changed, *_ in state):
+            seen[folder] = state
+    with suppress(Timeout):  # another process does it
+        while at_work:
+            with _lock(root):
+                _follow(root, seen)
+            at_work = _is_stage_at_work()  # one that came at the end has met the lock, and relies on this process
+
+
+def _follow(root: Path, seen: dict[Path, State]) -> None:
+    warned, news, pause = False, time.monotonic(), POLL
+    while time.monotonic() - news < IDLE or _is_stage_at_work():
+        time.sleep(pause)
+        pause = POLL
+        for folder, state, task in due(root, seen):
+            alarm(HUNG)
+            try:
+                task()
+                news = time.monotonic()
+            except Exception as error:  # whatever a store can raise
+                warned = warned or _warn(first_line(error))
+                if not isinstance(error, OF_A_FILE):
+                    pause = AGAIN
+                    break
+            seen[folder] = state
+        alarm(0)
+
+
+def _warn(reason: str) -> bool:
+    with suppress(OSError), Path("logs/mlflow.log").open("a", encoding="utf-8") as file:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.write(f"{now} warning: not logged to MLflow ({reason}); `make relog` adds it later\n")
+    return True
+
+
+def _is_stage_at_work() -> bool:
+    with suppress(BlockingIOError), (LOCKS / AT_WORK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    return True
