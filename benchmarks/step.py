@@ -33,8 +33,9 @@ from tripletkd.data.batches import DeviceData, Inputs
 from tripletkd.data.dataset import Dataset, Split
 from tripletkd.methods.functional import kl_divergence
 from tripletkd.training.compute import PRECISIONS, Compute, select_compute, set_up_process
-from tripletkd.training.job import Conditions, Job, RunKey, build_trainer
-from tripletkd.training.loop import Monitoring, fit
+from tripletkd.training.identity import RunIdentity, described
+from tripletkd.training.job import Job, build_trainer
+from tripletkd.training.loop import fit
 from tripletkd.training.optim import SGD, MultiStep, Recipe
 from tripletkd.training.trainer import Teacher, Trainer
 
@@ -193,16 +194,30 @@ def our_trainer(case: Case, how: How, splits: Sequence[Split]) -> Trainer:
     dataset = Dataset(train, test, tuple(map(str, range(case.classes))))
     data = DeviceData.load(dataset, case.inputs, compute.device, compute.dtype)
     teacher = Teacher(models.build(case.teacher, shape, case.classes, 1), data)
-    conditions = Conditions({}, how.precision, deterministic=True, evaluate_every=1, data_sha256="")
-    key, params, seeds = RunKey("benchmark", "test", case.method), method.Params(**case.params), range(how.seeds)
-    job = Job(key, case.student, case.method, params, case.recipe, seeds, conditions)
+    params, seeds = method.Params(**case.params), range(how.seeds)
+    identity = RunIdentity(
+        suite="benchmark",
+        split="test",
+        name=case.method,
+        method=case.method,
+        network=case.student,
+        params=described(params),
+        recipe=described(case.recipe),
+        inputs=described(case.inputs),
+        precision=how.precision,
+        deterministic=True,
+        evaluate_every=1,
+        data_sha256="",
+        teacher_sha256="",
+    )
+    job = Job(identity, params, case.recipe, seeds, case.teacher)
     return build_trainer(job, seeds, data, compute, teacher)
 
 
 def our_epoch(case: Case, how: How, splits: Sequence[Split]) -> float:
     """Seconds of one epoch of all seeds; making the networks, teacher's logits and evaluation are part of it."""
     started = time.perf_counter()
-    fit(our_trainer(case, how, splits), Monitoring(quiet=True))
+    fit(our_trainer(case, how, splits))
     return time.perf_counter() - started
 
 

@@ -45,7 +45,9 @@ def adopt(stage: Stage, source: Path, folder: Path, job: Job) -> None:
             shutil.copy(folder / name, beside / name)
         write_json(beside / RECORD, asdict(record_of(old, job)))
     read_run(place.parent, [old["seed"]])  # which compares the hashes
-    environment = {k: v for k, v in old["environment"].items() if k not in ("precision", "deterministic", "fused_seeds")}
+    environment = {
+        k: v for k, v in old["environment"].items() if k not in ("precision", "deterministic", "fused_seeds")
+    }
     about = {"environment": environment, "trained_with": old["trained_with"]}
     write_log(stage.path("logs", *folder.parts[-3:]).with_suffix(".json"), place / RECORD, log | about)
     print(f"{place}: taken over")

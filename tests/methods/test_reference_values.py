@@ -25,8 +25,9 @@ def labels_of(logits: Tensor) -> Tensor:
 def total_of(name: str, inputs: Inputs, **params: float) -> Tensor:
     """A method's whole loss, through its `loss`."""
     module = methods.load(name)
-    needs: Any = {key: Outputs(inputs[key], {}) for key in ("student", *module.NEEDS)}
-    return total(module.loss(Batch(labels_of(inputs["student"]), **needs), module.Params(**params)))
+    settings = module.Params(**params)
+    needs: Any = {key: Outputs(inputs[key], {}) for key in ("student", *methods.needs(module, settings))}
+    return total(module.loss(Batch(labels_of(inputs["student"]), **needs), settings))
 
 
 def vid_with_identity(student: Tensor, teacher: Tensor, hyper: dict[str, Any]) -> Tensor:

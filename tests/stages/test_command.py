@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from stages._command import EX_TEMPFAIL, Stage, _commit, run
 
 from stages import plan
-from stages._command import EX_TEMPFAIL, Stage, _commit, run
 from tripletkd.config.load import load
 from tripletkd.errors import Paused
 

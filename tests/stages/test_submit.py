@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from shrunk import change, clone, command
-
 from stages.submit import due
 
 
