@@ -35,7 +35,7 @@ def main(source: Path) -> None:
 def adopt(stage: Stage, source: Path, folder: Path, job: Job) -> None:
     """Write the record and the log of a seed, with its other files copied."""
     old = json.loads((folder / RECORD).read_text())
-    if difference := first_difference(asdict(identity_of(old, job)), asdict(job.identity)):
+    if difference := first_difference(asdict(identity_of(old)), asdict(job.identity)):
         raise UserError(f"{folder}: {difference[0]} is {difference[1]}, params.yaml has {difference[2]}")
     place = stage.path("runs", *folder.parts[-3:])
     log = read_log(source / "logs" / Path(*folder.parts[-4:]).with_suffix(".json"), folder / RECORD)
@@ -53,7 +53,7 @@ def adopt(stage: Stage, source: Path, folder: Path, job: Job) -> None:
     print(f"{place}: taken over")
 
 
-def identity_of(old: dict[str, Any], job: Job) -> RunIdentity:
+def identity_of(old: dict[str, Any]) -> RunIdentity:
     """Say what an old record is of, without the parameters that are at their defaults."""
     params = {block: _without(old["params"].get(block, {}), {"standardize": False}) for block in ("method", "inputs")}
     recipe = {k: _without(v, {"warmup_epochs": 0}) for k, v in old["params"]["recipe"].items()}
