@@ -142,7 +142,7 @@ def _follow(root: Path, seen: dict[Path, State]) -> None:
 
 
 def _warn(reason: str) -> bool:
-    with suppress(OSError), Path("logs/mlflow.log").open("a", encoding="utf-8") as file:
+    with suppress(OSError), Path("logs", "mlflow.log").open("a", encoding="utf-8") as file:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         file.write(f"{now} warning: not logged to MLflow ({reason}); `make relog` adds it later\n")
     return True
