@@ -2,7 +2,6 @@
 
 PYTHON ?= python3
 SUITE ?= digits
-METHOD ?= triplet
 PORT ?= 5000
 PAPER := [scratch,kd,triplet]
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
@@ -23,7 +22,7 @@ help: ## this list
 
 env: .venv/.synced ## the environment, from uv.lock
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
-	@$(if $(QUIET),,dvc status --quiet || python -m stages.plan)
+	@$(if $(QUIET),,dvc repro --quiet --single-item code; ! dvc repro --dry | grep -q "^Running stage '.*@" || tripletkd plan)
 	dvc repro $(if $(QUIET),--quiet)
 	-@python -m tripletkd.tracking$(if $(QUIET), > /dev/null)
 	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
@@ -39,7 +38,7 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 
 # Runs that were pulled need no images; a training that was begun here has them, and goes on
 paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work
-	@$(if $(wildcard runs/cifar10),,python -m stages.plan suite=cifar10 'run.methods=$(PAPER)' 'run.ablations=[]' \
+	@$(if $(wildcard runs/cifar10),,tripletkd plan cifar10 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
 	dvc exp run $(if $(wildcard data/cifar10/images.npy),,$(if $(wildcard runs/cifar10),--allow-missing)) \
 		--set-param 'run.suites=[cifar10]' --set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' \
@@ -47,23 +46,23 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; 
 	@$(LEFT)
 
 cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed
-	python -m stages.submit $(if $(ARRAY),--seed-array) $(SBATCH)
+	tripletkd submit $(if $(ARRAY),--seed-array) $(SBATCH)
 
-export: env ## a student of METHOD in SUITE, SEED=N or the first, and the teacher as ONNX files, from the runs that are there
-	@python -m stages.export suite=$(SUITE) method=$(METHOD) $(if $(SEED),--seed $(SEED))
+export: env ## a student of METHOD (triplet) in SUITE, SEED=N or the first, and the teacher as ONNX files, from the runs that are there
+	@python -m stages.export suite=$(SUITE) method=$(or $(METHOD),triplet) $(if $(SEED),--seed $(SEED))
 	@python -m stages.export suite=$(SUITE) method=teacher
 
-verify: env ## train the students of METHOD in SUITE again, and compare every byte with what is there
-	python -m stages.verify suite=$(SUITE) method=$(METHOD)
+verify: env ## measure SUITE's weights again, make its tables again, and compare every byte; METHOD=kd also trains that again
+	tripletkd verify $(SUITE) $(if $(METHOD),--train $(METHOD))
 
 pull: env ## the runs of SUITE that others trained, from DVC's remote
-	python -m stages.share pull $(SUITE)
+	tripletkd pull $(SUITE)
 
 push: env ## the runs of SUITE to DVC's remote
-	python -m stages.share push $(SUITE)
+	tripletkd push $(SUITE)
 
-release: env ## weights, model cards, tables and hashes of SUITE as one archive in dist/, of the commit
-	python -m stages.release $(SUITE)
+release: env ## weights, model cards, tables and hashes of SUITE, verified, as one archive in dist/, of the commit
+	tripletkd release $(SUITE)
 
 test: env ## all tests but those marked slow, network or smoke, on all processors
 	pytest --numprocesses auto --dist loadfile
@@ -87,8 +86,9 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	@git status --short params.yaml dvc.lock results
 	git restore params.yaml dvc.lock results
 	git clean --quiet --force -d results
-	dvc checkout --allow-missing
-	-python -m stages.share pull $(SUITE)
+	@# what is in no commit and not in the cache, such as a run that failed, is kept aside
+	dvc checkout --allow-missing || { mkdir -p checkpoints && cp -R runs checkpoints/before-restore.$$$$ && dvc checkout --force --allow-missing; }
+	-tripletkd pull $(SUITE)
 
 ui: env ## MLflow's pages, on http://127.0.0.1:5000 or PORT=..., or where MLFLOW_TRACKING_URI is a server's; names those to open
 	@python -m tripletkd.tracking ui $(PORT)

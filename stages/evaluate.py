@@ -11,19 +11,14 @@ def main(stage: Stage) -> None:
     from tripletkd.evaluation import measurement
     from tripletkd.evaluation.measure import measure, output_map, sound
     from tripletkd.files import write_csv
-    from tripletkd.pipeline.jobs import Runs, load_teacher, refuse_failure, refuse_other_job, set_up
+    from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, refuse_failure, set_up
     from tripletkd.provenance import sha256
-    from tripletkd.training.run_record import read_run, seed_folder
 
     method, split = stage.config.method, stage.config.split
     assert method is not None
-    folder, place = stage.path("runs", split, method), stage.path("results", "measured", split)
-    setup, trained = set_up(stage), read_run(folder, stage.suite.seeds)
+    place, setup = stage.path("results", "measured", split), set_up(stage)
     teacher, teacher_sha256 = load_teacher(stage, setup)
-    job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
-    for record in trained.records:
-        refuse_other_job(stage, seed_folder(folder, record.seed), record.identity, [record.code], job)
-    trained = sound(trained, setup.data)
+    trained = sound(read_finished(stage, Runs(stage, setup.data_sha256, teacher_sha256).student(method)), setup.data)
     refuse_failure(trained)
     measured = measure(trained, setup.data, teacher.test_logits)
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"

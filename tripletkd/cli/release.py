@@ -1,92 +1,117 @@
-"""Pack weights, model cards, tables and hashes of suites into one archive, of the commit as anyone would clone it.
+"""Pack weights, model cards, tables and hashes of suites into one archive, of the commit as anyone would clone it."""
 
-python -m stages.release digits; `make release` does it.
-"""
-
-import argparse
 import gzip
 import io
-import os
 import re
-import subprocess
+import shutil
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from stages._command import errors_for_people, read_paths, read_yaml
-
+from tripletkd.cli.programs import output
+from tripletkd.cli.submit import ALWAYS
+from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
-from tripletkd.files import whole, write_text
+from tripletkd.files import read_yaml, whole, write_text
+from tripletkd.pipeline.stage import read_paths
 from tripletkd.provenance import sha256
 
 FOLDER = Path("dist")
 ABOUT = ("CITATION.cff", "LICENSE", "dvc.lock", "dvc.yaml", "params.yaml")
 SUMS = "SHA256SUMS"
+REGULAR = ("100644", "100755")  # what git calls files; not links
 
 
 def main(suites: Sequence[str]) -> None:
-    """Clone the commit, pull and check what dvc.lock says of each suite there, export its networks, pack all of it.
+    """Clone the commit, pull and verify its suites there, export their networks, and pack all of it.
 
     Raises:
         UserError: If changes are not committed, or the commit's results are not those of its code and its weights.
     """
-    if changed := _output(Path.cwd(), "git", "diff", "--name-only", "HEAD").split():
+    commit = output("git", "rev-parse", "HEAD")
+    if changed := output("git", "diff", "--name-only", "HEAD").split():
         raise UserError(f"{', '.join(changed)}: not committed; a release is of a commit: commit, or `git restore`")
     name = "-".join(["tripletkd", str(read_yaml(Path("CITATION.cff"))["version"]), *suites])
     archive = FOLDER / f"{name}.tar.gz"
     with tempfile.TemporaryDirectory() as scratch:
         clone = Path(scratch) / name
-        _output(Path.cwd(), "git", "clone", "--quiet", ".", str(clone))
+        output("git", "clone", "--quiet", ".", str(clone))
+        packed = [*ABOUT, "COMMIT"]
         for suite in suites:
-            _prepare(clone, suite)
-        write_text(clone / "COMMIT", _output(clone, "git", "rev-parse", "HEAD"))
-        _output(clone, "git", "restore", *ABOUT)
-        files = sorted([*ABOUT, "COMMIT", *_files(clone, suites)])
-        write_text(clone / SUMS, "".join(f"{sha256(clone / file)}  {file}\n" for file in files))
+            packed += committed(clone, suite)
+            prepare(clone, suite)
+            packed += made(clone, suite)
+        write_text(clone / "COMMIT", commit)
+        output("git", "restore", *ABOUT, folder=clone)
+        write_text(clone / SUMS, "".join(f"{sha256(clone / file)}  {file}\n" for file in sorted(packed)))
         with whole(archive) as beside:
-            _pack(beside, clone, [*files, SUMS])
-    print(f"{archive}: {len(files)} files and their hashes, sha256 {sha256(archive)}")
+            pack(beside, clone, [*sorted(packed), SUMS])
+    print(
+        f"{archive}: {len(packed)} files and their hashes, sha256 {sha256(archive)}; docs/sharing.md has what is next"
+    )
 
 
-def _prepare(clone: Path, suite: str) -> None:
-    """Pull a suite's runs, check that DVC would compute nothing again, and export the teacher and every student.
+def committed(clone: Path, suite: str) -> Iterator[str]:
+    """Give the files of the commit in results/ of a suite.
 
     Raises:
-        UserError: If a stage would run, or anything is not there.
+        UserError: If one of them, or of ABOUT, is a link.
     """
-    print(_output(clone, sys.executable, "-m", "stages.share", "pull", suite), end="", flush=True)
-    stages, params = read_yaml(clone / "dvc.lock")["stages"], read_yaml(clone / "params.yaml")
+    place = (read_paths()["results"] / suite).as_posix()
+    for line in output("git", "ls-files", "-z", "--stage", "--", *ABOUT, place, folder=clone).split("\0")[:-1]:
+        about, _, file = line.partition("\t")
+        if about.split()[0] not in REGULAR:
+            raise UserError(f"{file}: a link in the commit; a release has files only: commit the file that it leads to")
+        if file not in ABOUT:
+            yield file
+
+
+def made(clone: Path, suite: str) -> Iterator[str]:
+    """Give what was pulled and exported of a suite; not the logs, which have times in them."""
+    paths = read_paths()
+    for path in (path for kind in ("runs", "exports") for path in (clone / paths[kind] / suite).rglob("*")):
+        if path.is_file() and path.name != "log.json":
+            yield path.relative_to(clone).as_posix()
+
+
+def prepare(clone: Path, suite: str) -> None:
+    """Pull a suite's runs, verify its results from the weights on, and export the teacher and every student.
+
+    Raises:
+        UserError: If a file is not what the weights give, or DVC would run a stage, or anything is not there.
+    """
+    python = partial(output, sys.executable, "-m", folder=clone, MLFLOW_TRACKING_URI="nowhere://")
+    print(python("tripletkd.cli", "pull", suite), end="", flush=True)
+    stages, data = read_yaml(clone / "dvc.lock")["stages"], read_paths()["data"] / suite
     if f"tabulate@{suite}" not in stages:
         raise UserError(f"dvc.lock: no table of {suite!r}; expected a suite that `dvc repro` has made")
-    made = stages[f"tabulate@{suite}"]["params"]["params.yaml"]
+    images = [path for path in data.glob("[!.]*") if path.name != DESCRIPTION]
+    if not images:
+        how = f"`python -m stages.fetch suite={suite}`"
+        raise UserError(f"{data}: no images; a release is measured again from its weights: {how}, and release again")
+    for path in images:  # which no remote has; the description that was pulled has their hash
+        shutil.copy(path, clone / data / path.name)
+    print(python("tripletkd.cli", "verify", suite), end="", flush=True)
+    tabulated = stages[f"tabulate@{suite}"]["params"]["params.yaml"]
     splits = [stage.rpartition("-")[2] for stage in stages if stage.startswith(f"train_teacher@{suite}-")]
-    methods, ablations = made["run.methods"], made["run.ablations"]
-    params["run"] |= {"suites": [suite], "methods": methods, "ablations": ablations, "splits": splits, "export": []}
-    _write_yaml(clone / "params.yaml", params)
-    would = _run(clone, sys.executable, "-m", "dvc", "repro", "--allow-missing", "--dry")
-    due = re.findall(r"^Running stage '(.+)':", would.stdout, re.MULTILINE)
-    if due or would.returncode:  # where images are made again, the rest cannot be judged without them
+    params, methods = read_yaml(clone / "params.yaml"), tabulated["run.methods"]
+    params["run"] |= {"suites": [suite], "methods": methods, "splits": splits, "export": []}
+    params["run"]["ablations"] = tabulated["run.ablations"]
+    write_yaml(clone / "params.yaml", params)
+    would = python("dvc", "repro", "--allow-missing", "--dry")
+    if due := [name for name in re.findall(r"^Running stage '(.+)':", would, re.MULTILINE) if name != ALWAYS]:
         raise UserError(
-            f"dvc.lock: `dvc repro` would run {', '.join(due) or would.stderr.strip()}; expected results of the code, "
-            "the parameters and the weights of this commit: run it, `make push`, and commit"
+            f"dvc.lock: `dvc repro` would run {', '.join(due)}; expected results of the code, the parameters and the "
+            "weights of this commit: run it, `make push`, and commit"
         )
     for method in ("teacher", *methods):
-        _output(clone, sys.executable, "-m", "stages.export", f"suite={suite}", f"method={method}")
+        python("stages.export", f"suite={suite}", f"method={method}")
 
 
-def _files(clone: Path, suites: Sequence[str]) -> Iterator[str]:
-    """Give what the archive holds of the suites; not their logs, which have times in them."""
-    paths = read_paths()
-    for suite in suites:
-        for kind in ("runs", "exports", "results"):
-            for path in (clone / paths[kind] / suite).rglob("*"):
-                if path.is_file() and path.name != "log.json":
-                    yield path.relative_to(clone).as_posix()
-
-
-def _pack(archive: Path, folder: Path, files: Sequence[str]) -> None:
+def pack(archive: Path, folder: Path, files: Sequence[str]) -> None:
     """Write a .tar.gz of these files, below the folder's name; the same files give the same bytes."""
     with (
         archive.open("wb") as raw,
@@ -100,33 +125,8 @@ def _pack(archive: Path, folder: Path, files: Sequence[str]) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def _write_yaml(path: Path, value: object) -> None:
+def write_yaml(path: Path, value: object) -> None:
+    """Write a YAML file."""
     import yaml
 
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def _output(folder: Path, *words: str) -> str:
-    """Run a program in a folder, and return what it prints.
-
-    Raises:
-        UserError: If it fails; with what it said.
-    """
-    done = _run(folder, *words)
-    if done.returncode:
-        raise UserError((done.stderr or done.stdout).strip().removeprefix("error: "))
-    return done.stdout
-
-
-def _run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a program in a folder, without MLflow."""
-    variables = os.environ | {"MLFLOW_TRACKING_URI": "nowhere://"}
-    # Programs on the PATH, with names of suites and methods that params.yaml has.
-    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)  # nosec B603  # noqa: S603
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m stages.release", description=__doc__.splitlines()[0])
-    parser.add_argument("suites", nargs="+", metavar="suite")
-    with errors_for_people():
-        main(parser.parse_args().suites)

@@ -1,24 +1,22 @@
-"""Submit the stages that are due to Slurm, a job each, in the order of DVC's graph: docs/cluster.md.
+"""Submit the stages that are due to Slurm, a job each, in the order of DVC's graph: docs/cluster.md."""
 
-python -m stages.submit [--seed-array] [any option of sbatch]; `make cluster` does it.
-"""
-
-import argparse
 import json
 import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages._command import CODE, EX_TEMPFAIL, errors_for_people, read_paths
-
+from tripletkd.cli.programs import output
 from tripletkd.errors import UserError
+from tripletkd.pipeline.stage import CODE, EX_TEMPFAIL, read_paths
 from tripletkd.provenance import fingerprint
 
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
+ALWAYS = "code"  # the stage that always runs: it writes what the code of the others means
 BY_SEEDS = ("distill", "ablate")  # train a suite's seeds
 TRAIN = ("train_teacher", *BY_SEEDS)  # go on where they were stopped, with or without a checkpoint
 RELOGGED = (*TRAIN, "export", "tabulate")  # have runs in MLflow that `make relog` can add later
@@ -31,7 +29,7 @@ SCRIPT = """\
 export PATH=%(bin)s:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_ON_NODE} DVC_STAGE=%(stage)s %(variables)s
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 running() { [ "$(squeue --noheader --format=%%T --job=$job)" = RUNNING ]; }
-python -m stages.submit --check %(commit)s || exit
+python -m tripletkd.cli submit --check %(commit)s || exit
 trap 'running && kill -TERM $child' TERM
 %(command)s & child=$!
 wait $child; code=$?
@@ -41,7 +39,7 @@ if [[ $code =~ ^(%(again)s)$ ]] && running; then scontrol requeue $job; fi
 """
 COMMIT = """\
 trap '' TERM
-python -m stages.submit --check %(commit)s && dvc --wait-for-lock commit --force %(stage)s
+python -m tripletkd.cli submit --check %(commit)s && dvc --wait-for-lock commit --force %(stage)s
 """
 
 
@@ -87,8 +85,17 @@ class Submitter:
     server: bool
 
     def waiting(self) -> Mapping[str, str]:
-        """Look up the numbers of this checkout's jobs that wait or run already, by name."""
-        lines = _output("squeue", "--me", "--noheader", "--format=%j %F").splitlines()
+        """Look up the numbers of this checkout's jobs that wait or run already, by name.
+
+        Raises:
+            UserError: If there is no Slurm here.
+        """
+        if not shutil.which("squeue"):
+            raise UserError(
+                "squeue: not found on PATH; expected a machine that submits jobs to a Slurm cluster. docs/cluster.md "
+                "has a command for several GPUs or processors of one machine"
+            )
+        lines = output("squeue", "--me", "--noheader", "--format=%j %F").splitlines()
         jobs = dict(line.rsplit(maxsplit=1) for line in lines)
         return {name.removesuffix(self._suffix): job for name, job in jobs.items() if name.endswith(self._suffix)}
 
@@ -129,7 +136,7 @@ class Submitter:
         words += [f"--output={self.logs}/{name}.{'%A_%a' if tasks else '%j'}.out"]
         words += [f"--dependency={','.join(dependency)}"] if dependency else []
         words += [f"--array={','.join(map(str, tasks))}"] if tasks else []
-        job = _output("sbatch", *words, *self.options, script=script).split(";")[0].strip()
+        job = output("sbatch", *words, *self.options, script=script).split(";")[0].strip()
         print(", ".join([f"job {job}: {name}", *dependency]), flush=True)
         return job
 
@@ -142,13 +149,17 @@ class Submitter:
 def main(options: Sequence[str], seed_array: bool) -> None:
     """Submit what is due and does not wait or run already.
 
+    Args:
+        options: Of sbatch.
+        seed_array: Whether the seeds of a stage are trained as an array of jobs, before the stage itself.
+
     Raises:
         UserError: If params.yaml is wrong, code or parameters are not committed, or Slurm refuses.
     """
     from tripletkd.config.load import load
 
-    config, commit = load(Path.cwd()), _output("git", "rev-parse", "HEAD").strip()
-    if changed := _changed_since(commit):
+    config, commit = load(Path.cwd()), output("git", "rev-parse", "HEAD").strip()
+    if changed := changed_since(commit):
         raise UserError(
             f"{changed}: not committed; jobs run later, and only on the code and the parameters that they were "
             "submitted with: commit, and submit again"
@@ -166,21 +177,19 @@ def main(options: Sequence[str], seed_array: bool) -> None:
         new.append(jobs[stage.name])
     if new and not submitter.server:
         submitter.relog(new)
-    print(f"{len(new)} stages submitted" + (f"; they print to {logs}" if new else ""))
+    print(f"{len(new)} stages submitted" + (f"; they print to {logs}, and `squeue --me` shows them" if new else ""))
 
 
 def due() -> list[Due]:
-    """List what `dvc repro` would run, in its order."""
-    dvc = (sys.executable, "-m", "dvc", "--wait-for-lock")
-    changed = json.loads(_output(*dvc, "status", "--json"))
-    edges = re.findall(r'^"(.+)" -> "(.+)";$', _output(*dvc, "dag", "--dot"), re.MULTILINE)
-    all_stages = re.findall(
-        r"^Running stage '(.+)':\n> (.+)$", _output(*dvc, "repro", "--dry", "--force"), re.MULTILINE
-    )
+    """List what `dvc repro` would run, in its order, after it has written what the code means now."""
+    output(*DVC, "repro", "--quiet", "--single-item", ALWAYS)
+    changed = json.loads(output(*DVC, "status", "--json"))
+    edges = re.findall(r'^"(.+)" -> "(.+)";$', output(*DVC, "dag", "--dot"), re.MULTILINE)
+    planned = output(*DVC, "repro", "--dry", "--force")
     found: dict[str, Due] = {}
-    for name, command in all_stages:
+    for name, command in re.findall(r"^Running stage '(.+)':\n> (.+)$", planned, re.MULTILINE):
         after = [source for source, target in edges if target == name and source in found]
-        if name in changed or after:
+        if name != ALWAYS and (name in changed or after):
             found[name] = Due(name, command, after)
     return list(found.values())
 
@@ -191,51 +200,14 @@ def check(commit: str) -> None:
     Raises:
         UserError: If a file of them is not as it is in that commit.
     """
-    if changed := _changed_since(commit):
+    if changed := changed_since(commit):
         raise UserError(
             f"{changed}: changed since this job was submitted, of commit {commit[:10]}; nothing is recorded of it: "
             "submit again"
         )
 
 
-def _changed_since(commit: str) -> str:
+def changed_since(commit: str) -> str:
     """Name the files of code and parameters that are not as they are in a commit, new ones among them."""
-    changed = _output("git", "diff", "--name-only", commit, "--", *CODE)
-    return ", ".join((changed + _output("git", "ls-files", "--others", "--exclude-standard", "--", *CODE)).split())
-
-
-def _output(*words: str, script: str | None = None) -> str:
-    """Run a program with a script as its standard input, and return what it prints.
-
-    Raises:
-        UserError: If it is not there, or fails.
-    """
-    try:
-        # Programs on the PATH; options of sbatch come from whoever submits.
-        done = subprocess.run(words, input=script, capture_output=True, text=True, check=False)  # nosec B603  # noqa: S603
-    except FileNotFoundError:
-        raise UserError(
-            f"{words[0]}: not found on PATH; expected a machine that submits jobs to a Slurm cluster. docs/cluster.md "
-            "has a command for several GPUs or processors of one machine"
-        ) from None
-    if done.returncode:
-        program, said = "dvc" if words[0] == sys.executable else words[0], (done.stderr or done.stdout).strip()
-        raise UserError(
-            f"{program}: failed with exit code {done.returncode}: {said}; mend that, and submit again: what was "
-            "submitted before stays, and is not submitted twice"
-        )
-    return done.stdout
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.submit",
-        usage="%(prog)s [--seed-array] [any option of sbatch]",
-        description=__doc__,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--seed-array", action="store_true", help="train the seeds as arrays of jobs, one each")
-    parser.add_argument("--check", metavar="COMMIT", help=argparse.SUPPRESS)
-    known, others = parser.parse_known_args()
-    with errors_for_people():
-        check(known.check) if known.check else main(others, known.seed_array)
+    changed = output("git", "diff", "--name-only", commit, "--", *CODE)
+    return ", ".join((changed + output("git", "ls-files", "--others", "--exclude-standard", "--", *CODE)).split())

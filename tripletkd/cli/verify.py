@@ -1,55 +1,221 @@
-"""Train a finished run anew, in memory, and compare every byte of its weights and its history with what is there.
+"""Make everything in results/<suite> again, from the weights on, and compare it byte by byte with what is there."""
 
-python -m stages.verify suite=digits method=triplet; `make verify` does it.
-"""
-
+import shutil
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stages._command import Stage, run
+from tqdm import tqdm
+
+from tripletkd.data.dataset import IMAGES
+from tripletkd.errors import UserError
+from tripletkd.files import read_yaml, write_csv
+from tripletkd.pipeline import environments
+from tripletkd.pipeline.arguments import Options
+from tripletkd.pipeline.stage import Stage, open_stage
+
+if TYPE_CHECKING:
+    from tripletkd.pipeline.train import Training
+    from tripletkd.training.run_record import TrainedRun
+
+QUIET = Options(quiet=True)
+LOCK = Path("dvc.lock")
 
 
-def main(stage: Stage) -> None:
-    """Train each group of seeds as it was trained, and compare.
+def main(suite: str, overrides: Sequence[str] = (), train: str | None = None) -> None:
+    """Verify a suite, and train a method's seeds again if one is named.
 
     Raises:
-        UserError: if a seed has other bytes, or was trained with other parameters than params.yaml has now.
+        UserError: If a file is not what its weights, or its training, give here; the message names the first one.
     """
-    from stages._setup import job_of_method, load_teacher, refuse_other_job, set_up
-    from stages._training import monitoring
+    tabulated = open_stage("tabulate", [*as_tabulated(suite), *overrides, f"suite={suite}"], options=QUIET)
+    print(verify(tabulated, overrides), flush=True)
+    if train:
+        words = [*overrides, f"suite={suite}", f"split={tabulated.config.split}", f"method={train}"]
+        print(train_again(open_stage("distill", words, ("method",), QUIET, allow_teacher=True)))
 
-    from tripletkd.errors import UserError
-    from tripletkd.provenance import sha256
+
+def as_tabulated(suite: str) -> list[str]:
+    """Return the overrides with which dvc.lock says that the suite's table was made; none where it has no table."""
+    made = ((read_yaml(LOCK) if LOCK.is_file() else None) or {}).get("stages", {}).get(f"tabulate@{suite}")
+    if made is None:
+        return []
+    params = made["params"]["params.yaml"]
+    lists = [f"{key}=[{','.join(params[key])}]" for key in ("run.methods", "run.ablations")]
+    return [*lists, f"run.ablation_split={params['run.ablation_split']}", *made["cmd"].split()[3:]]
+
+
+def verify(tabulated: Stage, overrides: Sequence[str] = ()) -> str:
+    """Measure every run that results/<suite> has, make the tables of these measurements, and compare all files.
+
+    Nothing that is there is changed. Without the suite's images the measurements are taken as they are, if they name
+    the weights and the histories of the runs that are here.
+
+    Args:
+        tabulated: The stage that makes the suite's tables.
+        overrides: Of params.yaml.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        UserError: If a file is another, is missing, or is one too many; or if the runs are not here.
+    """
+    from stages import tabulate
+
+    suite, there = tabulated.suite.name, tabulated.path("results")
+    for needed, remedy in ((there / "measured", "dvc repro"), (tabulated.path("runs"), f"tripletkd pull {suite}")):
+        if not needed.is_dir():
+            raise UserError(f"{needed}: not there; make it with `{remedy}`")
+    has_images = (tabulated.path("data") / IMAGES).is_file()
+    with tempfile.TemporaryDirectory() as scratch:
+        instead = {kind: Path(scratch, kind) for kind in ("results", "logs")}
+        tabulated = replace(tabulated, instead=instead)
+        place = tabulated.path("results")
+        place.mkdir(parents=True)
+        if (there / environments.FILE).is_file():
+            shutil.copy(there / environments.FILE, place)
+        stages = list(measuring(there / "measured", suite, overrides))
+        for path, stage in tqdm(stages, desc=suite, unit="run", disable=None, leave=False):
+            (measure if has_images else compare_hashes)(replace(stage, instead=instead), path)
+        compare(there / "measured", place / "measured")  # of which all other files are made
+        tabulate.main(tabulated)
+        files = compare(there, place)
+    done = f"{suite}: {files} files in {there} and the weights of {len(stages)} runs verified, every byte the same"
+    if has_images:
+        return done
+    return (
+        f"{done}; measurements were compared with the weights by their hashes only, for want of the images: `python -m "
+        f"stages.fetch suite={suite}` gets them"
+    )
+
+
+def measuring(measured: Path, suite: str, overrides: Sequence[str]) -> Iterator[tuple[Path, Stage]]:
+    """Give each file of measurements with the stage that makes it."""
+    for path in sorted(measured.rglob("*.json")):
+        split, *_, name = path.relative_to(measured).with_suffix("").parts
+        kind = "ablation" if path.parent.name == "ablations" else "method"
+        stage = "ablate" if kind == "ablation" else "train_teacher" if name == "teacher" else "evaluate"
+        words = [*overrides, f"suite={suite}", f"split={split}", f"{kind}={name}"]
+        yield path, open_stage(stage, words, options=QUIET, allow_teacher=True)
+
+
+def finished(training: "Training") -> "TrainedRun":
+    """Read the run that a stage would train."""
+    from tripletkd.pipeline.jobs import read_finished
+
+    return read_finished(training.stage, training.job)
+
+
+def measure(stage: Stage, _: Path) -> None:
+    """Measure a run from its weights, as its stage does."""
+    from stages import ablate, evaluate, train_teacher
+
+    if stage.name == "evaluate":
+        evaluate.main(stage)
+    else:
+        (ablate.measure_runs if stage.name == "ablate" else train_teacher.measure_run)(stage, finished)
+
+
+def compare_hashes(stage: Stage, path: Path) -> None:
+    """Compare what measurements name with the records of their runs, and copy them.
+
+    Raises:
+        UserError: If they were measured on other weights, or are not of what params.yaml says.
+    """
+    from tripletkd.evaluation import measurement
+    from tripletkd.pipeline.jobs import Runs, read_finished, refuse_other_job
+
+    suite, name, is_ablation = stage.suite, path.stem, stage.name == "ablate"
+    teacher = measurement.read(path.parents[is_ablation] / "teacher.json", suite.name, "teacher")
+    runs = Runs(stage, teacher.identity.data_sha256, teacher.weights_sha256.get(suite.teacher.seed))
+    if is_ablation:
+        variants = zip(measurement.read_ablation(path, suite.name, name), suite.ablations[name], strict=False)
+        found = [(variant.measurement, runs.variant(name, configured)) for variant, configured in variants]
+    else:
+        found = [
+            (measurement.read(path, suite.name, name), runs.teacher() if name == "teacher" else runs.student(name))
+        ]
+    place = stage.path("results", "measured", stage.config.split, *(["ablations"] if is_ablation else []))
+    place.mkdir(parents=True, exist_ok=True)
+    for copied in [path, *path.parent.glob(f"{name}_map.csv")]:
+        shutil.copy(copied, place)
+    for measured, job in found:
+        refuse_other_job(stage, path, measured.identity, measured.code, job)
+        run = read_finished(stage, job)
+        weights = {r.seed: r.weights_sha256 for r in run.records if r.seed not in measured.failed}
+        if weights != measured.weights_sha256:
+            raise UserError(
+                f"{path}: of weights {measured.weights_sha256}, the records of {job.identity} say {weights}"
+            )
+        if stage.name == "evaluate":
+            write_csv(place / f"{name}.csv", run.history)
+
+
+def compare(there: Path, again: Path) -> int:
+    """Compare all files of two folders but environments.FILE, which is told and not computed; return their number.
+
+    Raises:
+        UserError: If one is missing, or has other bytes.
+    """
+    files = {path.relative_to(place) for place in (there, again) for path in place.rglob("*") if not path.is_dir()}
+    files -= {Path(environments.FILE)}
+    for file in sorted(files):
+        if not (there / file).is_file():
+            raise UserError(f"{there / file}: not there, its stage makes it; run `dvc repro`")
+        if not (again / file).is_file():
+            raise UserError(f"{there / file}: nothing here makes it; remove it, or run `dvc repro`")
+        if (there / file).read_bytes() != (again / file).read_bytes():
+            raise UserError(
+                f"{there / file}: not what the weights and the code here give; run `dvc repro`. The last digits may be "
+                f"another machine's: see {environments.FILE}"
+            )
+    return len(files)
+
+
+def train_again(stage: Stage) -> str:
+    """Train the finished seeds of a method, or the teacher, anew, in the groups in which they were trained.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        UserError: If a seed's weights or history has other bytes.
+    """
+    from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
+    from tripletkd.pipeline.train import Training
     from tripletkd.training.job import build_trainer
     from tripletkd.training.loop import fit
-    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_run, seed_folder, write_seeds
+    from tripletkd.training.progress import ProgressBar
+    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder, write_seeds
 
-    setup, method = set_up(stage), stage.config.method
+    setup, method, teacher = set_up(stage), stage.config.method, None
     assert method is not None
-    teacher, teacher_sha256 = load_teacher(stage, setup)
-    job = job_of_method(stage, setup, teacher_sha256)
-    folder, dataset = stage.path("runs", stage.config.split, method), setup.data.dataset
-    records = {record.seed: record for record in read_run(folder, job.seeds).records}
-    for record in records.values():
-        refuse_other_job(stage, record, job)
-    groups: dict[tuple[int, ...], list[int]] = {}  # as they were trained, with the seeds that are of that training
-    for seed, record in records.items():
-        groups.setdefault(tuple(record.trained_with), []).append(seed)
-    other = []
-    for group, seeds in sorted(groups.items()):
-        result = fit(build_trainer(job, group, setup.data, setup.compute, teacher), monitoring(stage, job, teacher))
+    job = Runs(stage, setup.data_sha256).teacher()
+    if method != "teacher":
+        teacher, teacher_sha256 = load_teacher(stage, setup)
+        job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
+    training = Training(stage, setup, job, teacher)
+    groups = defaultdict[tuple[int, ...], list[Path]](list)  # with the folders of the seeds that are of that training
+    for record in finished(training).records:
+        folder = seed_folder(training.folder, record.seed)
+        together = job.seeds if setup.compute.fuse_seeds else [record.seed]
+        log = read_log(training.logs / f"{folder.name}.json", folder / RECORD)
+        groups[tuple(log.get("trained_with", together))].append(folder)
+    dataset = setup.data.dataset
+    for group, folders in groups.items():
+        trainer = build_trainer(job, group, setup.data, setup.compute, teacher)
+        result = fit(trainer, training.monitoring(ProgressBar(str(job.identity))))
         with tempfile.TemporaryDirectory() as scratch:
             write_seeds(Path(scratch), job, dataset.image_shape, len(dataset.classes), result)
-            for there, again in ((seed_folder(folder, seed), seed_folder(Path(scratch), seed)) for seed in seeds):
-                files = [name for name in (WEIGHTS, HISTORY) if (there / name).exists()]
-                other += [str(there / name) for name in files if sha256(there / name) != sha256(again / name)]
-    if other:
-        raise UserError(
-            f"{', '.join(other)}: other bytes when trained again; the environment that each seed was trained in stands "
-            f"in its {RECORD}"
-        )
-    stage.say(f"{job.key}: {len(records)} seeds trained again, the same bytes")
-
-
-if __name__ == "__main__":
-    run(main, needs=("suite", "method", "split"), logs=False)
+            for path in [path for folder in folders for name in (WEIGHTS, HISTORY) for path in folder.glob(name)]:
+                again = Path(scratch, path.parent.name, path.name)
+                if not again.is_file() or again.read_bytes() != path.read_bytes():
+                    raise UserError(
+                        f"{path}: other bytes when trained again; the last bits depend on the machine: see "
+                        f"{training.logs} for where it was trained"
+                    )
+    return f"{job.identity}: seeds {', '.join(map(str, job.seeds))} trained again, the same bytes"

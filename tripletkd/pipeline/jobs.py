@@ -144,19 +144,30 @@ def accepted_code(stage: Stage, job: Job) -> Sequence[str]:
     return [job.code, *(e.code for e in equivalent if e.suite == job.identity.suite and name in e.methods)]
 
 
+def read_finished(stage: Stage, job: Job) -> TrainedRun:
+    """Read the run of a job: all of its seeds, each as params.yaml says.
+
+    Raises:
+        UserError: If a seed is not there, is damaged, or is of another job.
+    """
+    folder = stage.path("runs", job.identity.split, job.identity.name)
+    run = run_record.read_run(folder, job.seeds)
+    for record in run.records:
+        refuse_other_job(stage, run_record.seed_folder(folder, record.seed), record.identity, [record.code], job)
+    return run
+
+
 def load_teacher(stage: Stage, setup: Setup) -> tuple[Teacher, str]:
     """Load the suite's teacher and the hash of its weights.
 
     Raises:
         UserError: If it is not there, not as params.yaml says, or below its floor.
     """
-    folder, suite, split = stage.path("runs", stage.config.split, "teacher"), stage.suite, stage.config.split
-    [record] = run_record.read_run(folder, [suite.teacher.seed]).records
-    place, job = run_record.seed_folder(folder, record.seed), Runs(stage, setup.data_sha256).teacher()
-    refuse_other_job(stage, place, record.identity, [record.code], job)
+    suite, split, run = stage.suite, stage.config.split, read_finished(stage, Runs(stage, setup.data_sha256).teacher())
+    [record] = run.records
     if record.weights_sha256 is None:
-        raise UserError(f"{folder}: the teacher's training failed: {record.failed}")
-    teacher = Teacher(run_record.load_network(folder, record), setup.data)
+        raise UserError(f"{record.identity}: the teacher's training failed: {record.failed}")
+    teacher = Teacher(run.networks[record.seed], setup.data)
     reached = 100 * teacher.test_accuracy
     if reached < suite.teacher_floor:
         raise UserError(

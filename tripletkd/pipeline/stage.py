@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,12 +41,14 @@ class Stage:
         config: params.yaml with the overrides of the command line.
         options: What else the command line says.
         started: When it began, in seconds since 1970.
+        instead: Other places than those of dvc.yaml, for kinds of files that are to be written elsewhere.
     """
 
     name: str
     config: "Config"
     options: Options = field(default_factory=Options)
     started: float = field(default_factory=time.time)
+    instead: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def suite(self) -> "SuiteConfig":
@@ -57,7 +59,7 @@ class Stage:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Where each kind of file is, as dvc.yaml says."""
-        return read_paths()
+        return {**read_paths(), **self.instead}
 
     def path(self, kind: str, *inner: str) -> Path:
         """Name a place: with "runs", "test", "triplet" it is runs/<suite>/test/triplet."""

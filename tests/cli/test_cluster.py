@@ -1,5 +1,6 @@
-"""The pipeline on a real Slurm cluster of two nodes, which share this machine: shrunk, through `stages.submit`."""
+"""The pipeline on a real Slurm cluster of two nodes, which share this machine: shrunk, through `tripletkd submit`."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def commit(folder: Path) -> None:
 
 def submit(cluster: Cluster, project: Path, *options: str) -> dict[str, str]:
     """The numbers of the jobs that were submitted, by name."""
-    printed = command(project, "python", "-m", "stages.submit", *options, SLURM_CONF=cluster.configuration)
+    printed = command(project, "python", "-m", "tripletkd.cli", "submit", *options, SLURM_CONF=cluster.configuration)
     return {name: number for number, name in re.findall(r"^job (\d+): ([^ ,]+)(?:,.*)?$", printed, re.MULTILINE)}
 
 
@@ -85,7 +86,7 @@ def assert_as_after_a_local_repro(project: Path, local: Path) -> None:
     assert lock(project) == lock(local)
     assert contents(project) == contents(local)
     assert mlflow_runs(project) == mlflow_runs(local)
-    assert "Data and pipelines are up to date." in command(project, "dvc", "status")
+    assert json.loads(command(project, "dvc", "status", "--json")) == {"code": ["always changed"]}
 
 
 def test_twice_submits_once_and_a_job_refuses_what_was_changed_meanwhile(cluster: Cluster, project: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_task_of_an_array_is_queued_again_alone_and_not_after_it_was_cancelled
 
 
 def test_what_sbatch_refuses_is_a_message(cluster: Cluster, project: Path) -> None:
-    words = ("python", "-m", "stages.submit", "--partition=nowhere")
+    words = ("python", "-m", "tripletkd.cli", "submit", "--partition=nowhere")
     printed = command(project, *words, check=False, SLURM_CONF=cluster.configuration)
-    assert printed.startswith("error: sbatch: failed with exit code 1: sbatch: error: invalid partition")
+    assert printed.startswith("error: sbatch: error: invalid partition")
     assert "Traceback" not in printed and not cluster.jobs()

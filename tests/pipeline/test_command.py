@@ -1,0 +1,104 @@
+"""The command line that all stages share: what it takes, and what it says when something is wrong."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from tripletkd.config.load import load
+from tripletkd.errors import Paused
+from tripletkd.pipeline.arguments import parse
+from tripletkd.pipeline.stage import EX_TEMPFAIL, commit, errors_for_people
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["distill.py", *words])
+
+
+def test_options_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments(monkeypatch, "suite=digits", "--quiet", "split=validation", "--only-seeds", "11,12")
+    overrides, options = parse("distill", None, ["suite"], trains=True)
+    assert overrides == ["suite=digits", "split=validation"]
+    assert options.quiet and [*options.only_seeds] == [11, 12] and not options.retrain
+
+
+def test_help_ends_with_an_example_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, "--help")
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        parse("ablate", None, ("suite", "method", "ablation", "split"), trains=False)
+    assert ended.value.code == 0
+    program, *overrides = capsys.readouterr().out.strip().rpartition("for example: python -m ")[2].split()
+    assert program == "stages.ablate"
+    settings = load(ROOT, overrides)
+    assert None not in (settings.suite, settings.method, settings.ablation)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only-seeds", "11,x"], "argument --only-seeds: invalid list of seeds value: '11,x'"),
+        (["--max-minutes", "nan"], "argument --max-minutes: invalid number of minutes value: 'nan'"),
+        (["--processes", "0"], "argument --processes: invalid number of processes value: '0'"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, "suite=digits", *words)
+    with pytest.raises(SystemExit) as ended:
+        parse("distill", None, ["suite"], trains=True)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), 1, "error: CUDA out of memory.*run.fuse_seeds"),
+        (RuntimeError("f_cuda does not have a deterministic implementation"), 1, "error: run.deterministic: f_cuda"),
+        (RuntimeError("[alloc_cpu.cpp:121] can't allocate memory: you tried"), 1, "error: .*memory.*fewer seeds"),
+        (MemoryError(), 1, "error: out of memory; take fewer seeds"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "error: runs/x: No space left on device; fix that"),
+        (Paused("stopped at epoch 2 of 3"), EX_TEMPFAIL, "paused: stopped at epoch 2 of 3"),
+    ],
+)
+def test_what_a_person_can_mend_is_said(
+    error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped run has a code of its own, 75: nothing is wrong, and a scheduler starts it again."""
+    with pytest.raises(SystemExit) as ended, errors_for_people():
+        raise error
+    assert ended.value.code == code
+    assert re.match(message, capsys.readouterr().err)
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), errors_for_people():
+        raise RuntimeError("shapes differ")
+
+
+def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *author, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    assert commit() is None
+    git("init", "-q")
+    for name in ("dvc.lock", "params.yaml"):
+        (tmp_path / name).write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "dvc.lock").write_text("two")
+    assert commit() == head
+    (tmp_path / "params.yaml").write_text("two")
+    assert commit() == f"{head}-dirty"
