@@ -647,6 +647,7 @@ def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
     monkeypatch.chdir(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere:")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     yield root
