@@ -174,8 +174,7 @@ def run(
         stage = open_stage(name, overrides, needs, options, allow_teacher)
         stage.dependencies  # noqa: B018  # those of the start
         words = [name, *(getattr(stage.config, need) for need in needs)]
-        with nullcontext() if options.only_seeds else exclusive(*words):
-            mirror.start(tracking_root())
+        with nullcontext() if options.only_seeds else exclusive(*words), mirror.start(tracking_root()):
             main(stage)
         refuse_changes(stage)
 

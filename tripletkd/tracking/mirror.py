@@ -10,12 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from signal import alarm
-from subprocess import DEVNULL, Popen
-from typing import TextIO
 
 from filelock import FileLock, Timeout
 
@@ -41,25 +39,28 @@ KINDS: dict[str, tuple[str, int, Callable[..., bool]]] = {  # what to look for, 
     "results": (TABLE, 0, mirror_table),
 }
 
-_held: list[TextIO] = []  # open as long as this process lives
 
-
-def start(root: Path) -> None:
+def start(root: Path) -> ExitStack:
     """Start the mirror of this checkout if it is not at work already; it ends some time after the last stage.
 
     Args:
         root: The project's folder; see open_store.
+
+    Returns:
+        What to close when the stage is done.
     """
+    stack = ExitStack()
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(NOWHERE):
-        return
+        return stack
     with suppress(Exception):  # a stage does not depend on it
         LOCKS.mkdir(exist_ok=True)
-        _held.append((LOCKS / AT_WORK).open("a"))
-        fcntl.flock(_held[-1], fcntl.LOCK_SH)
+        fcntl.flock(stack.enter_context((LOCKS / AT_WORK).open("a")), fcntl.LOCK_SH)
         with suppress(Timeout), _lock(root):
             words = [sys.executable, "-m", "tripletkd.tracking", "follow", str(root.resolve()), str(time.time())]
-            # This interpreter, with words that stand here; in a session of its own: Ctrl-C is for the stage
-            Popen(words, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)  # nosec B603  # noqa: S603
+            nowhere = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+            # In a session of its own: Ctrl-C is for the stage
+            os.posix_spawn(sys.executable, words, os.environ, file_actions=nowhere, setsid=True)
+    return stack
 
 
 def _lock(root: Path) -> FileLock:

@@ -125,7 +125,7 @@ def _experiment(client: MlflowClient, name: str, root: Path) -> str:
     The store knows the places of artifacts as absolute paths. Where the project was moved or copied, the experiment
     keeps what it has under another name: what is logged from now on does not go to where the project was.
     """
-    found, is_default = client.get_experiment_by_name(name), "MLFLOW_TRACKING_URI" not in os.environ
+    found, is_default = client.get_experiment_by_name(name), not os.environ.get("MLFLOW_TRACKING_URI")
     if found and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     if found and is_default:
