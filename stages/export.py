@@ -66,7 +66,7 @@ def main(stage: Stage) -> None:
     model = export.to_onnx(chosen.classifier, chosen.record.image_shape, dataset.classes)
     check = export.verify(model, chosen.classifier, dataset.test)
     check = replace(check, test_accuracy=None) if made_up else check
-    exported = describe(chosen, model, dataset, check, seed_chosen=seed is not None)
+    exported = describe(chosen, model, dataset, check, is_asked_for=seed is not None)
     stage.say("timing on one thread of the processor" + ("" if method == "teacher" else ", beside the teacher"))
     times = measure_latency(stage, method, model, dataset)
     examples = {"inputs": dataset.test.take(slice(EXAMPLES)).tolist()}
@@ -168,7 +168,7 @@ def load_data(stage: Stage, chosen: Chosen) -> tuple[Dataset, bool]:
     return dataset, False
 
 
-def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check, seed_chosen: bool) -> Exported:
+def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check, is_asked_for: bool) -> Exported:
     """Collect what export.json says of the network and its file; no time, no path."""
     record = chosen.record
     weights = seed_folder(chosen.folder, record.seed) / WEIGHTS
@@ -177,7 +177,7 @@ def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check
         method=record.identity.name,
         network=record.identity.network,
         seed=record.seed,
-        seed_chosen=seed_chosen,
+        seed_is="asked for" if is_asked_for else "the first",
         parameters=models.parameter_count(chosen.classifier),
         opset=export.OPSET,
         weights_bytes=weights.stat().st_size,

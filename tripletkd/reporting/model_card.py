@@ -1,22 +1,19 @@
 """The model card of an exported network: what it is, what it was trained on, how well it does, what it is not for."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tripletkd.analysis.statistics import summarise
 from tripletkd.errors import UserError
 from tripletkd.evaluation.measurement import Measurement
-from tripletkd.files import flat, read_json
+from tripletkd.files import flat
 from tripletkd.reporting import tables
 from tripletkd.reporting.tables import Table
 from tripletkd.reporting.text import render
 from tripletkd.training.run_record import Record
 
 TEMPLATE = "model_card.md.j2"
-VERSION = re.compile(r"\d[\w.+!-]*")  # of a package; nothing else may reach a list of requirements
 
 # data.source and data.name -> what its authors say of the images' licence, as far as is known
 LICENCES = {
@@ -44,7 +41,7 @@ class Exported:
     method: str  # or "teacher"
     network: str
     seed: int
-    seed_chosen: bool  # by a person; else it is the first that did not fail
+    seed_is: Literal["the first", "asked for"]  # the first that did not fail, or one that a person asked for
     parameters: int
     opset: int
     weights_bytes: int
@@ -59,25 +56,10 @@ class Exported:
     other_class: int
     test_accuracy: float | None
 
-    def __post_init__(self) -> None:
-        """Refuse what is no version of a package: the versions become requirements of whoever installs the model."""
-        for name, version in self.versions.items():
-            if not VERSION.fullmatch(version):
-                raise ValueError(f"versions.{name}: {version!r} is no version")
-
     @property
     def checked_on(self) -> str:
         """What kind of images the two were compared on."""
         return "made-up images" if self.test_accuracy is None else "test images"
-
-
-def read_exported(path: Path) -> Exported:
-    """Read export.json.
-
-    Raises:
-        UserError: If it is not there, or not whole.
-    """
-    return read_json(path, Exported, "run the export stage")
 
 
 @dataclass(frozen=True)

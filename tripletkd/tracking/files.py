@@ -50,7 +50,8 @@ def mirror_table(root: Path, folder: Path, logs: Path) -> bool:
     """Add the table of results/<suite> to the store: its accuracies and verdicts, and the files that people look at."""
     said, log = _read(folder / TABLE), read_log(logs / "tabulate.json", folder / TABLE)
     suite, rows, verdicts = said["suite"], said["rows"], {verdict["claim"]: verdict for verdict in said["verdicts"]}
-    figures = {f"{said['split']}_accuracy/{row['method']}": row["test"]["mean"] / 100 for row in rows}  # as in runs
+    means = {row["method"]: row["test_accuracy_percent"]["mean"] for row in rows}
+    figures = {f"{said['split']}_accuracy/{method}": mean / 100 for method, mean in means.items()}  # as in runs
     figures |= {f"corrected_p/{claim}": v["corrected_p"] for claim, v in verdicts.items() if v["corrected_p"]}
     answers = {claim: verdict["verdict"] for claim, verdict in verdicts.items()}
     params = {"split": said["split"], "methods": said["methods"], "verdict": answers}
