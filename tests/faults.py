@@ -7,7 +7,6 @@ A fault is three words: what happens, where, and at which time of getting there.
     crash ...                                    SIGKILL to the whole process group, DVC among it
     interrupt ...                                SIGINT to it, as a terminal's Ctrl-C
     poison tripletkd.training.trainer:Trainer.step 20    all weights of the second seed become infinite
-    stall ...                                    an hour's wait
     edit ...                                     the files in the folder that EDITED names replace those here
 
 `python faults.py` is a process that has imported all that is slow and forks one for each stage it is asked to run: a
@@ -33,9 +32,9 @@ from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR
 PRELOADED = [
-    "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl",
-    "safetensors.torch", "safetensors.numpy", "stages._training", "tripletkd.config.load",
-    "tripletkd.evaluation.measure", "tripletkd.reporting.page", "tripletkd.data.sources", "jinja2", "filelock",
+    "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl", "pydantic",
+    "safetensors.torch", "ruamel.yaml", "filelock", "jinja2", "tripletkd.pipeline.train", "tripletkd.config.load",
+    "tripletkd.evaluation.measure", "tripletkd.reporting.folder", "tripletkd.data.sources",
 ]  # fmt: skip
 FOR_EXPORT = [
     "torch._dynamo", "torch.export._trace", "torch.onnx._internal.exporter._core", "onnxscript", "onnxruntime",
@@ -62,14 +61,6 @@ def install(fault: str) -> None:
             sys.meta_path.insert(0, Finder(module, name, reached))
 
 
-def _kill(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _crash(*_: Any) -> None:
-    os.killpg(0, signal.SIGKILL)
-
-
 def _interrupt(*_: Any) -> None:
     os.killpg(0, signal.SIGINT)
     time.sleep(0.1)
@@ -80,21 +71,12 @@ def _poison(trainer: Any, *_: Any) -> None:
         param.detach()[1] = float("inf")
 
 
-def _stall(*_: Any) -> None:
-    time.sleep(3600)
-
-
-def _edit(*_: Any) -> None:
-    shutil.copytree(os.environ["EDITED"], ".", dirs_exist_ok=True)
-
-
-ACTIONS: dict[str, Callable[..., None]] = {
-    "kill": _kill,
-    "crash": _crash,
+ACTIONS: dict[str, Callable[..., object]] = {
+    "kill": lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+    "crash": lambda *_: os.killpg(0, signal.SIGKILL),
     "interrupt": _interrupt,
     "poison": _poison,
-    "stall": _stall,
-    "edit": _edit,
+    "edit": lambda *_: shutil.copytree(os.environ["EDITED"], ".", dirs_exist_ok=True),
 }
 
 
@@ -159,10 +141,13 @@ def serve() -> None:
     """A request a line on standard input, a stage's exit status and most memory a line on standard output."""
     for name in PRELOADED:
         importlib.import_module(name)
+    from tripletkd.pipeline.code import code_of_stage
+
     for line in sys.stdin:
         request = json.loads(line)
         if request["stage"] == "export":
             _prepare_export()
+        code_of_stage(request["stage"], "triplet")  # whose parts are parsed once for all processes
         pid = os.fork()
         if pid == 0:
             _run_stage(request)
@@ -182,7 +167,7 @@ def _run_stage(request: dict[str, Any]) -> None:
     """In the forked process; never returns."""
     code, fault = 1, request["fault"]
     try:
-        signal.alarm(int(os.environ.get("STAGE_SECONDS", "120")))
+        signal.alarm(300)
         os.chdir(request["folder"])
         os.environ.update(request["variables"])
         descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

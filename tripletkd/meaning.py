@@ -262,6 +262,12 @@ def versions_of(roots: Sequence[Definition]) -> dict[str, str]:
     return {name: version for name, version in sorted(_locked().items()) if name in names}
 
 
+def read_again() -> None:
+    """Forget what was read: a process that has run for hours asks what the code means now."""
+    for cached in (_module, _meaning, _locked):
+        cached.cache_clear()
+
+
 @cache
 def _distributions() -> dict[str, list[str]]:
     return dict(packages_distributions())

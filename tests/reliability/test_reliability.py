@@ -28,13 +28,13 @@ import pytest
 import yaml
 from conftest import ROOT, trial
 from PIL import Image
-from shrunk import BIN, ENVIRONMENT, GIT, change, clone, command, lock, shrink, with_faults
+from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, shrink, with_faults
 
 from tripletkd.config.load import load
 from tripletkd.errors import UserError
 from tripletkd.training.run_record import read_log
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 STAGES = {
     "fetch": [],
@@ -51,23 +51,36 @@ EARLIER = [
     "suites.digits.holdout=10",
     "++suites.digits.student.recipe={optimizer: {lr: 0.02}}",
 ]
+TABLES = ("table.md", "table.csv", "table.json", "summary.json", "curves.csv", "report.html", "figures")
 OUTPUTS = {
     "fetch": ["data/digits"],
     "train_teacher": ["runs/digits/test/teacher", "results/digits/measured/test/teacher.json"],
     "distill": ["runs/digits/test/triplet"],
     "evaluate": [f"results/digits/measured/test/triplet{end}" for end in (".json", ".csv", "_map.csv")],
-    "tabulate": [
-        f"results/digits/{name}"
-        for name in ("table.md", "table.csv", "table.json", "summary.json", "curves.csv", "report.html", "figures")
-    ],
+    "tabulate": [f"results/digits/{name}" for name in TABLES],
     "ablate": [
         *(f"runs/digits/validation/ablations/margin/margin-{margin}" for margin in (1, 5)),
         "results/digits/measured/validation/ablations/margin.json",
     ],
     "export": ["exports/digits/teacher"],
 }
+# Moments between two changes of a file, after which much would have to be computed again, or a part is written
+MOMENTS = {
+    "fetch": ["tripletkd.data.dataset:save 1"],
+    "train_teacher": ["tripletkd.training.trainer:Trainer.step 30", "tripletkd.training.run_record:write_seeds 1"],
+    "distill": ["tripletkd.training.trainer:Trainer.step 30", "tripletkd.training.run_record:write_log 2"],
+    "evaluate": ["tripletkd.evaluation.measure:measure 1"],
+    "ablate": ["tripletkd.training.trainer:Trainer.step 60", "tripletkd.evaluation.measurement:write_ablation 1"],
+    "export": ["tripletkd.export:verify 1"],
+    "tabulate": ["tripletkd.reporting.tables:markdown 1"],
+}
+RUN = "runs/digits/test/triplet"
+OFTEN = "run.checkpoint_minutes=0.000001"
+LATE = "tripletkd.training.trainer:Trainer.step 50"  # in the last of three epochs
+UNDISTURBED = "nothing; the same command again ends with the undisturbed bytes"
 
 Contents = dict[str, bytes]
+Started = subprocess.Popen[str]
 
 
 class Runner:
@@ -75,24 +88,22 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
-        (folder / "mlflow.py").write_text("raise ImportError('no MLflow in this test')\n")
-        self.variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}  # also of what a stage starts
+        self.variables = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"}  # also of what a stage starts
         self.process = subprocess.Popen(
             [sys.executable, faults.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT | self.variables,
         )
 
     def __call__(self, folder: Path, stage: str, *words: str, fault: str = "", bytes_a_file: int = 0) -> int:
         """Its exit status; -9 if it was killed."""
         assert self.process.stdin and self.process.stdout
-        words = ("suite=digits", "run.ablations=[]", *STAGES[stage], *words)
         request = {
             "folder": str(folder),
             "stage": stage,
-            "words": words,
+            "words": ("suite=digits", "run.ablations=[]", *STAGES[stage], *words),
             "output": str(self.output),
             "variables": self.variables,
             "fault": fault,
@@ -103,6 +114,23 @@ class Runner:
         code, self.most_kib = map(int, self.process.stdout.readline().split())
         return code
 
+    def end(self, folder: Path, stage: str, *words: str) -> str:
+        """Run a stage that must succeed; both of its outputs as one text."""
+        assert self(folder, stage, *words) == 0, self.printed()
+        return self.printed()
+
+    def start(self, folder: Path, name: str, *words: str, before: Sequence[str] = (), to: int | None = None) -> Started:
+        """A stage in a process of its own, as a person starts it."""
+        command_line = ["python", "-m", f"stages.{name}", "suite=digits", "run.ablations=[]", *STAGES[name], *words]
+        return subprocess.Popen(
+            [*before, *command_line],
+            cwd=folder,
+            env=ENVIRONMENT | self.variables,
+            stdout=to or subprocess.PIPE,
+            stderr=to or subprocess.PIPE,
+            text=True,
+        )
+
     def printed(self) -> str:
         return self.output.read_text()
 
@@ -111,6 +139,10 @@ class Runner:
         lines = [line for line in self.printed().splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and "Traceback" not in self.printed(), self.printed()
         return lines[0]
+
+    def line(self, words: str) -> str:
+        """The first line with these words."""
+        return next(line for line in self.printed().splitlines() if words in line)
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +171,11 @@ def run_all(stage: Runner, folder: Path, *words: str) -> dict[str, Path]:
         states[name] = folder.parent / f"{folder.name} before {name}"
         if name == "evaluate":
             for step in ("distill", "evaluate"):
-                assert stage(folder, step, *words, "method=scratch") == 0, stage.printed()
+                stage.end(folder, step, *words, "method=scratch")
         if name == "ablate":
-            assert stage(folder, "train_teacher", *words, "split=validation") == 0, stage.printed()
+            stage.end(folder, "train_teacher", *words, "split=validation")
         shutil.copytree(folder, states[name])
-        assert stage(folder, name, *words) == 0, stage.printed()
+        stage.end(folder, name, *words)
     return states | {"end": folder}
 
 
@@ -159,6 +191,10 @@ def earlier(stage: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier") / "whole"
     folder.mkdir()
     return run_all(stage, folder, *EARLIER)["end"]
+
+
+def copied(states: dict[str, Path], name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(states[name], folder))
 
 
 def with_earlier_outputs(name: str, states: dict[str, Path], earlier: Path, folder: Path) -> Path:
@@ -184,9 +220,35 @@ def assert_whole(name: str, states: dict[str, Path], earlier: Path, folder: Path
             assert found in accepted or (found == {} and (earlier / part).is_dir()), (part, list(found))
 
 
+def left_over(folder: Path) -> list[Path]:
+    """What no stage may leave once it has ended well: parts of files, locks, checkpoints, what follows a training."""
+    # But for a seed's lock: who died when it was finished leaves it, and nobody asks for that seed's again.
+    found = [path for path in (folder / ".locks").glob("*") if ".seed-" not in path.name]
+    found += [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    return [*found, *(path for path in folder.rglob("*") if ".partial" in path.name or ".live." in path.name)]
+
+
+def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
+    """The outputs have the undisturbed bytes, every seed that was trained has its log, and nothing else is left."""
+    after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
+    assert after == contents(states["end"], *OUTPUTS[name])
+    assert not left_over(folder)
+    for output in OUTPUTS[name]:
+        for record in (folder / output).glob("seed-*/record.json") if output.startswith("runs/") else ():
+            log = folder / "logs" / record.parent.relative_to(folder / "runs").with_suffix(".json")
+            assert read_log(log, record).get("seconds"), log
+
+
+def assert_goes_on(name: str, stage: Runner, states: dict[str, Path], earlier: Path, folder: Path) -> None:
+    """After a stage died: its outputs are whole, and the same command ends with the undisturbed bytes and no others."""
+    assert_whole(name, states, earlier, folder)
+    stage.end(folder, name, OFTEN)
+    assert_undisturbed(name, states, folder)
+
+
 # --- odd parameters ---------------------------------------------------------------------------------------------------
 
-ODD = ["0", "1", "3.5", "-0.5", "1e-320", "1e30", "1e18", "true", "[]", "[1]", "auto"]
+ODD = ["0", "3.5", "-0.5", "1e-320", "1e30", "true", "[]", "[1]"]
 
 
 def accepted(folder: Path) -> list[str]:
@@ -195,9 +257,7 @@ def accepted(folder: Path) -> list[str]:
     suite, run = params["suites"]["digits"], params["run"]
     keys = [f"suites.digits.inputs.{key}" for key in suite["inputs"]] + [f"run.{key}" for key in run]
     keys += [f"suites.digits.{key}" for key in ("precision", "teacher_floor", "evaluate_every", "recipe.batch_size")]
-    keys += [
-        f"suites.digits.recipe.{part}.{key}" for part in ("optimizer", "schedule") for key in suite["recipe"][part]
-    ]
+    keys += [f"suites.digits.recipe.{part}.{k}" for part in ("optimizer", "schedule") for k in suite["recipe"][part]]
     keys += [f"methods.triplet.{key}" for key in params["methods"]["triplet"]]
     found = []
     for key, value in itertools.product(keys, ODD):
@@ -211,105 +271,18 @@ def test_odd_values_that_are_accepted_run_or_stop_with_one_message(
     stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
     words = accepted(states["train_teacher"])
-    assert len(words) > 40
+    assert len(words) > 20
     for number, word in enumerate(words):
         with trial("an odd value that params.yaml may have: the teacher and a student are trained with it") as fault:
             folder = copied(states, "train_teacher", tmp_path / str(number))
-            started = time.monotonic()
             for name in ("train_teacher", "distill"):
                 if code := stage(folder, name, word):
                     assert code == 1, (word, stage.printed())
                     fault.seen = f"nothing, or for example `{stage.error()[:150]}`"
                     break
-            assert time.monotonic() - started < 60, word
-        shutil.rmtree(folder)
 
 
 # --- killed anywhere --------------------------------------------------------------------------------------------------
-
-MOMENTS = {
-    "fetch": [
-        "tripletkd.data.sources:digits 1",
-        "tripletkd.data.dataset:save 1",
-        "tripletkd.tracking.logger:Logger._send 1",
-    ],
-    "train_teacher": [
-        *(f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 17, 18, 19, 40, 54)),
-        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
-        *(f"tripletkd.training.run_record:{name} 1" for name in ("write_seeds", "write_csv", "write_log")),
-        "tripletkd.training.run_record:read_run 2",  # the first looks at what stood there before
-        "tripletkd.evaluation.measure:measure 1",
-        "tripletkd.tracking.logger:Logger._send 1",
-        "stages._command:refuse_changes 1",
-    ],
-    "distill": [
-        *(f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 5, 18, 19, 36, 54)),
-        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (1, 2, 3)),
-        *(f"tripletkd.training.run_record:{name} {n}" for name in ("_write_seed", "write_log") for n in (1, 2)),
-        "tripletkd.training.run_record:read_run 4",  # the teacher's and each seed's before
-        "tripletkd.tracking.logger:Logger._send 1",
-        "stages._command:refuse_changes 1",
-    ],
-    "evaluate": [
-        "tripletkd.data.dataset:load 1",
-        "tripletkd.training.run_record:read_run 1",
-        "tripletkd.training.run_record:load_network 2",
-        "tripletkd.evaluation.measure:measure 1",
-        "tripletkd.files:write_csv 1",
-    ],
-    "tabulate": [
-        "tripletkd.analysis.comparison:rows 1",
-        "tripletkd.analysis.comparison:curves 1",
-        *(f"tripletkd.reporting.{name} 1" for name in ("tables:markdown", "page:pictures", "page:html")),
-        "tripletkd.tracking.logger:Logger._send 1",
-    ],
-    "ablate": [
-        *(
-            f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 12, 36, 37, 48, 72)
-        ),  # the second variant from 37
-        *(f"tripletkd.training.checkpoint:Checkpoint.save {n}" for n in (3, 4, 6)),
-        *(f"tripletkd.training.run_record:_write_seed {n}" for n in (1, 2, 3, 4)),
-        *(f"tripletkd.evaluation.measure:measure {n}" for n in (1, 2)),
-        "tripletkd.evaluation.measurement:write_ablation 1",
-        "tripletkd.tracking.logger:Logger._send 1",
-    ],
-    "export": [
-        *(
-            f"tripletkd.{name} 1"
-            for name in (
-                *("training.run_record:read_record", "data.dataset:load", "export:to_onnx", "export:verify"),
-                "reporting.model_card:markdown",
-            )
-        ),
-        "tripletkd.export:latency 2",
-        "tripletkd.tracking.logger:Logger._send 1",
-    ],
-}
-
-
-def left_over(folder: Path) -> list[Path]:
-    """What no stage may leave once it has ended well: parts of files, locks, checkpoints."""
-    # But for a seed's: who died when it was finished leaves it, and nobody asks for that seed's again.
-    locks = [path for path in (folder / ".locks").glob("*") if ".seed-" not in path.name]
-    return [*locks, *(path for path in folder.rglob("*") if ".partial" in path.name or "checkpoints/" in str(path))]
-
-
-def assert_undisturbed(name: str, states: dict[str, Path], folder: Path) -> None:
-    """The outputs have the undisturbed bytes, every seed that was trained has its log, and nothing else is left."""
-    after = {file: content for file, content in contents(folder).items() if file.startswith(tuple(OUTPUTS[name]))}
-    assert after == contents(states["end"], *OUTPUTS[name])
-    assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
-    for output in OUTPUTS[name]:
-        for record in (folder / output).glob("seed-*/record.json") if output.startswith("runs/") else ():
-            log = folder / "logs" / record.parent.relative_to(folder / "runs").with_suffix(".json")
-            assert read_log(log, record).get("seconds"), log
-
-
-def assert_goes_on(name: str, stage: Runner, states: dict[str, Path], earlier: Path, folder: Path) -> None:
-    """After a stage died: its outputs are whole, and the same command ends with the undisturbed bytes and no others."""
-    assert_whole(name, states, earlier, folder)
-    assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 0, stage.printed()
-    assert_undisturbed(name, states, folder)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -317,16 +290,16 @@ def test_killed_before_any_change_of_a_file(
     name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
 ) -> None:
     """Before the first, the second, ... until it is not killed any more."""
-    for n in range(1, 200):
+    for n in itertools.count(1, 4 if name == "ablate" else 1):  # which trains as distill does
         folder = with_earlier_outputs(name, states, earlier, tmp_path / str(n))
-        code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault=f"kill files {n}")
+        code = stage(folder, name, OFTEN, fault=f"kill files {n}")
         if code == 0:
             break
         with trial(f"kill -9 in {name}, before each of its changes of a file or folder") as fault:
             assert code == -signal.SIGKILL, stage.printed()
             assert_goes_on(name, stage, states, earlier, folder)
-            fault.seen = "nothing; the same command again ends with the undisturbed bytes"
-    assert code == 0
+            fault.seen = UNDISTURBED
+        shutil.rmtree(folder)
     assert n > 5, "hardly a file was written: the fault was not injected"
 
 
@@ -336,13 +309,11 @@ def test_killed_at_a_step_of_the_computation(
 ) -> None:
     folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
     with trial(f"kill -9 in {name}, between two steps of its computation") as fault:
-        code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault=f"kill {moment}")
-        assert code == -signal.SIGKILL, stage.printed()
+        assert stage(folder, name, OFTEN, fault=f"kill {moment}") == -signal.SIGKILL, stage.printed()
         assert_goes_on(name, stage, states, earlier, folder)
-        fault.seen = "nothing; the same command again ends with the undisturbed bytes"
-        if name in ("train_teacher", "distill", "ablate") and ("run_record:" in moment or "evaluation" in moment):
-            said = ("going on after epoch 3", "are there, as asked for")  # what was trained is not trained again
-            assert any(words in stage.printed() for words in said), stage.printed()
+        if name in ("train_teacher", "distill", "ablate"):  # what was trained is not trained again
+            assert re.search(r"going on after epoch \d|are there, as asked for", stage.printed())
+        fault.seen = UNDISTURBED
 
 
 def images_in(kind: str, folder: Path) -> Path:
@@ -354,94 +325,67 @@ def images_in(kind: str, folder: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
     if kind == "folder":
         return folder / "images"
-    made = shutil.make_archive(str(folder / "archive"), {"tar.gz": "gztar"}.get(kind, kind), folder / "images")
-    return Path(made)
+    return Path(shutil.make_archive(str(folder / "archive"), "gztar", folder / "images"))
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
+@pytest.mark.parametrize("kind", ["folder", "archive"])
 def test_killed_while_images_are_decoded(
     kind: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
 ) -> None:
-    path = images_in(kind, tmp_path)
-    words = [f"suites.digits.data.source={'folder' if kind == 'folder' else 'archive'}"]
-    words += [f"++suites.digits.data.path={path}"]
+    words = [f"suites.digits.data.source={kind}", f"++suites.digits.data.path={images_in(kind, tmp_path)}"]
     sound = copied(states, "fetch", tmp_path / "sound")
-    assert stage(sound, "fetch", *words) == 0, stage.printed()
-    moments = [
-        *(f"Decoder.decode {n}" for n in (1, 2, 10, 19, 20)),
-        "Decoder.common_shape 1",
-        "_class_folders 1",
-        "_by_class 1",
-    ]
-    for moment in moments:
+    stage.end(sound, "fetch", *words)
+    for moment in ("_by_class 1", "Decoded._decode 2", "Decoded._decode 20"):
         folder = with_earlier_outputs("fetch", states, earlier, tmp_path / moment)
         with trial("kill -9 in fetch, while a folder or an archive of images is decoded") as fault:
             code = stage(folder, "fetch", *words, fault=f"kill tripletkd.data.sources:{moment}")
             assert code == -signal.SIGKILL, stage.printed()
             assert contents(folder, "data/digits") == contents(earlier, "data/digits")
-            assert stage(folder, "fetch", *words) == 0, stage.printed()
+            stage.end(folder, "fetch", *words)
             assert everything(folder) == everything(sound)
-            fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+            fault.seen = UNDISTURBED
 
 
-@pytest.mark.parametrize("bytes_a_file", [1, 10, 100, 1000, 5000, 20000, 60000])
+@pytest.mark.parametrize("bytes_a_file", [400, 5000, 20000])  # what is printed is a file too
 @pytest.mark.parametrize("name", STAGES)
-def test_killed_in_the_midst_of_writing_a_file(
+def test_a_file_that_ends_midway(
     name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
 ) -> None:
-    """The kernel ends the process at that byte of whatever file is the first to be longer."""
-    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
-    code = stage(folder, name, "run.checkpoint_minutes=0.000001", fault="kill", bytes_a_file=bytes_a_file)
-    if code == 0:  # no file of this stage is that long
+    """The kernel refuses to write beyond that byte of whatever file is the first to be longer, or kills who tries."""
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "refused")
+    if stage(folder, name, OFTEN, bytes_a_file=bytes_a_file) == 0:  # no file of this stage is that long
         return
-    with trial(f"killed in {name}, at a byte partway through a file") as fault:
-        assert code == -signal.SIGXFSZ, stage.printed()
+    with trial("no room for a file (a limit of its size)") as fault:
+        fault.seen = f"`{stage.error()}`"
+        place = "(data|runs|results|checkpoints|exports)/digits"
+        assert re.match(rf"error: {place}\S*: File too large; fix that", stage.error())
+        assert not [file for file in folder.rglob("*") if ".partial" in file.name]
         assert_goes_on(name, stage, states, earlier, folder)
-        fault.seen = "nothing; the same command again ends with the undisturbed bytes"
+    folder = with_earlier_outputs(name, states, earlier, tmp_path / "killed")
+    with trial(f"killed in {name}, at a byte partway through a file") as fault:
+        assert stage(folder, name, OFTEN, fault="kill", bytes_a_file=bytes_a_file) == -signal.SIGXFSZ
+        assert_goes_on(name, stage, states, earlier, folder)
+        fault.seen = UNDISTURBED
 
 
 # --- twice at once ----------------------------------------------------------------------------------------------------
 
 
-def start(
-    stage: Runner, folder: Path, name: str, *words: str, before: Sequence[str] = (), to: int | None = None
-) -> subprocess.Popen[str]:
-    """A stage in a process of its own, as a person starts it."""
-    command_line = ["python", "-m", f"stages.{name}", "suite=digits", "run.ablations=[]", *STAGES[name], *words]
-    return subprocess.Popen(
-        [*before, *command_line],
-        cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": stage.variables["PYTHONPATH"]},
-        stdout=to or subprocess.PIPE,
-        stderr=to or subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: subprocess.Popen[str], code: int) -> str:
-    """What it says on standard error, but for the tests' lack of MLflow."""
+def ended(process: Started, code: int) -> str:
+    """What it says on standard error."""
     _, printed = process.communicate()
     assert process.returncode == code, printed
-    return "\n".join(line for line in printed.splitlines() if not line.startswith("warning: not logged to MLflow"))
+    return printed.strip()
 
 
-def refusal(process: subprocess.Popen[str], name: str, holder: int) -> str:
+def refused(process: Started, lock: Path, holder: int) -> str:
     """What a process says that has found another one at work."""
     line = ended(process, 75)
-    assert "\n" not in line
-    lock = lock_of(Path(), name)
-    assert line.startswith(f"error: {lock}: process {holder} does this here already; wait until it ends, or stop it")
-    return line
+    assert line.startswith(f"error: .locks/{lock.name}: process {holder} does this here already; wait until it ends")
+    return f"`{line.replace(str(holder), '6589')}`"
 
 
-def lock_of(folder: Path, name: str) -> Path:
-    """The file that a stage locks."""
-    words = [name, "digits", *(word.partition("=")[2] for word in STAGES[name])]
-    by_split = name in ("train_teacher", "distill", "evaluate")
-    return folder / ".locks" / ".".join([*words, *(["test"] if by_split else [])])
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], object], process: Started) -> None:
     """Until it holds, while the process goes on."""
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -455,95 +399,76 @@ def holder_of(lock: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    ("name", "words", "locked"),
+    [
+        ("tabulate", [], "tabulate.digits"),
+        ("distill", [], "distill.digits.triplet.test"),
+        ("distill", ["--only-seeds", "1"], "distill.digits.test.triplet.seed-1"),
+    ],
+)
 def test_a_stage_that_runs_already_is_not_started_again(
-    name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
+    name: str, words: list[str], locked: str, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
+    folder, lock = copied(states, name, tmp_path / "folder"), tmp_path / "folder/.locks" / locked
     with trial("a stage, run directly, that another process runs already in the same folder") as fault:
-        first = start(stage, folder, name)
-        wait_for(lambda: holder_of(lock_of(folder, name)), first)
+        first = stage.start(folder, name, *words)
+        wait_for(lambda: holder_of(lock), first)
         os.kill(first.pid, signal.SIGSTOP)
-        assert lock_of(folder, name).read_text() == str(first.pid)
-        fault.seen = f"`{refusal(start(stage, folder, name), name, first.pid).replace(str(first.pid), '6589')}`"
+        fault.seen = refused(stage.start(folder, name, *words), lock, first.pid)
         os.kill(first.pid, signal.SIGCONT)
         ended(first, 0)
-        assert_undisturbed(name, states, folder)
+        stage.end(folder, name)
+        if not words:
+            assert_undisturbed(name, states, folder)
 
 
-def test_a_lock_dies_with_the_process_that_held_it(
-    stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
-) -> None:
-    folder = with_earlier_outputs("distill", states, earlier, tmp_path / "folder")
-    with trial("a stage whose other process is killed") as fault:
-        first = start(stage, folder, "distill")
-        wait_for(lambda: holder_of(lock_of(folder, "distill")), first)
-        first.kill()
-        first.communicate()
-        assert lock_of(folder, "distill").exists()
-        assert stage(folder, "distill") == 0, stage.printed()
-        assert_undisturbed("distill", states, folder)
-        fault.seen = "nothing; the file that is left locks nobody out"
-
-
-MANY_WRITES = ["suites.digits.student.recipe.epochs=100", "run.checkpoint_minutes=0.000001"]
-
-
+@pytest.mark.parametrize("seconds", [0, 1])
 def test_two_direct_runs_at_once_leave_the_undisturbed_bytes(
-    stage: Runner, states: dict[str, Path], tmp_path: Path
+    seconds: float, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
     """Without a lock they take each other's half-written files away."""
-    alone = copied(states, "distill", tmp_path / "alone")
-    assert stage(alone, "distill", *MANY_WRITES) == 0
-    for seconds in (0, 0.3, 1):
-        folder = copied(states, "distill", tmp_path / f"{time.time_ns()}")
-        with trial("a stage started twice, almost simultaneously") as fault:
-            first = start(stage, folder, "distill", *MANY_WRITES)
-            time.sleep(seconds)
-            second = start(stage, folder, "distill", *MANY_WRITES)
-            first.wait()
-            winner, loser = (second, first) if first.returncode else (first, second)
-            refusal(loser, "distill", winner.pid)
-            ended(winner, 0)
-            assert contents(folder, "runs", "checkpoints") == contents(alone, "runs", "checkpoints")
-            assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
-            fault.seen = "that message, of either of them; the other one leaves the undisturbed bytes"
+    alone, folder = (copied(states, "distill", tmp_path / name) for name in ("alone", "folder"))
+    many_writes = ["suites.digits.student.recipe.epochs=100", OFTEN]
+    stage.end(alone, "distill", *many_writes)
+    with trial("a stage started twice, almost simultaneously") as fault:
+        first = stage.start(folder, "distill", *many_writes)
+        time.sleep(seconds)
+        second = stage.start(folder, "distill", *many_writes)
+        first.wait()
+        winner, loser = (second, first) if first.returncode else (first, second)
+        refused(loser, folder / ".locks/distill.digits.triplet.test", winner.pid)
+        ended(winner, 0)
+        assert contents(folder, "runs", "checkpoints") == contents(alone, "runs", "checkpoints")
+        assert not left_over(folder)
+        fault.seen = "that message, of either of them; the other one leaves the undisturbed bytes"
 
 
-def copied(states: dict[str, Path], name: str, folder: Path) -> Path:
-    return Path(shutil.copytree(states[name], folder))
+def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    sound, folder = (copied(states, "distill", tmp_path / name) for name in ("sound", "folder"))
+    for seed in "12":
+        stage.end(sound, "distill", "--only-seeds", seed)
+    with trial("`--only-seeds` of two seeds of one run at once") as fault:
+        for process in [stage.start(folder, "distill", "--only-seeds", seed, OFTEN) for seed in "12"]:
+            ended(process, 0)
+        assert contents(folder, RUN) == contents(sound, RUN)
+        assert "seeds 1, 2 are there, as asked for" in stage.end(folder, "distill")
+        assert not left_over(folder)
+        fault.seen = "nothing: both succeed"
+
+
+# --- under DVC --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dvc repro in a clone, on a path with spaces and letters of other alphabets."""
     folder = clone(tmp_path_factory.mktemp("Ünïcode 学生 and spaces") / "a clone")
+    change(folder, "run", "export", value=["teacher"])
     with trial("a clone on a path with spaces and non-ASCII letters") as fault:
-        command(folder, "dvc", "repro")
+        command(folder, "dvc", "repro", MLFLOW_TRACKING_URI="nowhere://")
         fault.seen = "nothing"
     return folder
-
-
-# The moments of a stage, in an order in which each is still ahead of what was finished before the one above it.
-DVC_MOMENTS = {
-    "fetch": [
-        "files 1",
-        "tripletkd.data.sources:digits 1",
-        "tripletkd.data.dataset:save 1",
-        "files 3",
-        MOMENTS["fetch"][-1],
-    ],
-    "train_teacher": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (1, 30)] + MOMENTS["train_teacher"][-5:],
-    "distill": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (5, 19)] + MOMENTS["distill"][-5:],
-    "evaluate": MOMENTS["evaluate"],
-    "ablate": [f"tripletkd.training.trainer:Trainer.step {n}" for n in (12, 25)]
-    + [
-        "tripletkd.training.run_record:_write_seed 2",
-        *MOMENTS["ablate"][-4:],
-    ],
-    "export": MOMENTS["export"],
-    "tabulate": MOMENTS["tabulate"],
-}
 
 
 def checkpoint_of(folder: Path, name: str) -> Path:
@@ -554,10 +479,11 @@ def checkpoint_of(folder: Path, name: str) -> Path:
 
 def repro(folder: Path, path: str, fault: str, where: str, *targets: str) -> tuple[int, str]:
     """dvc repro in a process group of its own, with a fault."""
+    variables = {"PYTHONPATH": path, "FAULT": fault, "FAULT_IN": where, "MLFLOW_TRACKING_URI": "nowhere://"}
     done = subprocess.run(
         ["dvc", "repro", *targets],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": path, "FAULT": fault, "FAULT_IN": where},
+        env=ENVIRONMENT | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -570,36 +496,34 @@ def repro(folder: Path, path: str, fault: str, where: str, *targets: str) -> tup
 def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(undisturbed: Path, tmp_path: Path) -> None:
     """Each time it goes on and is killed a little later: the stage alone, or all there is, DVC among it, in turns."""
     folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
-    whole = Path(shutil.copytree(undisturbed, tmp_path / "whole"))
-    for place in (folder, whole):
-        change(place, "run", "export", value=["teacher"])
-        change(place, "run", "checkpoint_minutes", value=0.000001)
-    command(whole, "dvc", "repro")
-    for name, moments in DVC_MOMENTS.items():
-        for moment, action in zip(moments, itertools.cycle(["kill", "crash"]), strict=False):
-            who = "the stage" if action == "kill" else "DVC and the stage at once"
-            with trial(f"dvc repro: kill -9 of {who}, in {name}") as fault:
-                code, printed = repro(folder, path, f"{action} {moment}", f"stages.{name}", name)
-                assert code == (-signal.SIGKILL if action == "crash" else 255), (moment, printed)
-                fault.seen = (
-                    "the stage that failed, or nothing; the next `dvc repro` goes on, to the undisturbed dvc.lock"
-                )
-    command(folder, "dvc", "repro")
-    assert lock(folder) == lock(whole)
-    assert contents(folder, "results", "data") == contents(whole, "results", "data")
+    change(folder, "run", "export", value=["teacher"])
+    change(folder, "run", "checkpoint_minutes", value=0.000001)
+    moments = [(name, moment) for name in MOMENTS for moment in MOMENTS[name]]
+    for (name, moment), action in zip(moments, itertools.cycle(["kill", "crash"]), strict=False):
+        who = "the stage" if action == "kill" else "DVC and the stage at once"
+        with trial(f"dvc repro: kill -9 of {who}") as fault:
+            code, printed = repro(folder, path, f"{action} {moment}", f"stages.{name}", name)
+            assert code == (-signal.SIGKILL if action == "crash" else 255), (moment, printed)
+            fault.seen = "the stage that failed, or nothing; the next `dvc repro` goes on, to the undisturbed dvc.lock"
+    command(folder, "dvc", "repro", MLFLOW_TRACKING_URI="nowhere://")
+    assert lock(folder) == lock(undisturbed)
+    assert contents(folder, "results", "data") == contents(undisturbed, "results", "data")
 
 
-@pytest.mark.parametrize("where", ["stages.train_teacher", "method=triplet"])
-def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(where: str, undisturbed: Path, tmp_path: Path) -> None:
-    folder, path = clone(tmp_path / "clone"), with_faults(tmp_path)
+def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "copy", symlinks=True))
+    shutil.rmtree(folder / RUN)
+    command(folder, "sed", "-i", "/^  distill@digits-triplet:/,/^  [a-z]/ s/size: .*/size: 1/", "dvc.lock")
+    shutil.rmtree(folder / ".dvc/cache/runs")
     with trial("dvc repro: Ctrl-C within an epoch") as fault:
-        code, printed = repro(folder, path, "interrupt tripletkd.training.trainer:Trainer.step 25", where)
+        step = "interrupt tripletkd.training.trainer:Trainer.step 25"
+        code, printed = repro(folder, with_faults(tmp_path), step, "method=triplet")
         assert code != 0
-        name = "teacher" if "teacher" in where else "triplet"
-        checkpoint = checkpoint_of(folder, name).relative_to(folder)
+        checkpoint = checkpoint_of(folder, "triplet").relative_to(folder)
         line = f"paused: stopped at epoch 2 of 3 (SIGINT); the same command goes on from {checkpoint}"
         assert printed.count(line) == 1 and "Traceback" not in printed, printed
-        assert f"{checkpoint}: going on after epoch 2" in command(folder, "dvc", "repro")
+        again = command(folder, "dvc", "repro", MLFLOW_TRACKING_URI="nowhere://")
+        assert f"{checkpoint}: going on after epoch 2" in again
         assert lock(folder) == lock(undisturbed)
         fault.seen = f"`{line}`"
 
@@ -607,81 +531,47 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_line_on_how_to_go_on(where: str, undis
 def test_of_two_dvc_repro_at_once_the_second_says_who_holds_the_lock(undisturbed: Path) -> None:
     with trial("two dvc repro at once") as fault:
         before = lock(undisturbed)
-        words = ["dvc", "repro", "--force"]
-        with subprocess.Popen(words, cwd=undisturbed, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as first:
+        words, variables = ["dvc", "repro", "--force"], ENVIRONMENT | {"MLFLOW_TRACKING_URI": "nowhere://"}
+        with subprocess.Popen(words, cwd=undisturbed, env=variables, stdout=subprocess.PIPE, text=True) as first:
             assert first.stdout
             while "Running stage" not in first.stdout.readline():
                 pass
             printed = command(undisturbed, "dvc", "repro", check=False)
             first.stdout.read()
-        assert str(first.pid) in printed, printed
         assert first.returncode == 0 and lock(undisturbed) == before
-        line = next(line for line in printed.splitlines() if str(first.pid) in line)
-        fault.seen = f"`{line.strip().replace(f'{BIN}/', '')}`"
+        fault.seen = f"`{next(line for line in printed.splitlines() if str(first.pid) in line).strip()}`"
 
 
-QUEUED = {f"margin-{margin}": margin for margin in (1, 2, 10, 20)}
-
-
-def test_four_queued_experiments_at_once_all_succeed_and_log_to_the_main_store(tmp_path: Path) -> None:
-    folder = clone(tmp_path / "clone")
-    assert str(folder).isascii()
+def test_queued_experiments_at_once_succeed_and_log_to_the_main_store(tmp_path: Path) -> None:
+    folder, margins = clone(tmp_path / "clone"), {"narrow": 2, "wide": 20}
     command(folder, "dvc", "repro")
     command(folder, "git", "add", "-A")
     command(folder, *GIT, "commit", "-qm", "a baseline")
-    for name, margin in QUEUED.items():
+    for name, margin in margins.items():
         command(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"methods.triplet.margin={margin}")
-    with trial("four queued experiments at once (`dvc queue start -j 4`)") as fault:
-        command(folder, "dvc", "queue", "start", "-j", "4")
-        finished = time.monotonic() + 500
-        while not all(f"{name} Success" in (printed := queue_status(folder)) for name in QUEUED):
-            assert "Failed" not in printed and time.monotonic() < finished, printed + logs_of_queue(folder)
+    with trial("two queued experiments at once (`dvc queue start -j 2`)") as fault:
+        command(folder, "dvc", "queue", "start", "-j", "2")
+        deadline = time.monotonic() + 500
+        # A run for the method and one for each of its two seeds
+        while logged(folder) != sorted((name, float(margin)) for name, margin in margins.items() for _ in range(3)):
+            status = command(folder, "dvc", "queue", "status")
+            assert "Failed" not in status and time.monotonic() < deadline, (status, logged(folder))
             time.sleep(2)
-        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-            query = (
-                "SELECT e.value, p.value FROM runs r JOIN params p ON p.run_uuid = r.run_uuid "
-                "JOIN tags e ON e.run_uuid = r.run_uuid AND e.key = 'log.experiment' "
-                "WHERE p.key = 'method.margin' AND r.status = 'FINISHED' AND r.lifecycle_stage = 'active'"
-            )
-            found = sorted((name, float(margin)) for name, margin in database.execute(query))
-        # A run for the method and one for each of its two seeds.
-        assert found == sorted((name, float(margin)) for name, margin in QUEUED.items() for _ in range(3))
-        shown = command(folder, "dvc", "exp", "show", "--csv")
-        assert all(re.search(rf"\b{name}\b", shown) for name in QUEUED)
         fault.seen = "`Success` for each in `dvc queue status`, and in MLflow's main store all their runs"
 
 
-def queue_status(folder: Path) -> str:
-    """A line for each: its name and its state."""
-    rows = [line.split() for line in command(folder, "dvc", "queue", "status").splitlines()]
-    return "\n".join(f"{row[1]} {row[-1]}" for row in rows if len(row) > 2 and row[1] in QUEUED)
-
-
-def logs_of_queue(folder: Path) -> str:
-    logs = [command(folder, "sh", "-c", f"dvc queue logs {name} 2>&1 || true") for name in QUEUED]
-    return "\n".join(log[-2000:] for log in logs)
+def logged(folder: Path) -> list[tuple[str, float]]:
+    """The experiments in MLflow's store that are finished, with the margin of each run in them."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        query = (
+            "SELECT e.value, p.value FROM runs r JOIN params p ON p.run_uuid = r.run_uuid "
+            "JOIN tags e ON e.run_uuid = r.run_uuid AND e.key = 'log.experiment' "
+            "WHERE p.key = 'method.margin' AND r.status = 'FINISHED' AND r.lifecycle_stage = 'active'"
+        )
+        return sorted((name, float(margin)) for name, margin in database.execute(query))
 
 
 # --- no room, no rights, damage ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bytes_a_file", [400, 1000, 5000, 20000])  # what is printed is a file too
-@pytest.mark.parametrize("name", STAGES)
-def test_no_room_for_a_file(
-    name: str, bytes_a_file: int, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
-) -> None:
-    folder = with_earlier_outputs(name, states, earlier, tmp_path / "folder")
-    code = stage(folder, name, "run.checkpoint_minutes=0.000001", bytes_a_file=bytes_a_file)
-    if code == 0:  # no file of this stage is that long
-        return
-    with trial("no room for a file (a limit of its size)") as fault:
-        assert code == 1
-        fault.seen = f"`{stage.error()}`"
-        assert re.match(
-            r"error: (data|runs|results|checkpoints|exports)/digits\S*: File too large; fix that", stage.error()
-        )
-        assert not [file for file in folder.rglob("*") if ".partial" in file.name]
-        assert_goes_on(name, stage, states, earlier, folder)
 
 
 def test_a_full_disk(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
@@ -703,14 +593,10 @@ def test_a_full_disk(stage: Runner, states: dict[str, Path], tmp_path: Path) -> 
     ("name", "place"),
     [
         ("fetch", "data"),
-        ("train_teacher", "runs"),
         ("train_teacher", "checkpoints"),
-        ("distill", "runs/digits/test/triplet"),
-        ("evaluate", "results"),
+        ("distill", RUN),
         ("tabulate", "results/digits/table.md"),
-        ("ablate", "runs/digits/validation/ablations"),
         ("ablate", "results/digits/measured/validation/ablations"),
-        ("export", "exports"),
     ],
 )
 def test_a_place_that_cannot_be_written(
@@ -719,25 +605,15 @@ def test_a_place_that_cannot_be_written(
     """A file where a folder must be, or a folder where a file must be: no rights that root could ignore."""
     folder = copied(states, name, tmp_path / "folder")
     with trial("a place that cannot be written") as fault:
-        shutil.rmtree(folder / place, ignore_errors=True)
         if place.endswith(".md"):
             (folder / place).mkdir(parents=True)
-        elif "triplet" in place:
+        elif place == RUN:
             (folder / place).symlink_to("/proc/self/nowhere")
         else:
             (folder / place).write_text("in the way")
-        assert stage(folder, name, "run.checkpoint_minutes=0.000001") == 1, stage.printed()
+        assert stage(folder, name, OFTEN) == 1, stage.printed()
         assert place.split("/", maxsplit=1)[0] in stage.error()
         fault.seen = f"`{stage.error()}`"
-
-
-READ = {
-    "train_teacher": ["data/digits/dataset.json", "data/digits/images.npy"],
-    "evaluate": [f"runs/digits/test/triplet/seed-1/{name}" for name in ("weights.safetensors", "record.json")],
-    "tabulate": ["results/digits/measured/test/triplet.json"],
-    "ablate": ["runs/digits/validation/teacher/seed-0/weights.safetensors"],
-    "export": ["runs/digits/test/teacher/seed-0/weights.safetensors"],
-}
 
 
 def without_rights_of_root() -> list[str]:
@@ -759,7 +635,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["train_teacher", "tabulate"])
 def test_a_folder_that_may_be_read_and_not_written(
     name: str, stage: Runner, states: dict[str, Path], earlier: Path, tmp_path: Path
 ) -> None:
@@ -767,90 +643,96 @@ def test_a_folder_that_may_be_read_and_not_written(
     before = everything(folder)
     with trial("a folder of someone else, that may be read and not written") as fault:
         set_modes(folder, 0o444, 0o555)
-        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
+        printed = ended(stage.start(folder, name, before=without_rights_of_root()), 1)
         set_modes(folder, 0o644, 0o755)
         fault.seen = f"`{printed}`"
-        assert re.match(r"error: (data|runs|results|checkpoints|exports)\S*: Permission denied; fix that and", printed)
+        assert re.match(r"error: (runs|results|checkpoints)\S*: Permission denied; fix that and", printed), printed
         assert everything(folder) == before
 
 
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name in READ for file in READ[name]])
-def test_a_file_that_may_not_be_read_is_named(
-    name: str, file: str, stage: Runner, states: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = copied(states, name, tmp_path / "folder")
-    before = everything(folder)
-    with trial("a file that may not be read") as fault:
-        (folder / file).chmod(0)
-        printed = ended(start(stage, folder, name, before=without_rights_of_root()), 1)
-        (folder / file).chmod(0o644)
-        fault.seen = f"`{printed}`"
-        assert re.match(rf"error: {file}: (Permission denied|cannot be read)", printed), printed
-        assert everything(folder) == before
-
-
+READ = [
+    *(("train_teacher", f"data/digits/{name}") for name in ("dataset.json", "images.npy", "labels.npy")),
+    *(("evaluate", f"{RUN}/seed-1/{name}") for name in ("weights.safetensors", "history.csv", "record.json")),
+    ("tabulate", "results/digits/measured/test/triplet.json"),
+    ("ablate", "runs/digits/validation/teacher/seed-0/weights.safetensors"),
+]
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
     "cut off": lambda content: content[: len(content) // 2],
     "a bit changed": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
-    "garbage": lambda content: b"\xff" * 1000,
     "another file": lambda content: b"{}",
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name in READ for file in READ[name]])
-def test_a_damaged_file_is_named(
-    name: str, file: str, damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(("name", "file"), READ)
+def test_a_file_that_may_not_be_read_or_is_damaged_is_named(
+    name: str, file: str, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = copied(states, name, tmp_path / "folder")
-    content = (folder / file).read_bytes()
-    if damage == "a bit changed" and file.endswith(".json"):
-        pytest.skip("DVC's hash tells: a number within a text has no other witness")
-    (folder / file).write_bytes(DAMAGE[damage](content))
-    with trial("a damaged file that a stage reads") as fault:
-        assert stage(folder, name) == 1, stage.printed()
-        assert str(Path(file).parent) in stage.error()
-        fault.seen = f"`{stage.error()[:160]}...`"
+    before, content = everything(folder), (folder / file).read_bytes()
+    with trial("a file that may not be read") as fault:
+        (folder / file).chmod(0)
+        printed = ended(stage.start(folder, name, before=without_rights_of_root()), 1)
+        (folder / file).chmod(0o644)
+        assert re.match(rf"error: {file}: (Permission denied|cannot be read)", printed), printed
+        assert everything(folder) == before
+        fault.seen = f"`{printed}`"
+    for kind, damaged in DAMAGE.items():
+        if kind == "a bit changed" and file.endswith(".json"):
+            continue  # DVC's hash tells: a number within a text has no other witness
+        with trial("a damaged file that a stage reads") as fault:
+            (folder / file).write_bytes(damaged(content))
+            assert stage(folder, name) == 1, stage.printed()
+            assert str(Path(file).parent) in stage.error()
+            fault.seen = f"`{stage.error()[:160]}...`"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_not_used(damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "distill", tmp_path / "folder")
-    stage(folder, "distill", "run.checkpoint_minutes=0.000001", fault="kill tripletkd.training.trainer:Trainer.step 50")
+    stage(folder, "distill", OFTEN, fault=f"kill {LATE}")
     path = checkpoint_of(folder, "triplet")
     path.write_bytes(damaged := DAMAGE[damage](path.read_bytes()))
     with trial("a damaged checkpoint") as fault:
-        words = ["run.checkpoint_minutes=0.000001"]
-        assert stage(folder, "distill", *words, fault="kill tripletkd.training.trainer:Trainer.step 50") != 0
-        line = next(line for line in stage.printed().splitlines() if "starting anew" in line)
+        assert stage(folder, "distill", OFTEN, fault=f"kill {LATE}") != 0
+        line = stage.line("starting anew")
         assert line.startswith(f"{path.relative_to(folder)}: cannot be read")
         aside = re.search(r"moved to (\S+), starting anew", line)
         assert aside and path.with_name(aside[1]).read_bytes() == damaged
-        assert stage(folder, "distill", *words) == 0
-        assert "starting anew" not in stage.printed() and stage.printed().count("going on after epoch 2") == 1
-        assert contents(folder, "runs/digits/test/triplet") == contents(states["end"], "runs/digits/test/triplet")
+        printed = stage.end(folder, "distill", OFTEN)
+        assert "starting anew" not in printed and printed.count("going on after epoch 2") == 1
+        assert contents(folder, RUN) == contents(states["end"], RUN)
         assert [*path.parent.iterdir()] == [path.with_name(aside[1])]
         fault.seen = f"`{line}`"
 
 
-@pytest.mark.parametrize("key", ["data_sha256", "teacher_sha256"])
-def test_students_of_another_run_are_not_measured(
-    key: str, stage: Runner, states: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_inputs_is_named_and_left(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
+    folder, other = copied(states, "distill", tmp_path / "folder"), "suites.digits.student.recipe.optimizer.lr=0.02"
+    stage(folder, "distill", OFTEN, other, fault=f"kill {LATE}")
+    path = checkpoint_of(folder, "triplet")
+    before = path.read_bytes()
+    with trial("a checkpoint of other inputs") as fault:
+        stage.end(folder, "distill", OFTEN)
+        fault.seen = f"`{stage.line('starting anew')}`"
+        assert f"{path.relative_to(folder)}: belongs to a run with other inputs; left there, starting anew" in fault.seen
+        assert checkpoint_of(folder, "triplet") == path and path.read_bytes() == before
+        assert contents(folder, RUN) == contents(states["end"], RUN)
+        assert f"{path.relative_to(folder)}: going on after epoch 2" in stage.end(folder, "distill", OFTEN, other)
+        assert not path.exists()
+
+
+def test_students_of_another_teacher_are_not_measured(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(states, "evaluate", tmp_path / "folder")
-    path = folder / "runs/digits/test/triplet/seed-1/record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0" * 64}))
-    with trial("students of other images or another teacher, carried here") as fault:
+    path = folder / RUN / "seed-1/record.json"
+    record = json.loads(path.read_text())
+    record["identity"]["teacher_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with trial("students of another teacher, carried here") as fault:
         assert stage(folder, "evaluate") == 1
-        assert "made with" in stage.error() and "0000" in stage.error()
+        assert "made with teacher_sha256 0000" in stage.error()
         fault.seen = f"`{stage.error()[:120]}...`"
 
 
 # --- a seed is the unit of work ---------------------------------------------------------------------------------------
-
-RUN = "runs/digits/test/triplet"
-OFTEN = "run.checkpoint_minutes=0.000001"
 
 
 def trained_anew(printed: str) -> list[str]:
@@ -863,50 +745,25 @@ def test_seeds_that_are_added_are_trained_alone_whenever_that_is_killed(
 ) -> None:
     words = ["suites.digits.seeds=[1,2,3,4]"]
     sound, earlier = copied(states, "evaluate", tmp_path / "sound"), contents(states["evaluate"], RUN)
-    assert stage(sound, "distill", *words) == 0, stage.printed()
+    stage.end(sound, "distill", *words)
     whole = contents(sound, RUN)
     assert earlier.items() < whole.items()
-    for n in range(1, 200):
+    for n in itertools.count(1, 2):
         folder = copied(states, "evaluate", tmp_path / str(n))
         code = stage(folder, "distill", *words, fault=f"kill files {n}")
         if code == 0:
             break
-        with trial("kill -9 while seeds are added to finished ones, before each change of a file") as fault:
+        with trial("kill -9 while seeds are added to finished ones, before every other change of a file") as fault:
             assert code == -signal.SIGKILL, stage.printed()
             left = {file: content for file, content in contents(folder, RUN).items() if ".partial" not in file}
             assert earlier.items() <= left.items() <= whole.items()
-            assert stage(folder, "distill", *words) == 0, stage.printed()
-            assert "seeds 1, 2" in stage.printed() and not trained_anew(stage.printed())
+            printed = stage.end(folder, "distill", *words)
+            assert "seeds 1, 2" in printed and not trained_anew(printed)
             assert contents(folder, RUN) == whole
-            assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+            assert not left_over(folder)
             fault.seen = "nothing; the same command again trains what is missing and no more"
         shutil.rmtree(folder)
     assert n > 10
-
-
-def test_two_processes_on_seeds_of_one_run(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
-    sound = copied(states, "distill", tmp_path / "sound")
-    for seed in "12":
-        assert stage(sound, "distill", "--only-seeds", seed) == 0, stage.printed()
-    with trial("`--only-seeds` of one seed twice at once") as fault:
-        folder, seed_lock = copied(states, "distill", tmp_path / "same"), ".locks/distill.digits.test.triplet.seed-1"
-        first = start(stage, folder, "distill", "--only-seeds", "1")
-        wait_for(lambda: holder_of(folder / seed_lock), first)
-        os.kill(first.pid, signal.SIGSTOP)
-        line = ended(start(stage, folder, "distill", "--only-seeds", "1"), 75)
-        os.kill(first.pid, signal.SIGCONT)
-        assert line.startswith(f"error: {seed_lock}: process {first.pid} does this here already; wait until it ends")
-        ended(first, 0)
-        assert contents(folder, RUN) == contents(sound, f"{RUN}/seed-1")
-        fault.seen = f"`{line.replace(str(first.pid), '6589')}`"
-    with trial("`--only-seeds` of two seeds of one run at once") as fault:
-        folder = copied(states, "distill", tmp_path / "other")
-        for process in [start(stage, folder, "distill", "--only-seeds", seed, OFTEN) for seed in "12"]:
-            ended(process, 0)
-        assert contents(folder, RUN) == contents(sound, RUN)
-        assert stage(folder, "distill") == 0 and "seeds 1, 2 are there, as asked for" in stage.printed()
-        assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
-        fault.seen = "nothing: both succeed"
 
 
 SIDE_BY_SIDE = [
@@ -920,8 +777,8 @@ def test_seeds_side_by_side_end_with_the_undisturbed_bytes(
     how: str, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
     sound, folder = (copied(states, "distill", tmp_path / name) for name in ("sound", "folder"))
-    assert stage(sound, "distill", *SIDE_BY_SIDE) == 0, stage.printed()
-    first = start(stage, folder, "distill", *SIDE_BY_SIDE)
+    stage.end(sound, "distill", *SIDE_BY_SIDE)
+    first = stage.start(folder, "distill", *SIDE_BY_SIDE)
     with first, trial(f"seeds side by side, a process each: {how} to the one that started them") as fault:
         wait_for(lambda: len([*folder.glob("checkpoints/**/seeds-*.safetensors")]) == 2, first)
         first.send_signal(getattr(signal, how))
@@ -929,87 +786,59 @@ def test_seeds_side_by_side_end_with_the_undisturbed_bytes(
             first.wait()
             fault.seen = "nothing, or that its seeds' processes are at work still; the same command goes on"
         else:
-            line = ended(first, 75).splitlines()[-1]
-            assert line.startswith("paused: every seed that was begun stopped at a checkpoint; the same command goes")
-            fault.seen = f"`{line}`"
-        finished = time.monotonic() + 60
+            fault.seen = f"`{ended(first, 75).splitlines()[-1]}`"
+            assert "paused: every seed that was begun stopped at a checkpoint; the same command goes" in fault.seen
+        deadline = time.monotonic() + 60
         while stage(folder, "distill", *SIDE_BY_SIDE):  # those that outlive a killed one are in the way, by name
-            assert how == "SIGKILL" and time.monotonic() < finished, stage.printed()
+            assert how == "SIGKILL" and time.monotonic() < deadline, stage.printed()
             assert re.search(r"seed-\d: process \d+ does this here already", stage.printed()), stage.printed()
             time.sleep(1)
         assert not trained_anew(stage.printed())
         assert contents(folder, RUN) == contents(sound, RUN)
-        assert not [path for path in left_over(folder) if path.is_file() or ".partial" in path.name]
+        assert not left_over(folder)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("file", ["weights.safetensors", "record.json"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("weights.safetensors", "a bit changed"), ("weights.safetensors", "cut off"), ("record.json", "another file")],
+)
 def test_a_damaged_seed_is_named_and_trained_anew_alone(
     file: str, damage: str, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    if (file, damage) == ("record.json", "a bit changed"):
-        pytest.skip("DVC's hash tells: a number within a text has no other witness")
     alone, folder = (copied(states, "evaluate", tmp_path / name) for name in ("alone", "folder"))
-    assert stage(alone, "distill", "--only-seeds", "1", "--retrain") == 0, stage.printed()
+    stage.end(alone, "distill", "--only-seeds", "1", "--retrain")
     path = folder / RUN / "seed-1" / file
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with trial("a damaged seed of a finished run") as fault:
-        assert stage(folder, "evaluate") == 1 and f"{RUN}/seed-1/{file}: " in stage.error()
-        assert stage(folder, "distill") == 0, stage.printed()
-        assert trained_anew(stage.printed()) == ["1"] and "seeds 2 are there, as asked for" in stage.printed()
+        printed = stage.end(folder, "distill")
+        assert trained_anew(printed) == ["1"] and "seeds 2 are there, as asked for" in printed
+        assert f"{RUN}/seed-1/{file}: " in stage.line("trained anew")
+        fault.seen = f"`{stage.line('trained anew')[:150]}...`"
         assert contents(folder, RUN) == contents(alone, RUN)
-        line = next(line for line in stage.printed().splitlines() if "trained anew" in line)
-        assert f"{RUN}/seed-1/{file}: " in line
-        assert stage(folder, "evaluate") == 0, stage.printed()
-        fault.seen = f"`{line[:150]}...`"
+        stage.end(folder, "evaluate")
 
 
-def test_a_checkpoint_of_other_inputs_is_named_and_left(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
-    folder, other = copied(states, "distill", tmp_path / "folder"), "suites.digits.student.recipe.optimizer.lr=0.02"
-    stage(folder, "distill", OFTEN, other, fault="kill tripletkd.training.trainer:Trainer.step 50")
-    path = checkpoint_of(folder, "triplet")
-    before = path.read_bytes()
-    with trial("a checkpoint of other inputs") as fault:
-        assert stage(folder, "distill", OFTEN) == 0, stage.printed()
-        line = next(line for line in stage.printed().splitlines() if "starting anew" in line)
-        assert line == f"{path.relative_to(folder)}: belongs to a run with other inputs; left there, starting anew"
-        assert checkpoint_of(folder, "triplet") == path and path.read_bytes() == before
-        assert contents(folder, RUN) == contents(states["end"], RUN)
-        assert stage(folder, "distill", OFTEN, other) == 0, stage.printed()
-        assert f"{path.relative_to(folder)}: going on after epoch 2" in stage.printed() and not path.exists()
-        fault.seen = f"`{line}`"
-
-
-@pytest.mark.parametrize("name", ["train_teacher", "distill", "ablate"])
 def test_parameters_that_are_edited_while_a_stage_trains(
-    name: str, stage: Runner, states: dict[str, Path], tmp_path: Path
+    stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder, edited = copied(states, name, tmp_path / "folder"), tmp_path / "edited"
-    before, runs = (
-        (folder / "params.yaml").read_bytes(),
-        [place for place in OUTPUTS[name] if place.startswith("runs/")],
-    )
+    folder, edited = copied(states, "distill", tmp_path / "folder"), tmp_path / "edited"
+    before, whole = (folder / "params.yaml").read_bytes(), contents(states["end"], RUN)
     edited.mkdir()
     shutil.copy(folder / "params.yaml", edited)
-    block = "teacher" if name == "train_teacher" else "student"
-    change(edited, "suites", "digits", block, "recipe", value={"optimizer": {"lr": 0.02}})
+    change(edited, "suites", "digits", "student", "recipe", value={"optimizer": {"lr": 0.02}})
     stage.variables["EDITED"] = str(edited)
     with trial("params.yaml edited while a stage trains") as fault:
-        assert stage(folder, name, fault="edit tripletkd.training.trainer:Trainer.step 20") == 1, stage.printed()
+        assert stage(folder, "distill", fault="edit tripletkd.training.trainer:Trainer.step 20") == 1, stage.printed()
         line = stage.error()
-        assert line.startswith(f'error: suites.digits.{block}: changed from {{"network": ') and '"lr": 0.02' in line
+        assert line.startswith('error: suites.digits.student: changed from {"network": ') and '"lr": 0.02' in line
         assert "while the stage ran" in line and "run the same command again" in line
-        whole = contents(states["end"], *runs)
-        assert contents(folder, *runs) == whole
+        assert contents(folder, RUN) == whole
         other = Path(shutil.copytree(folder, tmp_path / "other"))
         (folder / "params.yaml").write_bytes(before)
-        assert stage(folder, name) == 0 and "are there, as asked for" in stage.printed()
-        assert "trained anew" not in stage.printed()
-        assert_undisturbed(name, states, folder)
-        assert stage(other, name) == 0, stage.printed()
-        seeds = 4 if name == "ablate" else 1 if name == "train_teacher" else 2
-        assert stage.printed().count("; trained anew") == seeds
-        assert not contents(other, *runs).items() & {k: v for k, v in whole.items() if "record" not in k}.items()
+        printed = stage.end(folder, "distill")
+        assert "seeds 1, 2 are there, as asked for" in printed and not trained_anew(printed)
+        assert trained_anew(stage.end(other, "distill")) == ["1", "2"]
+        assert not contents(other, RUN).items() & {k: v for k, v in whole.items() if "record" not in k}.items()
         fault.seen = f"`{line[:60]} ... {line[-100:]}`"
 
 
@@ -1017,22 +846,27 @@ def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
     folder, edited, file = clone(tmp_path / "clone"), tmp_path / "edited", "tripletkd/methods/triplet.py"
     (edited / file).parent.mkdir(parents=True)
     before = (folder / file).read_text()
-    (edited / file).write_text(before + "# an edit\n")
+    after = before.replace("near - far + margin", "near - far - margin")
     there = partial(
-        command, folder, PYTHONPATH=with_faults(tmp_path), MLFLOW_TRACKING_URI="nonsense://", EDITED=str(edited)
+        command, folder, PYTHONPATH=with_faults(tmp_path), MLFLOW_TRACKING_URI="nowhere://", EDITED=str(edited)
     )
     for words in ("fetch", "train_teacher"):
         there("python", "-m", f"stages.{words}", "suite=digits")
     distill = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
-    edit = "edit tripletkd.training.trainer:Trainer.step 20"
-    with trial("a file of code edited while a stage trains") as fault:
-        printed = there(*distill, check=False, FAULT=edit, FAULT_IN="stages.distill")
+    edit = {"FAULT": "edit tripletkd.training.trainer:Trainer.step 20", "FAULT_IN": "stages.distill"}
+    with trial("a comment written into the code while a stage trains") as fault:
+        (edited / file).write_text(f"# a comment\n{before}")
+        assert "error" not in there(*distill, **edit)
+        assert (folder / file).read_text() != before
+        fault.seen = "nothing"
+    with trial("an operator of the code edited while a stage trains") as fault:
+        (edited / file).write_text(after)
+        printed = there(*distill, "--retrain", check=False, **edit)
         line = next(line for line in printed.splitlines() if line.startswith("error: "))
-        assert line.startswith(f"error: {file}: changed while the stage ran; its results are of what stood there")
+        assert line.startswith("error: code: changed from ") and "while the stage ran. Its results are of what" in line
         (folder / file).write_text(before)
-        printed = there(*distill)
-        assert "seeds 1, 2 are there, as asked for" in printed and not trained_anew(printed)
-        (folder / file).write_text(before + "# an edit\n")
+        assert "seeds 1, 2 are there, as asked for" in there(*distill)
+        (folder / file).write_text(after)
         assert trained_anew(there(*distill)) == ["1", "2"]
         fault.seen = f"`{line}`"
 
@@ -1043,14 +877,14 @@ def test_code_that_is_edited_while_a_stage_trains(tmp_path: Path) -> None:
 def measure_scratch(stage: Runner, folder: Path, *words: str) -> None:
     """The other method, of the same seeds, which the table needs."""
     for name in ("distill", "evaluate"):
-        assert stage(folder, name, *words, "method=scratch") == 0, stage.printed()
+        stage.end(folder, name, *words, "method=scratch")
 
 
 def rows_of(folder: Path, seed: int) -> list[str]:
-    return (folder / f"runs/digits/test/triplet/seed-{seed}/history.csv").read_text().splitlines()[1:]
+    return (folder / f"{RUN}/seed-{seed}/history.csv").read_text().splitlines()[1:]
 
 
-@pytest.mark.parametrize("at", [(1, 1, 1), (20, 2, 2), (54, 3, 18)], ids=str)
+@pytest.mark.parametrize("at", [(20, 2, 2), (54, 3, 18)], ids=str)
 @pytest.mark.parametrize("fuse_seeds", ["always", "never"])
 def test_a_loss_that_is_not_finite_ends_its_seed_alone(
     fuse_seeds: str, at: tuple[int, int, int], stage: Runner, states: dict[str, Path], tmp_path: Path
@@ -1060,19 +894,19 @@ def test_a_loss_that_is_not_finite_ends_its_seed_alone(
     sound, struck = (copied(states, "distill", tmp_path / name) for name in ("sound", "struck"))
     measure_scratch(stage, struck, *words)
     together = [*words, "--processes", "1"]
-    assert stage(sound, "distill", *together) == 0
+    stage.end(sound, "distill", *together)
     with trial("a loss that is not finite, in one of three seeds") as fault:
         assert stage(struck, "distill", *together, fault=f"poison tripletkd.training.trainer:Trainer.step {step}") == 0
-        why = json.loads((struck / "runs/digits/test/triplet/seed-2/record.json").read_text())["failed"]
+        why = json.loads((struck / RUN / "seed-2/record.json").read_text())["failed"]
         assert re.fullmatch(rf"(ce|triplet) is (nan|inf) at epoch {epoch}, step {within}", why)
         assert f"seed 2 failed: {why}; the other seeds go on" in stage.printed()
         for other in (1, 3):
-            file = f"runs/digits/test/triplet/seed-{other}/weights.safetensors"
+            file = f"{RUN}/seed-{other}/weights.safetensors"
             assert (struck / file).read_bytes() == (sound / file).read_bytes()
             assert rows_of(struck, other) == rows_of(sound, other)
         assert len(rows_of(struck, 2)) == epoch - 1
         for name in ("evaluate", "tabulate"):
-            assert stage(struck, name, *words) == 0, stage.printed()
+            stage.end(struck, name, *words)
         [row] = [r for r in json.loads((struck / "results/digits/table.json").read_text())["rows"] if r["failed"]]
         assert (row["method"], row["n"], row["failed"]) == ("triplet", 2, {"2": why})
         assert f"- triplet, seed 2: {why}" in (struck / "results/digits/table.md").read_text()
@@ -1084,55 +918,35 @@ def test_a_method_whose_every_seed_fails_stops_the_pipeline(
 ) -> None:
     folder, wild = copied(states, "distill", tmp_path / "folder"), "suites.digits.student.recipe.optimizer.lr=1e30"
     with trial("a loss that is not finite, in every seed") as fault:
-        for _ in range(2):  # also the second time: no checkpoint of it is left
-            assert stage(folder, "distill", wild) == 1
+        for name in ("distill", "distill", "evaluate"):  # also the second time: no checkpoint of it is left
+            assert stage(folder, name, wild) == 1
             assert "every seed failed: seed 1: " in stage.error() and "seed 2: " in stage.error()
         fault.seen = f"`{stage.error()[:150]}...`"
-        assert stage(folder, "evaluate", wild) == 1
-        assert "every seed failed" in stage.error()
 
 
 # --- endurance --------------------------------------------------------------------------------------------------------
 
 
 def test_five_thousand_epochs(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
-    """Memory is flat, and a checkpoint grows by its history: a row an epoch and seed."""
+    """Memory is flat, a checkpoint grows by its history, a row an epoch and seed, and a file gets no bar."""
     memory, size = {}, {}
     for epochs in (500, 5000):
         folder = copied(states, "fetch", tmp_path / str(epochs))
-        assert stage(folder, "fetch", "++suites.digits.data.per_class=1") == 0
+        stage.end(folder, "fetch", "++suites.digits.data.per_class=1")
         words = [f"suites.digits.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
-        code = stage(
-            folder,
-            "train_teacher",
-            *words,
-            "run.checkpoint_minutes=0.05",
-            fault="kill tripletkd.training.run_record:write_seeds 1",
-        )
-        assert code == -signal.SIGKILL, stage.printed()
+        late = "kill tripletkd.training.run_record:write_seeds 1"
+        code = stage(folder, "train_teacher", *words, "run.checkpoint_minutes=0.05", fault=late)
+        assert code == -signal.SIGKILL and not stage.printed(), stage.printed()
         memory[epochs] = stage.most_kib
         size[epochs] = checkpoint_of(folder, "teacher").stat().st_size
-    assert stage(folder, "train_teacher", *words) == 0
+    stage.end(folder, "train_teacher", *words)
     with trial("5,000 epochs in one run") as fault:
         a_row = (size[5000] - size[500]) / 4500
         grown = (memory[5000] - memory[500]) / 1024
         assert 50 < a_row < 300
         assert grown < 20
-        fault.seen = f"{grown:.0f} MiB more memory than 500 epochs; the checkpoint grows by {a_row:.0f} bytes an epoch"
-
-
-def test_five_thousand_epochs_leave_no_bar_in_a_file(stage: Runner, states: dict[str, Path], tmp_path: Path) -> None:
-    folder = copied(states, "fetch", tmp_path / "folder")
-    assert stage(folder, "fetch", "++suites.digits.data.per_class=1") == 0
-    words = ["suites.digits.recipe.epochs=5000", "suites.digits.evaluate_every=100"]
-    with trial("5,000 epochs with the output in a file") as fault:
-        with (tmp_path / "output.txt").open("w") as output:
-            process = start(stage, folder, "train_teacher", *words, "run.checkpoint_minutes=0.02", to=output.fileno())
-        assert process.wait() == 0
-        lines = (tmp_path / "output.txt").read_text().splitlines()
-        assert [line.partition(" (")[0] for line in lines] == ["warning: not logged to MLflow"]
         assert len((folder / "runs/digits/test/teacher/seed-0/history.csv").read_text().splitlines()) == 5001
-        fault.seen = "warnings, if any: no bar, and no line an epoch"
+        fault.seen = f"{grown:.0f} MiB more memory than 500 epochs; the checkpoint grows by {a_row:.0f} bytes an epoch"
 
 
 def shown(printed: str, columns: int) -> list[str]:
@@ -1155,8 +969,7 @@ def shown(printed: str, columns: int) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-@pytest.mark.parametrize("columns", [40, 80, 200])
-@pytest.mark.parametrize("name", ["train_teacher", "distill", "ablate"])
+@pytest.mark.parametrize(("name", "columns"), [("train_teacher", 80), ("distill", 200), ("ablate", 40)])
 def test_the_bar_stays_on_one_line_of_a_terminal(
     name: str, columns: int, stage: Runner, states: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -1165,7 +978,7 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
         whose = "" if name == "train_teacher" else "student."
-        process = start(stage, folder, name, f"suites.digits.{whose}recipe.epochs=40", to=theirs)
+        process = stage.start(folder, name, f"suites.digits.{whose}recipe.epochs=40", to=theirs)
         os.close(theirs)
         printed = b""
         with suppress(OSError):  # Linux's way to say that the other end is closed
@@ -1173,7 +986,7 @@ def test_the_bar_stays_on_one_line_of_a_terminal(
                 printed += part
         os.close(ours)
         assert process.wait() == 0, printed
-        text = re.sub(r"^warning: not logged to MLflow.*\n", "", printed.decode(), flags=re.MULTILINE)
+        text = printed.decode()
         lines = [line for line in shown(text, columns) if line]
         bars = [line for line in lines if line.startswith("digits/")]
         assert text.count("%|") > 10 * len(bars)  # it moved
@@ -1189,7 +1002,7 @@ def test_sixty_four_seeds(stage: Runner, states: dict[str, Path], tmp_path: Path
     with trial("64 seeds at once") as fault:
         measure_scratch(stage, folder, words)
         for name in ("distill", "evaluate", "tabulate"):
-            assert stage(folder, name, words) == 0, stage.printed()
+            stage.end(folder, name, words)
         rows = json.loads((folder / "results/digits/table.json").read_text())["rows"]
         assert [row["n"] for row in rows] == [1, 64, 64]
         fault.seen = "a table with n = 64"

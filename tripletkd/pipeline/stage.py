@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tripletkd.errors import Busy, Paused, UserError
 from tripletkd.files import read_yaml
+from tripletkd.meaning import read_again
 from tripletkd.pipeline.arguments import Options, parse
 from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.locks import exclusive
@@ -124,6 +125,7 @@ def refuse_changes(stage: Stage) -> None:
     Raises:
         UserError: If a parameter or the code was changed meanwhile.
     """
+    read_again()
     now, before = read_dependencies(stage.name, stage.config), stage.dependencies
     for name in dict.fromkeys([*before, *now]):
         if before.get(name) != now.get(name):
