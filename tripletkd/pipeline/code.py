@@ -12,6 +12,12 @@ from tripletkd.meaning import Definition, everything_in, meaning, versions_of
 from tripletkd.training.identity import COMPUTES
 
 CODE = Path("code.json")
+COMPUTES_NOTHING = (  # names of code, and what logs
+    "tripletkd.training.identity:COMPUTES",
+    "tripletkd.training.identity:REGISTRIES",
+    "tripletkd.tracking.live:Live",
+    "tripletkd.tracking.mirror:start",
+)
 
 
 def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
@@ -26,7 +32,7 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
     roots += everything_in(f"tripletkd.methods.{by_name}") if by_name not in (None, "teacher") else []
     # What a stage calls through the objects that params.yaml makes
     roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
-    without = [Definition("tripletkd.training.identity", name) for name in ("COMPUTES", "REGISTRIES")]  # names of code
+    without = [Definition(*name.split(":")) for name in COMPUTES_NOTHING]
     return {"code": meaning(roots, without), **versions_of(roots)}
 
 
