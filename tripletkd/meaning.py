@@ -240,10 +240,9 @@ def definition_of(thing: type | Callable[..., object]) -> Definition:
 
 
 def everything_in(module: str) -> list[Definition]:
-    """List the definitions of a module, for code that is found by its module's name."""
+    """List the definitions of a module, for code that is found by its module's name; none where there is no module."""
     found = _module(module)
-    assert found is not None, module
-    return [Definition(module, name) for name in found.definitions]
+    return [Definition(module, name) for name in found.definitions] if found else []
 
 
 def meaning(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tripletkd.errors import Busy, Paused, UserError
@@ -170,8 +171,9 @@ def run(
         trains: Whether it takes the options of training.
         allow_teacher: Whether it takes method=teacher.
     """
-    name = Path(sys.argv[0]).stem
-    overrides, options = parse(name, sys.modules[main.__module__].__doc__, needs, trains)
+    assert isinstance(main, FunctionType)
+    name = Path(main.__code__.co_filename).stem
+    overrides, options = parse(name, main.__globals__["__doc__"], needs, trains)
     with errors_for_people():
         stage = open_stage(name, overrides, needs, options, allow_teacher)
         stage.dependencies  # noqa: B018  # those of the start
