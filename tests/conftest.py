@@ -57,7 +57,7 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Fault:
-    """A line of the table. running: whether a stage was at work, or the function that checks was called."""
+    """A line of the table. running: whether stages were at work on the whole, or one part was tried."""
 
     running: bool = True
     tried: int = 0
@@ -66,20 +66,10 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
-FILES = {  # whose tests marked fault are a line together
-    "test_sources.py": (
-        "bad image data (tests/data/test_sources.py)",
-        "the file's name, what is wrong with it, what to do",
-    ),
-    "test_formulas.py": (
-        "degenerate batches in every method's formula (tests/methods/test_formulas.py)",
-        "finite numbers",
-    ),
-}
 HEAD = """# What a run survives
 
 Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {running} trials of stages
-at work, {checks} of the functions that check inputs; {lost} lost. Not every trial is a fault: odd settings that are
+at work, {checks} of single parts; {lost} lost. Not every trial is a fault: odd settings that are
 valid must be accepted, and count too.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
@@ -104,9 +94,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    name, seen = FILES.get(Path(report.nodeid.split("::")[0]).name, ("", ""))
-    if name and "fault" in report.keywords and report.when == "call":
-        fault = FAULTS.setdefault(name, Fault(running=False, seen=seen))
+    file = report.nodeid.split("::")[0]
+    if "fault" in report.keywords and report.when == "call" and "/reliability/" not in file:  # those have their trials
+        seen = "what is wrong, and what to do" if "test_formulas" not in file else "finite numbers"
+        fault = FAULTS.setdefault(f"bad inputs and faults of one part ({file})", Fault(running=False, seen=seen))
         fault.tried += 1
         fault.survived += report.passed
 

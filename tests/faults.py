@@ -14,8 +14,6 @@ hundred kills in the time of ten.
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import resource
@@ -55,10 +53,8 @@ def install(fault: str) -> None:
         sys.addaudithook(lambda event, arguments: reached() if _changes_a_file(event, arguments) else None)
     else:
         module, _, name = place.partition(":")
-        if module in sys.modules:
-            _wrap(sys.modules[module], name, reached)
-        else:
-            sys.meta_path.insert(0, Finder(module, name, reached))
+        sys.path.insert(0, str(Path.cwd()))  # where the process begins, Python has not put it there yet
+        _wrap(importlib.import_module(module), name, reached)
 
 
 def _interrupt(*_: Any) -> None:
@@ -91,27 +87,6 @@ def _changes_a_file(event: str, arguments: Any) -> bool:
 
 def _here(name: Any) -> bool:
     return Path(os.fsdecode(name)).absolute().is_relative_to(Path.cwd())
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    """Imports one module as always, then wraps a function of it."""
-
-    def __init__(self, module: str, name: str, reached: Callable[..., None]) -> None:
-        self.module, self.name, self.reached = module, name, reached
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != self.module:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        assert spec is not None and spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_wrap(module: ModuleType) -> None:
-            execute(module)
-            _wrap(module, self.name, self.reached)
-
-        spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
-        return spec
 
 
 def _wrap(module: ModuleType, name: str, reached: Callable[..., None]) -> None:
