@@ -1,4 +1,4 @@
-"""Parameters, stores and sources that anyone may have made: what is wrong is named, and nothing else happens.
+"""Parameters, command lines and sources that anyone may have made: what is wrong is named, and nothing else happens.
 
 Each attempt is counted (conftest.trial), see test_reliability.py.
 """
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,33 +64,31 @@ VALUES: list[Any] = [
     "../../etc", "/", ".", "$(touch x)", "${oc.env:HOME}", "${run}", "???", "=", "*", "&a", "!!python/object:os.system",
     [], [1], [[1]], [None], ["stage1"], [0.1, 0.2], list(range(300)), {}, {"a": 1}, {"": {}}, {"digits": None},
 ]  # fmt: skip
+ODD_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+INSERTED = ["{", "[", ": ", "\n", "\t", "- ", "&a ", "*a", "'", '"', "|", "? "]
 UNKNOWN = ["nope", "é", "", " ", "a b", "../x", "_target_", "defaults", "hydra"]
 
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, Keys | None, Any]:
     """A params.yaml with one thing changed; where, and to what, if its values are still known."""
-    kind = draw(st.sampled_from(["change", "remove", "add", "twice", "text"]))
+    kind = draw(st.sampled_from(["change", "remove", "add", "text"]))
     path, value = draw(st.sampled_from(PLACES)), draw(st.sampled_from(VALUES))
-    dumped = partial(yaml.dump, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+    if kind == "text":
+        at, inserted = draw(st.integers(0, len(TEXT))), draw(st.sampled_from(INSERTED) | ODD_TEXTS)
+        return TEXT[:at] + inserted + TEXT[at + draw(st.integers(0, 3)) :], None, None
     params = copy.deepcopy(PARAMS)
     block = params
     for key in path[:-1]:
         block = block[key]
-    if kind == "text":
-        at = draw(st.integers(0, len(TEXT)))
-        odd = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
-        inserted = draw(st.sampled_from(["{", "[", ": ", "\n", "\t", "- ", "&a ", "*a", "'", '"', "|", "? "]) | odd)
-        return TEXT[:at] + inserted + TEXT[at + draw(st.integers(0, 3)) :], None, None
-    if kind == "twice" and isinstance(path[-1], str):
-        return dumped(params) + dumped({path[0]: {}}) + dumped({path[-1]: value}), None, None
-    if kind == "remove":
-        del block[path[-1]]
-        return dumped(params), path, KeyError
     if kind == "add" and isinstance(block, dict):
         path = (*path[:-1], draw(st.sampled_from(UNKNOWN)))
-    block[path[-1]] = value
-    return dumped(params), path, value
+    if kind == "remove":
+        del block[path[-1]]
+    else:
+        block[path[-1]] = value
+    text: str = yaml.dump(params, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+    return text, path, KeyError if kind == "remove" else value
 
 
 def same(found: Any, given: Any) -> bool:
@@ -109,7 +106,7 @@ def test_changed_files(mutated: tuple[str, Keys | None, Any], tmp_path: Path) ->
     folder = tmp_path / str(time.time_ns())
     folder.mkdir()
     (folder / "params.yaml").write_text(text, encoding="utf-8")
-    kinds = "wrong, missing, unknown, twice, NaN, huge, unicode, broken YAML"
+    kinds = "wrong, missing, unknown, NaN, huge, unicode, broken YAML"
     with trial(f"a changed params.yaml: {kinds}", running=False) as fault:
         started = time.process_time()  # a busy machine makes anything wait
         try:
@@ -131,7 +128,6 @@ def test_changed_files(mutated: tuple[str, Keys | None, Any], tmp_path: Path) ->
 KEYS = [".".join(path) for path in PLACES if all(isinstance(key, str) for key in path)]
 ODD_KEYS = ["run.nope", "nope", "", ".", "run[0]", "é", "hydra.run.dir", "a/b", "x@y"]
 TEXTS = [*map(str, VALUES), "1,2", "range(1,9)", "choice(a)", "[", "{a:", "'", '"']
-ODD_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
 @hard
@@ -242,49 +238,6 @@ def test_killed_in_a_download_that_stalls(name: str, sound: int, share: float, t
         attempt.seen = "nothing; the same command again ends with the undisturbed bytes"
 
 
-# --- tracking ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run record of a teacher, and no store."""
-    folder = tmp_path_factory.mktemp("trained")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, folder)
-    shrink(folder)
-    for stage in ("fetch", "train_teacher"):
-        python(folder, "-m", f"stages.{stage}", "suite=digits", **NOWHERE)
-    return folder
-
-
-def python(folder: Path, *words: str, **variables: str) -> str:
-    return command(folder, sys.executable, *words, check=True, PYTHONPATH=str(ROOT), **variables)
-
-
-@hard
-@pytest.mark.parametrize("fault", ["garbage", "a folder in its place", "no room"])
-def test_a_store_at_fault_is_one_line_and_is_filled_later_once(fault: str, trained: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(trained, tmp_path / "project"))
-    store, before, limit = folder / "mlflow.db", files_of(folder / "runs"), ""
-    if fault == "garbage":
-        store.write_bytes(b"garbage" * 1000)
-    elif fault == "a folder in its place":
-        store.mkdir()
-    else:
-        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
-    with trial("an MLflow store at fault: no room, garbage, a folder") as attempt:
-        relog = "from pathlib import Path; from tripletkd.tracking.mirror import relog; assert not relog(Path.cwd())"
-        printed = python(folder, "-c", limit + relog)
-        assert (
-            printed.startswith("error: runs/digits/test/teacher: not logged to MLflow (") and printed.count("\n") == 1
-        )
-        assert files_of(folder / "runs") == before
-        shutil.rmtree(store) if store.is_dir() else store.unlink(missing_ok=True)
-        assert python(folder, "-m", "tripletkd.tracking") == "[1/1] runs/digits/test/teacher: logged\n"
-        assert python(folder, "-m", "tripletkd.tracking") == "[1/1] runs/digits/test/teacher: already there\n"
-        attempt.seen = f"`{printed[:90].strip()}...`; `make relog` later leaves no double"
-
-
 # --- what a reader of the sources, or of the results, may rely on -----------------------------------------------------
 
 SOURCES = [path for folder in ("tripletkd", "stages", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -308,21 +261,18 @@ def test_no_unchecked_bytes_are_executed() -> None:
 
 
 @hard
-def test_no_environment_variable_is_recorded(trained: Path, tmp_path: Path) -> None:
-    folder, secret = Path(shutil.copytree(trained, tmp_path / "project")), "hunter2-3f1c9a"
+def test_no_environment_variable_is_recorded(tmp_path: Path) -> None:
     with trial("a secret in an environment variable, looked for in every file that a run writes") as attempt:
-        secrets = {"AWS_SECRET_ACCESS_KEY": secret, "TOKEN": secret}
-        python(
-            folder,
-            "-m",
-            "stages.distill",
-            "suite=digits",
-            "method=triplet",
-            MLFLOW_TRACKING_URI="nowhere://",
-            **secrets,
-        )
-        python(folder, "-m", "tripletkd.tracking", **secrets)
-        written = [file for file in folder.rglob("*") if file.is_file()]
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(ROOT / name, tmp_path)
+        shrink(tmp_path)
+        secret, words = "hunter2-3f1c9a", [sys.executable, "-m"]
+        variables = {"AWS_SECRET_ACCESS_KEY": secret, "TOKEN": secret, "PYTHONPATH": str(ROOT)}
+        for stage in ("fetch", "train_teacher", "distill method=triplet"):
+            asked = [*words, *f"stages.{stage} suite=digits".split()]
+            command(tmp_path, *asked, check=True, **variables, **NOWHERE)
+        command(tmp_path, *words, "tripletkd.tracking", check=True, **variables)
+        written = [file for file in tmp_path.rglob("*") if file.is_file()]
         assert {"mlflow.db", "record.json", "seed-1.json"} <= {file.name for file in written}
         assert not [file for file in written if secret.encode() in file.read_bytes()]
         attempt.seen = "nothing: it is in no file"

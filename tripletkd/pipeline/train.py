@@ -340,8 +340,12 @@ def _train_side_by_side(training: Training, seeds: Sequence[int]) -> None:
         while running or (waiting and not stopped):
             while waiting and len(running) < processes and not stopped:
                 seed = waiting.pop(0)
-                running[seed] = spawn.Process(target=_train_alone, args=(stage, job, job.code, seed, epochs))
-                running[seed].start()
+                # Without what it has looked up: a suite cannot be handed to another process
+                process = spawn.Process(target=_train_alone, args=(replace(stage), job, job.code, seed, epochs))
+                process.start()
+                running[seed] = process
+                if stopped:  # meanwhile
+                    process.terminate()
             wait([process.sentinel for process in running.values()], timeout=1)
             bar.update(epochs.value - bar.n)
             for seed in [seed for seed, process in running.items() if process.exitcode is not None]:
