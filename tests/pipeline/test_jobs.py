@@ -93,7 +93,7 @@ OTHER: dict[str, Any] = {
     "run.device": "cpu",
     "run.residence": "host",
     "run.deterministic": False,
-    "run.equivalent_code": [{"code": "c", "suite": "digits", "methods": ["kd", "teacher"], "shown": "docs"}],
+    "run.equivalent_code": [{"code": "c" * 64, "suite": "digits", "methods": ["kd", "teacher"], "shown": "docs"}],
     "run.cuda_graph": False,
     "run.fuse_seeds": "never",
     "run.checkpoint_minutes": 1,
