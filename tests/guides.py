@@ -69,4 +69,7 @@ def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None
             params = folder / "params.yaml"
             found = re.findall(rf"^{key}(?: #.*)?\n", params.read_text(), re.MULTILINE)
             assert len(found) == 1
-            params.write_text(params.read_text().replace(found[0], found[0] + content, 1))
+            at = re.search(rf"^{re.escape(found[0])}", params.read_text(), re.MULTILINE)
+            assert at is not None
+            text = params.read_text()
+            params.write_text(text[: at.end()] + content + text[at.end() :])

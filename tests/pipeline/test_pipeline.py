@@ -201,7 +201,7 @@ def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: 
     commit(project)
     command(project, "dvc", "exp", "run", "-n", "narrow", "-S", "methods.kd.kl=20")
     lines = command(project, "make", "experiments", COLUMNS="100").splitlines()
-    assert lines[1].split() == ["Experiment", "Created", "kd", "methods.kd.kl"]
+    assert lines[1].split() == ["Experiment", "Created", "kd_percent", "methods.kd.kl"]
     assert [line.split()[-1] for line in lines if "narrow" in line] == ["20"]
     assert max(map(len, lines)) <= 100
     command(project, "dvc", "plots", "diff", "HEAD")

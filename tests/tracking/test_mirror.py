@@ -263,7 +263,10 @@ def test_a_table_is_a_run_with_its_verdicts_and_files(trained: Path, tmp_path: P
     results = tmp_path / "results/digits"
     for name in ("table.md", "table.csv", "report.html", "figures/curves.svg"):
         write_text(results / name, "text")
-    rows, verdict = [{"method": "kd", "test_accuracy_percent": {"mean": 93.0}}], {"claim": "kd over scratch", "verdict": "reproduced"}
+    rows, verdict = (
+        [{"method": "kd", "test_accuracy_percent": {"mean": 93.0}}],
+        {"claim": "kd over scratch", "verdict": "reproduced"},
+    )
     table = {"suite": "digits", "about": "Small", "split": "test", "methods": {"kd": {"temperature": 4}}, "rows": rows}
     write_json(results / "table.json", {**table, "verdicts": [{**verdict, "corrected_p": 0.01}], "in_short": ["Yes."]})
     log = {"started": "2024-05-06T07:08:09Z", "seconds": 2.5, "commit": "c0ffee", "experiment": "wide"}
