@@ -83,8 +83,8 @@ audit: env ## known vulnerabilities in the locked packages; asks PyPI, so it nee
 	$(UV) export --locked --no-emit-project --quiet | pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r /dev/stdin
 
 restore: ## params.yaml, dvc.lock and results/ as they were committed, and the runs of that time with their logs
-	@git status --short params.yaml dvc.lock results
-	git restore params.yaml dvc.lock results
+	@git status --short params.yaml dvc.lock code.json results
+	git restore params.yaml dvc.lock code.json results
 	git clean --quiet --force -d results
 	@# what is in no commit and not in the cache, such as a run that failed, is kept aside
 	dvc checkout --allow-missing || { mkdir -p checkpoints && cp -R runs checkpoints/before-restore.$$$$ && dvc checkout --force --allow-missing; }
