@@ -83,9 +83,11 @@ class Live:
 
     def close(self) -> None:
         """Let go of the files. Those that are not removed are of a training that was stopped."""
-        with suppress(OSError):
-            while self.files:
-                self.files.popitem()[1].close()
+        while self.files:
+            seed, file = self.files.popitem()
+            with suppress(OSError):
+                self._path(seed, ".partial").unlink(missing_ok=True)  # where there was no room for it
+                file.close()
 
     def _path(self, seed: int, more: str = "") -> Path:
         return self.folder / f"{'.' if more else ''}seed-{seed}{SUFFIX}{more}"
