@@ -40,7 +40,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
 
     config, methods = stage.config, stage.config.run.methods
     place = stage.path("results", "measured", config.split)
-    measured, ablated = read_methods(stage), read_ablations(stage)
+    measured, (ablation_teacher, ablated) = read_methods(stage), read_ablations(stage)
     whole_test_split = config.split == "test" and not stage.suite.data.per_class
     published = stage.suite.published if whole_test_split else {}  # which are of those images
     results = comparison.Results(
@@ -57,7 +57,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
     )
     of_variants = [each.measurement for variants in ablated.values() for each in variants]
-    return results, [*measured.values(), *of_variants]
+    return results, [*measured.values(), *ablation_teacher, *of_variants]
 
 
 def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
@@ -100,13 +100,13 @@ def read_methods(stage: Stage) -> dict[str, Measurement]:
     return measured
 
 
-def read_ablations(stage: Stage) -> dict[str, list[VariantMeasurement]]:
-    """Read what was measured of the ablations' variants, which are those of params.yaml."""
+def read_ablations(stage: Stage) -> tuple[list[Measurement], dict[str, list[VariantMeasurement]]]:
+    """Read what was measured of the ablations' teacher, if there is an ablation, and of their variants."""
     stage, names = stage.on_split(stage.config.run.ablation_split), stage.config.run.ablations
     if not names:
-        return {}
-    _, runs = read_teacher(stage)
-    return {name: read_ablation(stage, runs, name) for name in names}
+        return [], {}
+    teacher, runs = read_teacher(stage)
+    return [teacher], {name: read_ablation(stage, runs, name) for name in names}
 
 
 def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasurement]:

@@ -38,6 +38,11 @@ class Module:
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imported: dict[str, str] = field(default_factory=dict)  # local name -> full name of a module or of what is in one
 
+    @property
+    def package(self) -> str:
+        """The package that relative imports begin in."""
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
 
 @cache
 def _module(name: str) -> Module | None:
@@ -47,10 +52,9 @@ def _module(name: str) -> Module | None:
     if path is None or name.split(".", maxsplit=1)[0] not in PACKAGES:
         return None
     module = Module(name, path)
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for statement in ast.parse(path.read_bytes()).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            module.imported.update(_imports(statement, package))
+            module.imported.update(_imports(statement, module.package))
         elif not _is_docstring(statement) and not _is_guard(statement):
             for target in _targets(statement):
                 module.definitions.setdefault(target, []).append(statement)
@@ -106,8 +110,7 @@ class _Normalizer(ast.NodeTransformer):
         self._bind(node)
 
     def _bind(self, node: ast.Import | ast.ImportFrom) -> None:
-        package = self.module.name if self.module.path.name == "__init__.py" else self.module.name.rpartition(".")[0]
-        self.imported.update(_imports(node, package))
+        self.imported.update(_imports(node, self.module.package))
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -122,7 +125,7 @@ class _Normalizer(ast.NodeTransformer):
         for inner in ast.walk(node):  # an import counts wherever in the body it stands
             if isinstance(inner, ast.Import | ast.ImportFrom):
                 self._bind(inner)
-        node.body = [s for s in node.body if not _is_docstring(s) and not _is_guard(s)]
+        node.body = [statement for statement in node.body if not _is_docstring(statement)]
         return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
@@ -164,12 +167,9 @@ class _Normalizer(ast.NodeTransformer):
             node = node.value
         if not isinstance(node, ast.Name):
             return None
-        if not parts and node.id in self.module.definitions:
+        if node.id in self.module.definitions:
             self.reached.add(Definition(self.module.name, node.id))
-            return node.id
-        if parts and node.id in self.module.definitions:
-            self.reached.add(Definition(self.module.name, node.id))
-            return None
+            return None if parts else node.id
         if node.id not in self.imported:
             return None
         return self._imported([*self.imported[node.id].split("."), *parts])
@@ -186,7 +186,7 @@ class _Normalizer(ast.NodeTransformer):
             name = parts[end]
             if name in module.imported:
                 return self._imported([*module.imported[name].split("."), *parts[end + 1 :]])
-            self.reached |= {Definition(module.name, name), Definition(module.name, "*")}
+            self.reached.add(Definition(module.name, name))
             return ".".join(parts[end:])
         self.packages.add(parts[0])
         return None if parts[0] in PACKAGES else ".".join(parts)
@@ -230,7 +230,7 @@ def reached_from(roots: Sequence[Definition], without: Sequence[Definition] = ()
         definition = pending.pop()
         if definition not in found and definition not in without:
             found[definition] = _meaning(definition)
-            pending += found[definition].reached
+            pending += [*found[definition].reached, Definition(definition.module, "*")]
     return {definition: meaning for definition, meaning in found.items() if meaning.text}
 
 
@@ -254,9 +254,9 @@ def meaning(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> 
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def versions_of(roots: Sequence[Definition]) -> dict[str, str]:
+def versions_of(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> dict[str, str]:
     """Look up in uv.lock the versions of the packages that the roots, and all that they reach, import."""
-    imported = {name for meaning in reached_from(roots).values() for name in meaning.packages}
+    imported = {name for found in reached_from(roots, without).values() for name in found.packages}
     names = {d.lower() for name in imported - set(sys.stdlib_module_names) for d in _distributions().get(name, ())}
     return {name: version for name, version in sorted(_locked().items()) if name in names}
 

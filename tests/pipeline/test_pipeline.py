@@ -68,7 +68,7 @@ def test_where_a_run_was_computed_is_told_and_hashed_by_nobody(project: Path) ->
     told = json.loads((project / "results/digits/environment.json").read_text())
     [here] = told["environments"]
     assert here["torch"] and here["device"]
-    assert told["seeds"]["test/triplet"].keys() == {"1", "2"}
+    assert told["seeds"]["test/triplet"].keys() == {"1", "2"} and "validation/teacher" in told["seeds"]
     results = [path for path in (project / "results").rglob("*") if path.is_file() and path.name != "environment.json"]
     hashed = b"".join([*files(project / "runs").values(), *(path.read_bytes() for path in results)])
     assert here["device"].encode() not in hashed and here["processor_flags"].encode() not in hashed

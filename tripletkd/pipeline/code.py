@@ -33,7 +33,7 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
     # What a stage calls through the objects that params.yaml makes
     roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
     without = [Definition(*name.split(":")) for name in COMPUTES_NOTHING]
-    return {"code": meaning(roots, without), **versions_of(roots)}
+    return {"code": meaning(roots, without), **versions_of(roots, without)}
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """The way of a job to its run record: which seeds are due, together or side by side, from a checkpoint or anew."""
 
-import json
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -16,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from tripletkd.errors import Paused, UserError
@@ -27,7 +25,7 @@ from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
 from tripletkd.provenance import environment, versions
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
-from tripletkd.training.checkpoint import PROGRESS, Checkpoint, SavePolicy, read_header
+from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
 from tripletkd.training.compute import CORES
 from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.loop import Monitoring, TrainResult, fit
@@ -219,19 +217,11 @@ def _resumable(training: Training, due: Sequence[int], wanted: Sequence[int]) ->
             continue
         elif any(seed in due or not _has_log(training, seed) for seed in seeds):
             groups.append(seeds)
-        elif _is_of_the_end(path, training.job, seeds):  # a process died after the last log
+        elif is_complete(path, training.job.recipe.epochs):  # a process died after the last log
             for seed in seeds:
                 (training.logs / f"seed-{seed}{SUFFIX}").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     return groups
-
-
-def _is_of_the_end(path: Path, job: Job, seeds: Sequence[int]) -> bool:
-    """Tell whether there is nothing left to train after a checkpoint."""
-    with suppress(SafetensorError, OSError, ValueError), safe_open(path, "pt") as file:
-        state = json.loads(file.get_tensor(PROGRESS).numpy().tobytes())
-        return bool(state["epoch"] == job.recipe.epochs or len(state["failed"]) == len(seeds))
-    return False
 
 
 def _has_log(training: Training, seed: int) -> bool:
@@ -271,7 +261,7 @@ def _about(training: Training, seeds: Sequence[int]) -> dict[int, dict[str, Any]
         "versions": versions("torch", "numpy"),
         "log": {key: value for key, value in log.items() if value is not None},
     }
-    return {seed: {"seed": seed, "fingerprint": job.fingerprint(seed), **said} for seed in seeds}
+    return {seed: {"seed": seed, **said} for seed in seeds}
 
 
 def _save_policy(training: Training) -> SavePolicy:

@@ -180,3 +180,16 @@ def read_header(path: Path) -> tuple[str, list[int]] | None:
         return header["fingerprint"], [int(seed) for seed in json.loads(header["seeds"])]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def is_complete(path: Path, epochs: int) -> bool:
+    """Tell whether nothing is left to train after a checkpoint: its last epoch is done, or every seed has failed."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.get_tensor(PROGRESS).numpy().tobytes())
+            seeds = json.loads(file.metadata()["seeds"])
+        return bool(state["epoch"] == epochs or len(state["failed"]) == len(seeds))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return False
