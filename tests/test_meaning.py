@@ -86,7 +86,7 @@ def test_what_computes_nothing_changes_nothing(copy: Path) -> None:
 
 
 CHANGES = {
-    "an operator of the loss": ("tripletkd/methods/functional.py", r"near - far \+ margin", "near - far - margin"),
+    "an operator of the loss": ("tripletkd/methods/triplet.py", r"near - far \+ margin", "near - far - margin"),
     "a constant of the network": ("tripletkd/models/paper.py", r"2 \* width, 3, padding=1", "2 * width, 5, padding=2"),
     "an argument of the network": (MODELS, r"PaperStudent, width=8", "PaperStudent, width=16"),
     "the teacher's network": ("tripletkd/models/paper.py", r"stage3\.flatten\(1\)\)\)\)", "2 * stage3.flatten(1))))"),
