@@ -16,7 +16,9 @@ ENVIRONMENT = {
     "PATH": f"{BIN}:{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
+    "MLFLOW_TRACKING_URI": "nowhere:",  # nothing is logged; LOGGED logs
 }
+LOGGED = {"MLFLOW_TRACKING_URI": ""}  # in the project's own store
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
 
 

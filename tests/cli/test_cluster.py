@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from guides import follow
-from shrunk import GIT, change, clone, command, lock, pretend_environment
+from shrunk import GIT, LOGGED, change, clone, command, lock, pretend_environment
 from slurm import MISSING, Cluster, wait_for
 
 pytestmark = [
@@ -54,7 +54,9 @@ def commit(folder: Path) -> None:
 
 def submit(cluster: Cluster, project: Path, *options: str) -> dict[str, str]:
     """The numbers of the jobs that were submitted, by name."""
-    printed = command(project, "python", "-m", "tripletkd.cli", "submit", *options, SLURM_CONF=cluster.configuration)
+    printed = command(
+        project, "python", "-m", "tripletkd.cli", "submit", *options, SLURM_CONF=cluster.configuration, **LOGGED
+    )
     return {name: number for number, name in re.findall(r"^job (\d+): ([^ ,]+)(?:,.*)?$", printed, re.MULTILINE)}
 
 
@@ -82,10 +84,10 @@ def mlflow_runs(folder: Path) -> list[tuple[str | None, str, dict[str, float]]]:
 
 
 def assert_as_after_a_local_repro(project: Path, local: Path) -> None:
-    command(local, "dvc", "repro")
+    command(local, "dvc", "repro", **LOGGED)
     assert lock(project) == lock(local)
     assert contents(project) == contents(local)
-    command(local, "python", "-m", "tripletkd.tracking")  # what nobody has waited for
+    command(local, "python", "-m", "tripletkd.tracking", **LOGGED)  # what nobody has waited for
     assert mlflow_runs(project) == mlflow_runs(local)
     assert json.loads(command(project, "dvc", "status", "--json")) == {"code": ["always changed"]}
 

@@ -14,7 +14,7 @@ from shrunk import ENVIRONMENT, change, shrink
 
 from tripletkd.provenance import sha256
 
-VARIABLES = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "nowhere://"}
+VARIABLES = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
 DISTILL = ("stages.distill", "suite=digits", "method=triplet")
 APART = (*DISTILL, "run.fuse_seeds=never", "--retrain")
 

@@ -21,7 +21,7 @@ from conftest import ROOT, trial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import BATCHES, cifar_from, mnist_from, serving
-from shrunk import ENVIRONMENT, command, shrink
+from shrunk import ENVIRONMENT, LOGGED, command, shrink
 
 from tripletkd.config.load import load
 from tripletkd.errors import UserError
@@ -33,7 +33,6 @@ DERANDOMIZED = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-NOWHERE = {"MLFLOW_TRACKING_URI": "nowhere://"}
 TEXT = (ROOT / "params.yaml").read_text()
 PARAMS = yaml.safe_load(TEXT)
 Keys = tuple[Any, ...]
@@ -179,7 +178,7 @@ def test_a_stage_with_wrong_parameters_says_one_thing_and_writes_nothing(name: s
         ended = subprocess.run(
             [sys.executable, "-m", "stages.tabulate", "suite=digits", *words],
             cwd=tmp_path,
-            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), **NOWHERE},
+            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
@@ -217,7 +216,7 @@ def test_killed_in_a_download_that_stalls(name: str, sound: int, share: float, t
         folder.mkdir()
     for file in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / file, project)
-    variables = {"TMPDIR": str(temporary), "no_proxy": "*", "PYTHONPATH": str(ROOT), **NOWHERE}
+    variables = {"TMPDIR": str(temporary), "no_proxy": "*", "PYTHONPATH": str(ROOT)}
     with serving() as server, trial("kill -9 in fetch, while a download stalls") as attempt:
         known = mnist_from(server) if name == "MNIST" else cifar_from(server, tmp_path, BATCHES)
         channels = 1 if name == "MNIST" else 3
@@ -273,8 +272,8 @@ def test_no_environment_variable_is_recorded(tmp_path: Path) -> None:
         variables = {"AWS_SECRET_ACCESS_KEY": secret, "TOKEN": secret, "PYTHONPATH": str(ROOT)}
         for stage in ("fetch", "train_teacher", "distill method=triplet"):
             asked = [*words, *f"stages.{stage} suite=digits".split()]
-            command(tmp_path, *asked, check=True, **variables, **NOWHERE)
-        command(tmp_path, *words, "tripletkd.tracking", check=True, **variables)
+            command(tmp_path, *asked, check=True, **variables)
+        command(tmp_path, *words, "tripletkd.tracking", check=True, **variables, **LOGGED)
         written = [file for file in tmp_path.rglob("*") if file.is_file()]
         assert {"mlflow.db", "record.json", "seed-1.json"} <= {file.name for file in written}
         assert not [file for file in written if secret.encode() in file.read_bytes()]

@@ -68,7 +68,6 @@ MOMENTS = {  # between two changes of a file, after which much would have to be 
     "tabulate": ["tripletkd.reporting.tables:markdown 1"],
 }
 OFTEN = "run.checkpoint_minutes=0.000001"
-NOWHERE = {"MLFLOW_TRACKING_URI": "nowhere://"}
 UNDISTURBED = "nothing; the same command again ends with the undisturbed bytes"
 
 Process = subprocess.Popen[str]
@@ -79,7 +78,7 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
-        self.variables = {"PYTHONPATH": str(ROOT), **NOWHERE}  # also of what a stage starts
+        self.variables = {"PYTHONPATH": str(ROOT)}  # also of what a stage starts
         words, pipe, variables = [sys.executable, faults.__file__], subprocess.PIPE, ENVIRONMENT | self.variables
         self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=variables)
 
@@ -307,12 +306,12 @@ def test_a_file_that_ends_midway(name: str, bytes_a_file: int, stage: Runner, st
 def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(tmp_path: Path) -> None:
     """Each time it goes on and is stopped a little later: the stage alone, DVC with it, or both by Ctrl-C."""
     folder, whole = clone(tmp_path / "clone"), clone(tmp_path / "Ünïcode 学生 and spaces")
-    variables = NOWHERE | {"PYTHONPATH": with_faults(tmp_path)}
+    variables = {"PYTHONPATH": with_faults(tmp_path)}
     for place in (folder, whole):
         change(place, "run", "export", value=["teacher"])
         change(place, "run", "checkpoint_minutes", value=0.000001)
     with trial("a clone on a path with spaces and non-ASCII letters") as fault:
-        command(whole, "dvc", "repro", check=True, **NOWHERE)
+        command(whole, "dvc", "repro", check=True)
         fault.seen = "nothing"
     moments = [(name, moment, "kill") for name in MOMENTS for moment in MOMENTS[name]]
     moments[1::2] = [(name, moment, "crash") for name, moment, _ in moments[1::2]]
@@ -336,7 +335,7 @@ def test_dvc_repro_killed_again_and_again_ends_with_the_undisturbed_lock(tmp_pat
                 assert "stopped at epoch 2 of 3 (SIGINT); the same command goes on from checkpoints/" in fault.seen
             else:
                 assert done.returncode == (-signal.SIGKILL if action == "crash" else 255), (moment, done)
-    command(folder, "dvc", "repro", check=True, **NOWHERE)
+    command(folder, "dvc", "repro", check=True)
     assert lock(folder) == lock(whole)
     assert contents(folder, "results", "data") == contents(whole, "results", "data")
 
@@ -555,7 +554,7 @@ def test_a_checkpoint_of_other_inputs_is_named_and_left(stage: Runner, states: S
 
 def test_parameters_and_code_that_are_edited_while_a_stage_trains(tmp_path: Path) -> None:
     folder, edited, file = clone(tmp_path / "clone"), tmp_path / "edited", "tripletkd/methods/triplet.py"
-    variables = {"PYTHONPATH": with_faults(tmp_path), "EDITED": str(edited), **NOWHERE}
+    variables = {"PYTHONPATH": with_faults(tmp_path), "EDITED": str(edited)}
     there = partial(command, folder, check=True, **variables)
     distill = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
     during = partial(there, *distill, FAULT=f"edit {STEP} 20", FAULT_IN="stages.distill")

@@ -50,7 +50,6 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             f"stages.{words[0]}",
             "suite=digits",
             *words[1:],
-            MLFLOW_TRACKING_URI="nowhere:",
         )
     command(folder, "cp", "-r", "first", "second")
     return [first, folder / "second"]
