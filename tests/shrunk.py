@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "MLFLOW_TRACKING_URI": "nowhere:",  # nothing is logged; LOGGED logs
 }
-LOGGED = {"MLFLOW_TRACKING_URI": ""}  # in the project's own store
+LOGGED: dict[str, Any] = {"MLFLOW_TRACKING_URI": ""}  # in the project's own store
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
