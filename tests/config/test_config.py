@@ -93,7 +93,8 @@ WRONG = {
     f"{SUITE}.teacher.recipe={{epochs: 9}}": f"{SUITE}.teacher.recipe.schedule.decay_epochs: found [22]",
     f"{SUITE}.evaluate_every=29": f"{SUITE}.evaluate_every: found 29, expected at most 28, the teacher's",
     f"{SUITE}.student.network=resnet9": f"{SUITE}.student.network: found 'resnet9', expected one of paper_teacher",
-    f"{SUITE}.published=nope.csv": f"{SUITE}.published: nope.csv: not there; expected a CSV file with the columns",
+    f"{SUITE}.published=nope.csv": f"{SUITE}.published: nope.csv: expected a file in tripletkd/published, on which",
+    f"{SUITE}.published=tripletkd/published/nope.csv": "published/nope.csv: not there; expected a CSV file",
     # names of suites, methods, ablations
     "run.suites=[digits,nope]": "run.suites: 'nope' is not there; expected one of digits, ",
     "run.methods=[tripet]": "run.methods: 'tripet' is not there; expected one of scratch, ",
@@ -123,6 +124,12 @@ WRONG = {
     "run.device=${oc.env:HOME}": "run.device: found '${oc.env:HOME}', expected the value itself",
     "run.device=cpu,cuda": "run.device: found several values, expected one; `dvc exp run --queue -S 'run.device=c",
 }
+
+
+def test_a_layer_that_a_network_does_not_return_is_named() -> None:
+    words = message(ROOT, "run.methods=[fitnet]", f"{SUITE}.student.network=torchvision/shufflenet_v2_x0_5")
+    expected = f"methods.fitnet.layers[0]: found 'stage2', but {SUITE}.student.network torchvision/shufflenet_v2_x0_5"
+    assert words.startswith(f"{expected} returns embedding; choose one of these")
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -308,19 +315,25 @@ CURVES = {"c": "epoch,accuracy\n1,2\n", "e": "epoch,test_accuracy\n1,x\n", "f": 
         ("kd,1,,", "figures.csv, line 2.source: found '', expected some text"),
         ("kd,1", "figures.csv, line 2.source: found no value, expected one"),
         ("kd,1,y,\nkd,2,y,", "figures.csv, line 3.method: found 'kd', expected a name that no other line has"),
-        ("kd,1,y,c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
-        ("kd,1,y,d.csv", "d.csv: not there; expected a CSV file with the columns epoch, test_accuracy"),
-        ("kd,1,y,e.csv", "e.csv, line 2.test_accuracy: found 'x', expected "),
-        ("kd,1,y,f.csv", "f.csv, line 2.test_accuracy: found 'nan', expected "),
-        ("kd,1,y,g.csv", "g.csv: found no epoch, expected a line each"),
+        ("kd,1,y,tripletkd/published/c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
+        (
+            "kd,1,y,tripletkd/published/d.csv",
+            "d.csv: not there; expected a CSV file with the columns epoch, test_accuracy",
+        ),
+        ("kd,1,y,tripletkd/published/e.csv", "e.csv, line 2.test_accuracy: found 'x', expected "),
+        ("kd,1,y,tripletkd/published/f.csv", "f.csv, line 2.test_accuracy: found 'nan', expected "),
+        ("kd,1,y,tripletkd/published/g.csv", "g.csv: found no epoch, expected a line each"),
     ],
 )
 def test_wrong_published_figures_are_named(rows: str, expected: str, tmp_path: Path) -> None:
-    (tmp_path / "figures.csv").write_text(f"method,accuracy,source,curve\n{rows}\n")
+    folder = tmp_path / "tripletkd/published"
+    folder.mkdir(parents=True)
+    (folder / "figures.csv").write_text(f"method,accuracy,source,curve\n{rows}\n")
     for name, text in (CURVES | {"g": "epoch,test_accuracy\n"}).items():
-        (tmp_path / f"{name}.csv").write_text(text)
+        (folder / f"{name}.csv").write_text(text)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    assert f"suites.digits.published: {expected}" in message(tmp_path, "suites.digits.published=figures.csv")
+    words = message(tmp_path, "suites.digits.published=tripletkd/published/figures.csv")
+    assert f"suites.digits.published: tripletkd/published/{expected}" in words
 
 
 # --- a stage's own command line --------------------------------------------------------------------------------------

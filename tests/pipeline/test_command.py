@@ -1,6 +1,8 @@
 """The command line that all stages share: what it takes, and what it says when something is wrong."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from conftest import ROOT
 
 from tripletkd.config.load import load
 from tripletkd.errors import Paused
+from tripletkd.pipeline import stage
 from tripletkd.pipeline.arguments import parse
-from tripletkd.pipeline.stage import EX_TEMPFAIL, commit, errors_for_people
+from tripletkd.pipeline.stage import EX_TEMPFAIL, errors_for_people
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -84,14 +87,20 @@ def test_an_error_of_ours_is_not_hidden() -> None:
 
 
 def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def git(*words: str) -> str:
         author = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(["git", *author, *words], capture_output=True, text=True, check=True).stdout.strip()
 
+    def commit() -> str | None:
+        stage.commit.cache_clear()
+        return stage.commit()
+
     monkeypatch.chdir(tmp_path)
     assert commit() is None
+    (tmp_path / ".git").mkdir()
+    assert commit() is None and "warning: git names no commit for the logs (fatal: not a" in capsys.readouterr().err
     git("init", "-q")
     for name in ("dvc.lock", "params.yaml"):
         (tmp_path / name).write_text("one")
@@ -100,5 +109,25 @@ def test_a_commit_is_dirty_where_code_was_changed_and_only_there(
     head = git("rev-parse", "HEAD")
     (tmp_path / "dvc.lock").write_text("two")
     assert commit() == head
+    (tmp_path / "tripletkd").mkdir()
+    (tmp_path / "tripletkd/mine.py").touch()  # a method's file that git does not know
+    assert commit() == f"{head}-dirty"
+    shutil.rmtree(tmp_path / "tripletkd")
+    assert commit() == head
     (tmp_path / "params.yaml").write_text("two")
     assert commit() == f"{head}-dirty"
+
+
+def test_code_that_was_edited_within_a_second_is_the_code_that_runs(tmp_path: Path) -> None:
+    """Python takes a compiled file for current if size and time, in seconds, of the source are what they were."""
+    package, words = tmp_path / "tripletkd", [sys.executable, "-c", "import tripletkd.probe"]
+    package.mkdir()
+    shutil.copy(ROOT / "tripletkd/__init__.py", package)
+    for text in ("one", "two"):
+        (package / "probe.py").write_text(f"print('{text}')")
+        os.utime(package / "probe.py", (1e9, 1e9))
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        for _ in range(2):
+            done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+            assert done.stdout == f"{text}\n"
+    assert list(package.glob("__pycache__/probe.*"))

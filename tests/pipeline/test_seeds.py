@@ -97,8 +97,10 @@ def test_another_parameter_trains_anew_and_one_that_changes_no_number_does_not(p
     printed = stage(project, *DISTILL, "run.checkpoint_minutes=1", "methods.kd.temperature=9")
     assert "seeds 1, 2 are there" in printed
     printed = stage(project, *DISTILL, "methods.triplet.triplet=1")
-    assert printed.count("trained anew") == 2
+    assert printed.count("trained anew") == 2 and "the seeds of before are kept as checkpoints/digits" in printed
     assert not set(before.values()) & set(hashes(project).values())
+    kept = (project / "checkpoints/digits/test/triplet").glob("seed-*/weights.safetensors")
+    assert {sha256(weights) for weights in kept} == set(before.values())
 
 
 def test_finished_seeds_are_retrained_on_demand_to_the_same_bytes(project: Path) -> None:
@@ -106,6 +108,7 @@ def test_finished_seeds_are_retrained_on_demand_to_the_same_bytes(project: Path)
     inode = path.stat().st_ino
     assert "--retrain; trained anew" in stage(project, *DISTILL, "--retrain")
     assert hashes(project) == before and path.stat().st_ino != inode
+    assert not list(project.glob("checkpoints/**/weights.safetensors"))  # there is nothing that was lost
 
 
 @pytest.mark.fault
@@ -187,6 +190,21 @@ def test_a_change_of_what_the_stage_depends_on_while_it_runs_is_refused(project:
     assert "methods.triplet: changed from" in printed and '"margin": 30' in printed
     assert hashes(project) == before
     assert "trained anew" in stage(project, *DISTILL)  # of the margin that is there now
+
+
+@pytest.mark.fault
+def test_a_file_that_was_replaced_after_the_stage_had_read_it_is_noticed(project: Path) -> None:
+    """DVC would store what was measured as of the runs that are there now."""
+    record = "runs/digits/test/triplet/seed-1/record.json"
+    patch = (
+        "import pathlib; import tripletkd.pipeline.stage as c; real = c.refuse_changes\n"
+        f"def edit(stage):\n    path = pathlib.Path('{record}'); path.write_text(path.read_text() + ' '); real(stage)\n"
+        "c.refuse_changes = edit\n"
+    )
+    words = ("suite=digits", "method=triplet")
+    printed = python(project, "-c", f"{patch}import stages.evaluate as e\ne.run(e.main, needs=('suite', 'method'))",
+                     *words, code=1)  # fmt: skip
+    assert "error: runs/digits/test/triplet: changed from" in printed
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
             config.params(name)
         for name in [config.suite] if config.suite else config.run.suites:
             suite = config.for_suite(name)
+            for method in [config.method] if config.method else config.run.methods:
+                _check_layers(suite, method)
             for ablation in config.asked if name in config.run.suites else filter(None, [config.ablation]):
                 suite.ablations[ablation]  # says why one does not fit
     except UserError as problem:  # which may quote anything
@@ -210,6 +212,17 @@ def _check_suite(key: str, block: SuiteBlock) -> None:
         if block.evaluate_every > epochs:
             found = block.evaluate_every
             raise UserError(f"{key}.evaluate_every: found {found}, expected at most {epochs}, the {kind}'s epochs")
+
+
+def _check_layers(suite: SuiteConfig, method: str) -> None:
+    """Refuse a method whose layers one of the suite's networks does not return."""
+    for i, layer in enumerate(getattr(suite.methods.get(method), "layers", ())):
+        for kind, network in (("teacher", suite.teacher.network), ("student", suite.student.network)):
+            if layer not in (known := models.layers(network)):
+                raise UserError(
+                    f"methods.{method}.layers[{i}]: found {layer!r}, but suites.{suite.name}.{kind}.network {network} "
+                    f"returns {', '.join(known)}; choose one of these, or leave {method} out of run.methods"
+                )
 
 
 def _fitting(recipe: Recipe, key: str) -> Recipe:

@@ -9,6 +9,7 @@ from tripletkd.config.check import check
 from tripletkd.config.schema import Percent, Published
 from tripletkd.errors import UserError
 
+FOLDER = Path("tripletkd/published")  # on which dvc.yaml has every table depend
 COLUMNS, CURVE = ("method", "accuracy", "source", "curve"), ("epoch", "test_accuracy")
 
 
@@ -43,6 +44,8 @@ def read(root: Path, name: str) -> dict[str, Published]:
 
 def _rows(root: Path, name: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield the lines of a CSV file, each after its place for a message."""
+    if Path(name).parent != FOLDER:
+        raise UserError(f"{name}: expected a file in {FOLDER}, on which the tables depend; move it there")
     try:
         with (root / name).open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

@@ -43,6 +43,11 @@ def known(name: str) -> bool:
     return name.removeprefix(TORCHVISION) in torchvision.models.list_models(module=torchvision.models)
 
 
+def layers(name: str) -> tuple[str, ...]:
+    """List the features that a `known` network returns, which a method's `layers` may name."""
+    return ("embedding",) if name.startswith(TORCHVISION) else ("stage1", "stage2", "stage3", "embedding")
+
+
 def definition(name: str) -> tuple[Callable[..., nn.Module], tuple[object, ...], dict[str, object]]:
     """Return the class of a `known` network, and the arguments with which NETWORKS has it.
 

@@ -7,13 +7,14 @@ dvc.yaml says where files are and which parameters a stage depends on. The stage
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from tripletkd.meaning import read_again
 from tripletkd.pipeline.arguments import Options, parse
 from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.locks import exclusive
+from tripletkd.provenance import fingerprint, sha256
 from tripletkd.tracking import mirror
 
 if TYPE_CHECKING:
@@ -105,17 +107,30 @@ def read_paths() -> dict[str, Path]:
 
 
 def read_dependencies(stage: str, config: "Config") -> dict[str, str]:
-    """Read what a stage depends on: what its code means, and the parameters that dvc.yaml names for it."""
+    """Read what a stage depends on by dvc.yaml: what its code means, its parameters, and the files that it reads."""
     block, params = read_yaml(Path("dvc.yaml"))["stages"].get(stage, {}), read_yaml(Path("params.yaml"))
+    names = {f"item.{kind}": getattr(config, kind) for kind in ("suite", "method", "ablation")}
+    names |= {f"paths.{kind}": path for kind, path in read_paths().items()}
+    names |= {"item.split": config.split, "run.split": config.split, "run.ablation_split": config.split}
+
+    def filled(text: str) -> str:
+        return re.sub(r"\$\{(.+?)\}", lambda found: str(names[found[1]]), text)
+
     found = code_of_stage(stage, config.method)
-    for key in [key for key in block.get("params", []) if isinstance(key, str)]:
-        for kind in ("suite", "method", "ablation", "split"):
-            key = key.replace(f"${{item.{kind}}}", str(getattr(config, kind)))  # noqa: PLW2901
+    for key in [filled(key) for key in block.get("params", []) if isinstance(key, str)]:
         value: Any = params
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         found[key] = json.dumps(value, sort_keys=True, default=str)
+    for path in map(filled, block.get("deps", [])):
+        found[path] = _content(Path(path))
     return found
+
+
+def _content(path: Path) -> str:
+    """Hash a file, or the texts in a folder: records name the hashes of weights, which are compared when they are read."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (".json", ".csv"))
+    return fingerprint({str(file): sha256(file) for file in files})
 
 
 def refuse_changes(stage: Stage) -> None:
@@ -136,8 +151,9 @@ def refuse_changes(stage: Stage) -> None:
             )
 
 
+@cache
 def commit() -> str | None:
-    """Name the commit of the checkout, with "-dirty" after it where CODE was changed; None without git.
+    """Name the commit of the checkout, with "-dirty" after it where CODE is otherwise; None without git.
 
     dvc.lock and results/ do not count: DVC itself changes them before a stage runs.
     """
@@ -147,8 +163,12 @@ def commit() -> str | None:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False)  # nosec B603 B607  # noqa: S603
 
     with suppress(OSError):
-        head = git("rev-parse", "--verify", "--quiet", "HEAD").stdout.strip()
-        return head + ("-dirty" if git("diff", "--quiet", "HEAD", "--", *CODE).returncode else "") if head else None
+        head, changed = git("rev-parse", "--verify", "HEAD"), git("status", "--porcelain", "--", *CODE)
+        if head.returncode == changed.returncode == 0:
+            return head.stdout.strip() + ("-dirty" if changed.stdout else "")
+        if Path(".git").exists():  # such as of another owner
+            said = (head.stderr or changed.stderr).partition("\n")[0]
+            print(f"warning: git names no commit for the logs ({said})", file=sys.stderr)
     return None
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
+from tripletkd.files import whole
 from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
-from tripletkd.provenance import environment, versions
+from tripletkd.provenance import environment, fingerprint, versions
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
@@ -276,6 +277,7 @@ def _save_policy(training: Training) -> SavePolicy:
 def _write(training: Training, result: TrainResult) -> None:
     """Write the record and the log of every seed of a group."""
     job, dataset = training.job, training.setup.data.dataset
+    _keep_earlier(training, [*result.networks, *result.failed])
     records = run_record.write_seeds(training.folder, job, dataset.image_shape, len(dataset.classes), result)
     seeds = sorted(record.seed for record in records)
     images = len(dataset.train.labels) * job.recipe.epochs * len(records)
@@ -285,10 +287,30 @@ def _write(training: Training, result: TrainResult) -> None:
         "environment": _joined(result.environments),
     }
     for record in records:
+        shutil.rmtree(_aside(training, record), ignore_errors=True)  # of the same bytes
         together = seeds if training.setup.compute.fuse_seeds else [record.seed]
         about = run_record.seed_folder(training.folder, record.seed) / run_record.RECORD
         log = training.stage.log(**figures, trained_with=together)  # on which the last bits depend
         run_record.write_log(_log_path(training, record.seed), about, log)
+
+
+def _keep_earlier(training: Training, seeds: Sequence[int]) -> None:
+    """Copy finished seeds that are about to be replaced to the checkpoints: what was finished is never lost."""
+    kept = []
+    for seed in seeds:
+        with suppress(UserError, OSError):  # there is none, or nothing that could be used
+            [record] = run_record.read_run(training.folder, [seed]).records
+            kept.append(_aside(training, record))
+            if not kept[-1].exists():
+                with whole(kept[-1]) as beside:
+                    shutil.copytree(run_record.seed_folder(training.folder, seed), beside)
+    if kept:
+        tqdm.write(f"{training.folder}: the seeds of before are kept as {', '.join(map(str, kept))}")
+
+
+def _aside(training: Training, record: run_record.Record) -> Path:
+    """Name where a seed is kept that another one replaces."""
+    return training.checkpoints / f"seed-{record.seed}.{fingerprint(asdict(record))[:8]}"
 
 
 def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
