@@ -8,7 +8,13 @@ from guides import BLOCK, bash, commands, follow, shown
 from shrunk import pretend_environment
 
 NOT_FOLLOWED = {"methods", "reliability", "results"}  # they say what is
-WITH_RESULTS = {"own-method", "sharing", "trace", "working"}  # followed where dvc.lock is; the others make their own
+WITH_RESULTS = {
+    "as-data",
+    "own-method",
+    "sharing",
+    "trace",
+    "working",
+}  # followed where dvc.lock is; the others make their own
 GUIDES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOLLOWED)
 
 

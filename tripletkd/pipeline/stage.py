@@ -128,7 +128,7 @@ def read_dependencies(stage: str, config: "Config") -> dict[str, str]:
 
 
 def _content(path: Path) -> str:
-    """Hash a file, or the texts in a folder: records name the hashes of weights, which are compared when they are read."""
+    """Hash a file, or the texts in a folder: its records name the hashes of weights, which are compared when read."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (".json", ".csv"))
     return fingerprint({str(file): sha256(file) for file in files})
 

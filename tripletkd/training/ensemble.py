@@ -76,6 +76,11 @@ class Ensemble:
         outputs: Outputs = functional_call(self.template, state, (images,))
         return outputs if self.features else Outputs(outputs.logits, {})
 
+    def linear(self) -> list[Tensor]:
+        """List the parameters of linear layers."""
+        layers = [name for name, module in self.single.named_modules() if isinstance(module, nn.Linear)]
+        return [param for name, param in self.params.items() if name.rpartition(".")[0] in layers]
+
     def states(self) -> list[tuple[State, State]]:
         """View each seed's parameters and buffers, in the memory of the stacked ones."""
         split = [{name: tensor.unbind() for name, tensor in group.items()} for group in (self.params, self.buffers)]

@@ -25,6 +25,8 @@ class SGD:
 
     g = grad + weight_decay w;  v = momentum v + g, from v = 0;  w = w - lr v.
 
+    The weight decay of linear layers is weight_decay + linear_weight_decay.
+
     It is written by hand because the first torch.optim.SGD of a process takes 1.4 s to construct (it imports PyTorch's
     compiler, as long as importing torch itself), against 2 ms for this one (measured on an AMD EPYC, PyTorch 2.15).
     """
@@ -33,6 +35,7 @@ class SGD:
     lr: Annotated[float, Gt(0)]
     momentum: Annotated[float, Ge(0), Lt(1)]
     weight_decay: Annotated[float, Ge(0)]
+    linear_weight_decay: Annotated[float, Ge(0)] = 0.0
 
     def init(self, params: Sequence[Tensor]) -> State:
         """Return a velocity of zeros for each parameter."""
@@ -172,15 +175,27 @@ class Optimizer:
             every number of Python as it was when the graph was recorded, and reads tensors anew.
     """
 
-    def __init__(self, settings: OptimizerSettings, params: Sequence[Tensor]) -> None:
+    def __init__(self, settings: OptimizerSettings, params: Sequence[Tensor], linear: Sequence[Tensor] = ()) -> None:
+        """Set up the state.
+
+        Args:
+            settings: Which rule, and its numbers.
+            params: The tensors that are updated.
+            linear: Those of them that belong to linear layers.
+        """
         self.params = list(params)
+        self._linear = [any(param is other for other in linear) for param in params]
         self.lr = torch.tensor(settings.lr, dtype=params[0].dtype, device=params[0].device)
         self._settings, self._state = settings, settings.init(params)
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor]) -> None:
         """Update the parameters by their gradients, which are in the same order."""
-        self._settings.update(self.params, list(grads), self._state, self.lr)
+        grads, more = list(grads), getattr(self._settings, "linear_weight_decay", 0.0)
+        if more:
+            of_each = zip(grads, self.params, self._linear, strict=True)
+            grads = [grad.add(param, alpha=more) if linear else grad for grad, param, linear in of_each]
+        self._settings.update(self.params, grads, self._state, self.lr)
 
     def state(self) -> dict[str, Tensor]:
         """Return all that `step` changes beside the parameters, such as "velocity/0": the tensors, not copies."""

@@ -12,8 +12,10 @@ from __future__ import annotations  # the types of torch are not imported: the m
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +146,22 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
             raise UserError(f"{place / RECORD}: of seed {record.seed}; run the stage again")
         _check_sha256(place / HISTORY, record.history_sha256)
     networks = {r.seed: load_network(folder, r) for r in records if r.failed is None}
-    rows = [row for r in records for row in read_history(seed_folder(folder, r.seed) / HISTORY)]
+    rows = []
+    for record in records:
+        history = read_history(path := seed_folder(folder, record.seed) / HISTORY)
+        _check_end(path, history, record)
+        rows += history
     return TrainedRun(records, networks, sorted(rows, key=lambda row: row["epoch"]))
+
+
+def _check_end(path: Path, history: Sequence[Mapping[str, float]], record: Record) -> None:
+    """Raise UserError if a history does not end where its record says that the seed ended, or failed."""
+    last = record.identity.recipe.get("epochs")
+    if failed := re.search(r"(at|after) epoch (\d+)", record.failed or ""):
+        last = int(failed[2]) - (failed[1] == "at")
+    if [row["epoch"] for row in history] != list(range(1, last + 1)):
+        reason = f"failed: {record.failed}" if record.failed else "whole"
+        raise UserError(f"{path}: does not end at epoch {last}, {RECORD} says {reason}; run the stage again")
 
 
 def _check_sha256(path: Path, recorded: str | None) -> None:
@@ -162,14 +178,20 @@ def load_network(folder: Path, record: Record) -> nn.Module:
     Raises:
         UserError: If the file of weights is missing or not the one that was recorded.
     """
+    import torch
     from safetensors.torch import load_file
 
     from tripletkd import models
 
     path = seed_folder(folder, record.seed) / WEIGHTS
     _check_sha256(path, record.weights_sha256)
-    network = models.build(record.identity.network, record.image_shape, record.classes, seed=0)
-    network.load_state_dict(load_file(path), assign=True)
+    found, make = load_file(path), partial(models.build, record.identity.network, record.image_shape, record.classes)
+    with torch.device("meta"):  # without memory: a record may say any number of classes
+        expected = make(seed=0).state_dict()
+    if other := [name for name in expected if name not in found or found[name].shape != expected[name].shape]:
+        raise UserError(f"{path}: {other[0]} is not of the shape that {RECORD} says; run the stage again")
+    network = make(seed=0)
+    network.load_state_dict(found, assign=True)
     return network
 
 

@@ -115,7 +115,7 @@ class Trainer:
         # Worth it where kernels are small, as fusing is.
         self.joint = compute.fuse_seeds and not self.students.buffers
         trained = [*self.students.params.values(), *self.adapter_params.values()]
-        self.optimizer = Optimizer(recipe.optimizer, trained)
+        self.optimizer = Optimizer(recipe.optimizer, trained, self.students.linear())
         self._check_last_batch()
 
     def _check_last_batch(self) -> None:
