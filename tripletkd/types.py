@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tripletkd.errors import UserError
 
-NOT_ASKED: Any = None  # in a Batch, what the method's NEEDS do not name; typed so that losses need no assertions
 # What a row of the history, or of its copy in MLflow, holds beside the terms of the loss.
 COLUMNS = ("seed", "epoch", "lr", "loss", "train_accuracy", "test_accuracy", "validation_accuracy")
 RESERVED = (*COLUMNS, "anchor_positive", "anchor_negative", "violated_triplets")
@@ -40,19 +39,41 @@ class Outputs(NamedTuple):
         )
 
 
+class Absent:
+    """Stands in a Batch for what was not given, and says so when a loss uses it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse every use; what Python itself looks up is not there."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(f"Batch.{self._name}: not given, and the method uses it; name it in NEEDS, or give it to Batch")
+
+    def __call__(self, *_: Any) -> Any:
+        """Refuse a call likewise."""
+        return self.called
+
+
+def absent(name: str) -> Any:
+    """Return an Absent, typed so that losses need no assertions."""
+    return Absent(name)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Holds one seed's batch as a loss sees it; what the method did not ask for in its NEEDS is None."""
+    """Holds one seed's batch as a loss sees it; what the method did not ask for in its NEEDS is Absent."""
 
     labels: Tensor  # y, [B], int64
     student: Outputs  # s(x)
-    teacher: Outputs = NOT_ASKED  # t(x): eval mode, no gradient
-    negative: Outputs = NOT_ASKED  # s(x'): for each x an image of another class
-    teacher_negative: Outputs = NOT_ASKED  # t(x')
-    index: Tensor = NOT_ASKED  # where the images x stand in the training split, [B], int64
-    drawn: Tensor = NOT_ASKED  # what the method's own `draw` drew for the batch, [B, ...]
+    teacher: Outputs = field(default=absent("teacher"))  # t(x): eval mode, no gradient
+    negative: Outputs = field(default=absent("negative"))  # s(x'): for each x an image of another class
+    teacher_negative: Outputs = field(default=absent("teacher_negative"))  # t(x')
+    index: Tensor = field(default=absent("index"))  # where the images x stand in the training split, [B], int64
+    drawn: Tensor = field(default=absent("drawn"))  # what the method's own `draw` drew for the batch, [B, ...]
     epoch: Tensor | float = 1.0  # 1 in the first epoch, for weights that warm up
-    adapters: Callable[..., Any] = NOT_ASKED  # calls the module that the method's `adapters` made, of this seed
+    adapters: Callable[..., Any] = field(default=absent("adapters"))  # calls the module of `adapters`, this seed's
 
 
 class Term(NamedTuple):

@@ -156,7 +156,7 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
 
 def _check_end(path: Path, history: Sequence[Mapping[str, float]], record: Record) -> None:
     """Raise UserError if a history does not end where its record says that the seed ended, or failed."""
-    last = record.identity.recipe.get("epochs")
+    last = int(record.identity.recipe["epochs"])
     if failed := re.search(r"(at|after) epoch (\d+)", record.failed or ""):
         last = int(failed[2]) - (failed[1] == "at")
     if [row["epoch"] for row in history] != list(range(1, last + 1)):

@@ -15,7 +15,7 @@ from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
 from tripletkd.training.optim import Optimizer, Recipe
-from tripletkd.types import NOT_ASKED, Batch, Outputs, Term, total
+from tripletkd.types import Batch, Outputs, Term, total
 
 EVALUATION_BATCH = 500
 
@@ -198,8 +198,9 @@ class Trainer:
     def _terms(self, seen: dict[str, Any], adapter_params: State, adapter_buffers: State) -> tuple[Terms, State]:
         """Compute the terms of one seed, and what the adapters' buffers are to be afterwards."""
         state = adapter_params | adapter_buffers  # in which functional_call leaves what `forward` assigns to a buffer
-        adapters = NOT_ASKED if self.adapters is None else partial(functional_call, self.adapters, state)
-        terms = self.objective.loss(Batch(**seen, epoch=self.epoch, adapters=adapters))
+        if self.adapters is not None:
+            seen = seen | {"adapters": partial(functional_call, self.adapters, state)}
+        terms = self.objective.loss(Batch(**seen, epoch=self.epoch))
         values = {"loss": total(terms, self.objective.method), **{name: term.value for name, term in terms.items()}}
         return values, {name: state[name] for name in adapter_buffers}
 
