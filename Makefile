@@ -84,6 +84,8 @@ audit: env ## known vulnerabilities in the locked packages; asks PyPI, so it nee
 
 restore: ## params.yaml, dvc.lock and results/ as they were committed, and the runs of that time with their logs
 	@git status --short params.yaml dvc.lock code.json results
+	@git diff --quiet HEAD params.yaml || { mkdir -p checkpoints && cp params.yaml checkpoints/params.$$$$.yaml && \
+		echo "params.yaml as it was: checkpoints/params.$$$$.yaml"; }
 	git restore params.yaml dvc.lock code.json results
 	git clean --quiet --force -d results
 	@# what is in no commit and not in the cache, such as a run that failed, is kept aside

@@ -182,7 +182,9 @@ def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> Non
     words = ("run.split=validation", "run.ablation_split=test", "run.ablations=[margin]")
     command(project, "dvc", "exp", "run", *(f"--set-param={word}" for word in words))
     assert "| validation accuracy, % |" in (project / "results/digits/table.md").read_text()
+    edited = (project / "params.yaml").read_text()
     command(project, "make", "restore")
+    assert edited in [path.read_text() for path in project.glob("checkpoints/params.*.yaml")]
     assert files(project / "results") == before
     assert command(project, "git", "status", "--porcelain") == ""
     assert stages_run(command(project, "dvc", "repro")) == []
