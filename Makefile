@@ -8,6 +8,10 @@ RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.uv/bin/uv)
+# For CPU=1: what is left out, and what comes in its place, of the versions in uv.lock
+CUDA = $(shell sed -nE 's/^name = "((nvidia|cuda|triton).*)"/\1/p' uv.lock)
+TORCH = $(shell awk -F'"' '/^name = "torch(vision)?"$$/ {name = $$2} /^version/ && name {print name "==" $$2; name = ""}' uv.lock)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
@@ -20,7 +24,7 @@ export TRIPLETKD_QUIET := $(QUIET)
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1 \t/' | expand -t 22
 
-env: .venv/.synced ## the environment, from uv.lock
+env: .venv/.synced ## the environment, from uv.lock; CPU=1 without the 4 GB of CUDA
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
 	@$(if $(QUIET),,dvc repro --quiet --single-item code; ! dvc repro --dry | grep -q "^Running stage '.*@" || tripletkd plan)
 	dvc repro $(if $(QUIET),--quiet)
@@ -110,7 +114,9 @@ clean: ## what the pipeline made, except results/ and DVC's cache
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: {sys.executable} is Python {v.major}.{v.minor}; 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
-	$(UV) sync --locked --compile-bytecode --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	$(UV) sync --locked --compile-bytecode --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" \
+		$(if $(CPU),$(addprefix --no-install-package ,torch torchvision $(CUDA)))
+	$(if $(CPU),$(UV) pip install --quiet --python .venv --no-deps --index-url $(TORCH_INDEX) $(TORCH))
 	@touch $@
 
 .uv/bin/uv:
