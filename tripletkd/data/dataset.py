@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ class Images(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Return N, H, W and C."""
 
-    def __getitem__(self, at: Any, /) -> NDArray[np.uint8]: ...
+    def __getitem__(self, at: slice | NDArray[np.intp], /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Dataset:
         return Dataset(train, holdout, self.classes)
 
 
-def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Write the canonical files, images.npy, labels.npy and dataset.json, a few images at a time.
 
     Args:
@@ -177,10 +177,8 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | 
             f"{folder.parent}: the images take {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free: "
             "make room, or take fewer (data.per_class) or smaller ones (data.image_size)"
         )
-    chunks = chain.from_iterable(split.chunks() for split in splits.values())
-    _write(folder / IMAGES, "|u1", (sum(counts.values()), *dataset.image_shape), chunks, f"writing {source}")
-    labels = np.concatenate([split.labels for split in splits.values()]).astype("<i8")
-    _write(folder / LABELS, "<i8", labels.shape, [labels])
+    _write(folder / IMAGES, [dataset.train, dataset.test], f"writing {source}")
+    np.save(folder / LABELS, np.concatenate([split.labels for split in splits.values()]).astype("<i8"))
     layout = {"image_shape": dataset.image_shape, "classes": dataset.classes, "images": counts}
     dataset = _read(folder, layout)
     mean, std = _channel_statistics(dataset.train)
@@ -201,13 +199,14 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, Any] | 
     return description
 
 
-def _write(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable[NDArray[Any]], title: str = "") -> None:
+def _write(path: Path, splits: Sequence[Split], title: str) -> None:
     """Write a .npy file chunk by chunk, not through a map: there a full disk would end the process by a signal."""
     from tqdm import tqdm
 
+    shape = (sum(len(split.labels) for split in splits), *splits[0].shape[1:])
     with path.open("wb") as file, tqdm(total=shape[0], desc=title, unit="image", disable=None, leave=False) as bar:
-        npy.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
-        for chunk in chunks:
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for chunk in chain.from_iterable(split.chunks() for split in splits):
             file.write(chunk.data)
             bar.update(len(chunk))
 
@@ -236,16 +235,13 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
 
 def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation a channel of pixels / 255, exactly: from a histogram of the 256 values."""
-    values, channels = np.arange(256) / 255, split.shape[3]
-    counts = np.zeros((channels, 256), dtype=np.int64)
+    values, counts = np.arange(256) / 255, np.zeros((split.shape[3], 256), dtype=np.int64)
     for chunk in split.chunks():
-        counts += [np.bincount(chunk[..., channel].ravel(), minlength=256) for channel in range(channels)]
-    means, stds = [], []
-    for share in counts / counts.sum(axis=1, keepdims=True):
-        mean = float(share @ values)
-        means.append(round(mean, 6))
-        stds.append(round(float(np.sqrt(share @ (values - mean) ** 2)), 6))
-    return means, stds
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(chunk, -1, 0)]
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
+    return mean.round(6).tolist(), std.round(6).tolist()
 
 
 def load(folder: Path) -> Dataset:

@@ -7,6 +7,7 @@ import http.client
 import io
 import lzma
 import pickle  # nosec B403
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -18,9 +19,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from itertools import chain
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,9 @@ RESIZE_RULE = "shorter side resized (bilinear, antialiased), centre cropped"  # 
 ORIENTATION_RULE = "upright, as the EXIF orientation tag says"  # as `Decoded` does
 ORIENTATION, TURNED = 0x0112, 5  # that tag, and its value from which on width and height change places
 GREYSCALE = ("L", "LA", "1")  # modes of Pillow that become one channel
-COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\0": lzma.LZMAFile}  # by a file's first bytes
+OPENERS: dict[bytes, Callable[[Path], io.BufferedIOBase | io.RawIOBase]] = {  # by a file's first bytes
+    b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\0": lzma.LZMAFile, b"": io.FileIO,
+}  # fmt: skip
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
 
 
@@ -61,13 +64,9 @@ def digits() -> Dataset:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
-    half = len(labels) // 2
-    return Dataset(
-        Split(images[:half], labels[:half]),
-        Split(images[half:], labels[half:]),
-        tuple(str(name) for name in bunch.target_names),
-    )
+    labels, half = bunch.target.astype(np.int64), len(images) // 2
+    first, second = (Split(images[part], labels[part]) for part in (slice(half), slice(half, None)))
+    return Dataset(first, second, tuple(map(str, bunch.target_names)))
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -92,44 +91,36 @@ def torchvision(name: str, folder: Path, path: Path | None = None) -> Dataset:
         UserError: If there is no data set of that name, no network, or the bytes are not those that torchvision knows.
     """
     import torchvision.datasets as library
+    from torchvision.datasets.utils import check_integrity
 
     # Sets with a `split` argument name the two parts; the others have a `train` flag.
     by_split = {"SVHN", "STL10"}
     known = {"CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"} | by_split
     if name not in known:
-        raise UserError(
-            f"data.name: {name!r} is not a torchvision data set known here; expected one of {sorted(known)}"
-        )
+        raise UserError(f"data.name: {name!r} is no torchvision data set known here; expected one of {sorted(known)}")
     kind, parts = getattr(library, name), {}
+    file = kind.filename if hasattr(kind, "tgz_md5") else None  # of the sets that are one archive
     with tempfile.TemporaryDirectory(dir=folder) as new:
+        if path and file is None:
+            raise UserError(f"data.path: found with data.name: {name}, which is not one archive; leave it out")
+        if path and not check_integrity(path, kind.tgz_md5):
+            wrong = f"is not {file}, whose md5 is {kind.tgz_md5}" if path.is_file() else "not there"
+            raise UserError(f"{path}: {wrong}; give another data.path, or none to download {file}")
         if path:
-            _place_archive(kind, path, Path(new))
+            Path(new, kind.filename).symlink_to(path.resolve())
         for part in ("train", "test"):
-            where: dict[str, Any] = {"split": part} if name in by_split else {"train": part == "train"}
             try:
+                where = {"split": part} if name in by_split else {"train": part == "train"}
                 parts[part] = kind(root=new, download=True, **where)
             except (RuntimeError, OSError, http.client.HTTPException) as error:
                 reason = " ".join(str(error).split())  # MNIST's has a line for each mirror
                 found = "is not the file torchvision knows by its md5" if "corrupted" in reason else "is out of reach"
-                at_hand = f"give {kind.filename}, if you have it, as data.path, " if hasattr(kind, "tgz_md5") else ""
+                at_hand = f"give {file}, if you have it, as data.path, " if file else ""
                 advice = f"try again, {at_hand}take class folders of it (data.source: folder or archive), {OTHERWISE}"
                 raise UserError(f"{name}: {_address(kind, part)} {found} ({reason}); {advice}") from None
         train, test = (_from_torchvision(part, f"{name}, {title}") for title, part in parts.items())
     classes = getattr(parts["train"], "classes", None) or np.unique(train.labels)
-    return Dataset(train, test, tuple(str(label) for label in classes))
-
-
-def _place_archive(kind: Any, path: Path, folder: Path) -> None:
-    """Put a data set's archive where torchvision looks for it, if it is the one that torchvision knows."""
-    from torchvision.datasets.utils import check_integrity
-
-    if not hasattr(kind, "tgz_md5"):
-        raise UserError(f"data.path: found with data.name: {kind.__name__}, which is not one archive; leave it out")
-    if not path.is_file():
-        raise UserError(f"{path}: not there; give another data.path, or none to download {kind.filename}")
-    if not check_integrity(path, kind.tgz_md5):
-        raise UserError(f"{path}: is not {kind.filename}, whose md5 is {kind.tgz_md5}; get it again, {OTHERWISE}")
-    (folder / kind.filename).symlink_to(path.resolve())
+    return Dataset(train, test, tuple(map(str, classes)))
 
 
 def _address(kind: Any, part: str) -> str:
@@ -188,13 +179,21 @@ def folder(path: Path, image_size: int | None = None) -> Dataset:
             only, or whose name differs from another one in its Unicode normal form only; for a file where a folder is
             expected, or the other way round; for a link, a device, a file above 256 MiB, a name that is not Unicode.
     """
-    return _class_folders(path, path, image_size)
+    test = "val" if (path / "val").exists() and not (path / "test").exists() else "test"
+    groups = {part: _by_class(path, part) for part in ("train", test)}
+    _compare(path, groups)
+    files = {part: list(chain.from_iterable(classes.values())) for part, classes in groups.items()}
+    shape = _common_shape(files["train"] + files[test], image_size)
+
+    def split(part: str) -> Split:
+        counts = [len(images) for images in groups[part].values()]
+        return Split(Decoded(files[part], image_size, shape), np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+
+    return Dataset(split("train"), split(test), tuple(groups["train"]))
 
 
 @contextmanager
-def archive(
-    path: Path, expected_sha256: str | None, place: Path | None = None, image_size: int | None = None
-) -> Iterator[Dataset]:
+def archive(path: Path, expected_sha256: str | None, place: Path, image_size: int | None = None) -> Iterator[Dataset]:
     """Unpack an archive of class folders and read them as `folder` does, for the time of a block.
 
     It is a .zip, or a .tar that may be compressed by gzip, bzip2 or xz: its first bytes count, not its extension.
@@ -203,7 +202,7 @@ def archive(
     Args:
         path: The archive.
         expected_sha256: Its hash, if it is known.
-        place: Where to unpack it to; by default where temporary files are.
+        place: Where to unpack it to, in a folder that is removed.
         image_size: As in `folder`.
 
     Yields:
@@ -220,12 +219,13 @@ def archive(
         raise UserError(f"{path}: sha256 is {found}, data.sha256 says {expected_sha256}; fetch it again, {OTHERWISE}")
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         top = Path(temporary)
-        with _unpacking(path):
-            _unpack(path, top)
+        _unpack(path, top)
         inside = [found for found in top.iterdir() if found.is_dir()]
-        if len(inside) == 1 and inside[0].name not in ("train", "test", "val"):
-            path, top = path / inside[0].name, inside[0]
-        yield _class_folders(path, top, image_size)
+        nested = len(inside) == 1 and inside[0].name not in ("train", "test", "val")
+        try:
+            yield folder(inside[0] if nested else top, image_size)
+        except UserError as error:  # a person knows the archive, and not where it was unpacked
+            raise UserError(str(error).replace(str(top), str(path))) from None
 
 
 class Member(NamedTuple):
@@ -234,64 +234,44 @@ class Member(NamedTuple):
     path: PurePosixPath
     mode: int  # its type, as os.stat has it
     size: int
-    extract: Callable[[Path], object]  # to a folder
-
-
-@contextmanager
-def _unpacking(name: Path) -> Iterator[None]:
-    """Say of an archive or of one of its members why it cannot be unpacked."""
-    try:
-        yield
-    except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise UserError(f"{name}: cannot be unpacked ({error}); fetch the archive again, {OTHERWISE}") from None
+    open: Callable[[], IO[bytes] | None]
 
 
 def _unpack(source: Path, top: Path) -> None:
     """Unpack all files and folders but the ignored ones; UserError at the first member that is refused."""
-    files: set[PurePosixPath] = set()
-    folders = total = 0
-    with closing(_members(source)) as members:
-        for path, mode, size, extract in members:
-            total, folders = total + size, folders + stat.S_ISDIR(mode)
-            if total > MAX_ARCHIVE_BYTES or folders > MAX_FOLDERS:
-                most = f"{MAX_ARCHIVE_BYTES >> 30} GiB or {MAX_FOLDERS} folders"
-                raise UserError(f"{source}: unpacks to more than {most}, with {path}; take fewer images")
-            if not path.parts or _is_ignored(path):
-                continue
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{source}/{path}: leads out of the archive")
-            _refuse(source, path, mode, size)
-            if path in files:
-                raise UserError(f"{source}/{path}: is there twice; remove one")
-            with _unpacking(source / path):
-                if stat.S_ISDIR(mode):
-                    (top / path).mkdir(parents=True, exist_ok=True)
-                else:
-                    files.add(path)
-                    extract(top)
-
-
-def _members(source: Path) -> Generator[Member, None, None]:
-    """Name what an archive holds, and read it to its end; its first bytes tell its kind."""
+    place, folders, total = source, 0, 0
     with source.open("rb") as file:
-        head = file.read(tarfile.BLOCKSIZE)
-    if head.startswith((b"PK\3\4", b"PK\5\6")):
-        yield from _in_zip(source)
-        return
-    kinds = [kind for begin, kind in COMPRESSED.items() if head.startswith(begin)]
-    if not kinds and not _is_tar_header(head):
-        raise UserError(f"{source}: no archive, begins with {head[:40]!r}; fetch it again, {OTHERWISE}")
-    with _Bounded(kinds[0](source) if kinds else source.open("rb", buffering=0)) as stream:
-        yield from _in_tar(stream)
-
-
-def _is_tar_header(block: bytes) -> bool:
+        head = file.read(20)
     try:
-        return bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
-    except tarfile.HeaderError:
-        return block == bytes(tarfile.BLOCKSIZE)  # of an archive without members
+        with closing(_in_zip(source) if head.startswith((b"PK\3\4", b"PK\5\6")) else _in_tar(source, head)) as members:
+            for member in members:
+                total, folders = total + member.size, folders + stat.S_ISDIR(member.mode)
+                if total > MAX_ARCHIVE_BYTES or folders > MAX_FOLDERS:
+                    most = f"{MAX_ARCHIVE_BYTES >> 30} GiB or {MAX_FOLDERS} folders"
+                    raise UserError(f"{source}: unpacks to more than {most}, with {member.path}; take fewer images")
+                if member.path.is_absolute() or ".." in member.path.parts:
+                    raise UserError(f"{source}/{member.path}: leads out of the archive")
+                if not _is_ignored(member.path):
+                    place = source / member.path
+                    _refuse(place, member.mode, member.size)
+                    _write(member, top / member.path)
+                place = source
+    except FileExistsError:
+        raise UserError(f"{place}: is there twice; remove one") from None
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        again = f"fetch the archive again, which begins with {head!r}, {OTHERWISE}"
+        raise UserError(f"{place}: cannot be unpacked ({error}); {again}") from None
+
+
+def _write(member: Member, path: Path) -> None:
+    """Write a member as a plain file or folder: what is never a link leads nowhere else."""
+    folder = path if stat.S_ISDIR(member.mode) else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder != path and (packed := member.open()):
+        with packed, path.open("xb") as file:
+            shutil.copyfileobj(packed, file)
 
 
 class _Bounded(io.BufferedReader):
@@ -307,12 +287,14 @@ class _Bounded(io.BufferedReader):
         return content
 
 
-def _in_tar(stream: _Bounded) -> Iterator[Member]:
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
+def _in_tar(source: Path, head: bytes) -> Generator[Member, None, None]:
+    """Name the members, and read the archive to its end."""
+    opener = next(opener for begin, opener in OPENERS.items() if head.startswith(begin))
+    with _Bounded(opener(source)) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         while member := tar.next():
             mode = stat.S_IFREG if member.isfile() else stat.S_IFDIR if member.isdir() else 0
             stream.left = MAX_ARCHIVE_BYTES
-            yield Member(PurePosixPath(member.name), mode, member.size, partial(tar.extract, member, filter="data"))
+            yield Member(PurePosixPath(member.name), mode, member.size, partial(tar.extractfile, member))
             stream.left = MAX_HEADER_BYTES
         stream.seek(tar.offset)  # tarfile takes a damaged header for the end
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -322,97 +304,77 @@ def _in_tar(stream: _Bounded) -> Iterator[Member]:
             pass
 
 
-def _in_zip(source: Path) -> Iterator[Member]:
+def _in_zip(source: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(source) as zipped:
         for member in zipped.infolist():
             name, marked_as_utf8 = member.orig_filename, member.flag_bits & 0x800
             if "\\" in name or not (name.isascii() or marked_as_utf8):
-                wrong = "has backslashes" if "\\" in name else "is neither ASCII nor marked as UTF-8"
-                raise UserError(f"{source}/{name}: its name {wrong}; pack it again by another program, or as .tar")
+                wrong = "its name has backslashes, or is neither ASCII nor marked as UTF-8"
+                raise UserError(f"{source}/{name}: {wrong}; pack it again by another program, or as .tar")
             mode = stat.S_IFMT(member.external_attr >> 16) or (stat.S_IFDIR if member.is_dir() else stat.S_IFREG)
-            yield Member(PurePosixPath(member.filename), mode, member.file_size, partial(zipped.extract, member))
+            yield Member(PurePosixPath(member.filename), mode, member.file_size, partial(zipped.open, member))
 
 
-def _is_ignored(path: PurePosixPath) -> bool:
+def _is_ignored(path: PurePath) -> bool:
     return any((name.startswith(".") and name != "..") or name in IGNORED for name in path.parts)
 
 
-def _refuse(source: Path, path: PurePosixPath, mode: int, size: int) -> None:
+def _refuse(path: Path, mode: int, size: int) -> None:
     """Raise UserError for what is refused wherever it stands in a folder or an archive."""
-    reason = None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        reason = "a link or a device; plain files and folders are expected"
-    elif stat.S_ISREG(mode) and size > MAX_FILE_BYTES:
-        reason = f"{size} bytes; more than {MAX_FILE_BYTES} are refused"
-    elif str(path).encode(errors="replace").decode() != str(path):
-        reason = "its name is not Unicode; rename it"
-    if reason:
-        raise UserError(f"{source}/{path}: {reason}")
+        raise UserError(f"{path}: a link or a device; plain files and folders are expected")
+    if stat.S_ISREG(mode) and size > MAX_FILE_BYTES:
+        raise UserError(f"{path}: {size} bytes; more than {MAX_FILE_BYTES} are refused")
+    if str(path).encode(errors="replace").decode() != str(path):
+        raise UserError(f"{path}: its name is not Unicode; rename it")
 
 
-def _class_folders(source: Path, top: Path, image_size: int | None) -> Dataset:
-    """Read the class folders in `top`; messages name them as `source`, which is where a person knows them."""
-    test = "val" if (top / "val").exists() and not (top / "test").exists() else "test"
-    groups = {part: _by_class(source, top, part) for part in ("train", test)}
-    _compare(source, groups)
-    files = {part: [path for images in classes.values() for path in images] for part, classes in groups.items()}
-    shape = _common_shape(source, top, files["train"] + files[test], image_size)
-    splits = []
-    for part, classes in groups.items():
-        labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(images) for images in classes.values()])
-        splits.append(Split(Decoded(source, top, files[part], image_size, shape), labels))
-    return Dataset(splits[0], splits[1], tuple(groups["train"]))
-
-
-def _by_class(source: Path, top: Path, part: str) -> dict[str, list[PurePosixPath]]:
+def _by_class(top: Path, part: str) -> dict[str, list[Path]]:
     """List the images of a split by class; both in the order of their names."""
-    classes: dict[str, list[PurePosixPath]] = {}
-    for found in sorted((top / part).rglob("*")):  # which follows no links
-        path, status = PurePosixPath(found.relative_to(top)), found.lstat()
-        if _is_ignored(path):
+    classes: dict[str, list[Path]] = {}
+    for path in sorted((top / part).rglob("*")):  # which follows no links
+        within, status = path.relative_to(top / part), path.lstat()
+        if _is_ignored(within):
             continue
-        _refuse(source, path, status.st_mode, status.st_size)
-        is_file, below = stat.S_ISREG(status.st_mode), path.parts[1:]
-        if len(below) != 2 if is_file else len(below) != 1:
-            kind = "file" if is_file else "folder"
-            raise UserError(f"{source / path}: a {kind} out of place in {LAYOUT}; move it away")
-        classes.setdefault(below[0], []).extend([path] if is_file else [])
+        _refuse(path, status.st_mode, status.st_size)
+        is_file = stat.S_ISREG(status.st_mode)
+        if len(within.parts) != (2 if is_file else 1):
+            raise UserError(f"{path}: a {'file' if is_file else 'folder'} out of place in {LAYOUT}; move it away")
+        classes.setdefault(within.parts[0], []).extend([path] if is_file else [])
     if not classes:
-        there = sorted(path.name for path in top.glob("[!.]*"))[:9]
-        found_there = f"expected {LAYOUT}, found {there} in {source.name}"
-        raise UserError(f"{source / part}: no class folders; {found_there}; give another data.path, {OTHERWISE}")
+        found = f"expected {LAYOUT}, found {sorted(path.name for path in top.glob('[!.]*'))[:9]} in {top}"
+        raise UserError(f"{top / part}: no class folders; {found}; give another data.path, {OTHERWISE}")
     return classes
 
 
-def _compare(source: Path, groups: dict[str, dict[str, list[PurePosixPath]]]) -> None:
+def _compare(top: Path, groups: dict[str, dict[str, list[Path]]]) -> None:
     """Raise UserError unless both splits have the same classes, at least two, each with images."""
     names = sorted({name for classes in groups.values() for name in classes})
-    for first, second in pairwise(sorted(names, key=partial(unicodedata.normalize, "NFC"))):
-        if unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second):
+    normal: dict[str, str] = {}
+    for name in names:
+        if (other := normal.setdefault(unicodedata.normalize("NFC", name), name)) != name:
             differ = "differ in their Unicode normal form only; give them one name"
-            raise UserError(f"{source}: the classes {first!a} and {second!a} {differ}")
+            raise UserError(f"{top}: the classes {other!a} and {name!a} {differ}")
     for part, classes in groups.items():
         if missing := [name for name in names if name not in classes]:
-            raise UserError(f"{source / part}: class {missing[0]!r} has no folder here; both splits need every class")
+            raise UserError(f"{top / part}: class {missing[0]!r} has no folder here; both splits need every class")
         if empty := [name for name, images in classes.items() if not images]:
-            raise UserError(f"{source / part / empty[0]}: a class without images; add some, or remove it from both")
+            raise UserError(f"{top / part / empty[0]}: a class without images; add some, or remove it from both")
     if len(names) < 2:
-        raise UserError(f"{source / 'train'}: one class folder, at least two are needed")
+        raise UserError(f"{top / 'train'}: one class folder, at least two are needed")
 
 
-def _common_shape(
-    source: Path, top: Path, files: Sequence[PurePosixPath], image_size: int | None
-) -> tuple[int, int, int]:
+def _common_shape(files: Sequence[Path], image_size: int | None) -> tuple[int, int, int]:
     """Find height, width and channels of all images, of which only the heads are read."""
     first, channels = None, 1
-    for path in tqdm(files, desc=f"looking at {source.name}", unit="image", disable=None, leave=False):
-        with _opened(source / path, top / path) as image:
+    for path in tqdm(files, desc="looking at sizes", unit="image", disable=None, leave=False):
+        with _opened(path) as image:
             width, height = image.size[::-1] if _orientation(image) >= TURNED else image.size
             channels = max(channels, 1 if image.mode in GREYSCALE else 3)
         first = first or (width, height)
         if (width, height) != first and image_size is None:
             raise UserError(
-                f"{source / path}: {width} x {height} pixels, {files[0]} has {first[0]} x {first[1]}; all images must "
+                f"{path}: {width} x {height} pixels, {files[0]} has {first[0]} x {first[1]}; all images must "
                 "have one size: data.image_size: 64 would make them 64 x 64"
             )
     return image_size or height, image_size or width, channels
@@ -420,14 +382,9 @@ def _common_shape(
 
 @dataclass(frozen=True)
 class Decoded(Images):
-    """Images that are decoded when they are asked for, one after the other, to pixels of one shape.
+    """Images that are decoded when they are asked for, one after the other, to pixels of one shape."""
 
-    They lie in `top`; messages name it as `source`, which is where a person knows them.
-    """
-
-    source: Path
-    top: Path
-    files: Sequence[PurePosixPath]
+    files: Sequence[Path]
     image_size: int | None
     image_shape: tuple[int, int, int]
 
@@ -443,9 +400,9 @@ class Decoded(Images):
             image[:] = self._decode(self.files[place])  # greyscale to all channels
         return pixels
 
-    def _decode(self, path: PurePosixPath) -> NDArray[np.uint8]:
+    def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Decode an image to pixels [height, width, 1 or 3], upright, resized and cropped where that is asked for."""
-        with _opened(self.source / path, self.top / path) as image:
+        with _opened(path) as image:
             upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
             converted = upright.convert("L" if image.mode in GREYSCALE else "RGB")
             pixels = np.asarray(resized(converted, self.image_size) if self.image_size else converted)
@@ -474,21 +431,21 @@ def resized(image: Image.Image, size: int) -> Image.Image:
 
 
 @contextmanager
-def _opened(name: Path, file: Path) -> Iterator[Image.Image]:
-    """Open an image to decode it in a block; messages call it by `name`."""
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image to decode it in a block, with one message for whatever is wrong with it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    raise UserError(f"{name}: several frames, one is expected; keep one")
+                    raise UserError(f"{path}: several frames, one is expected; keep one")
                 if ";16B" in str(image.tile):  # Pillow itself would drop the lower half of a colour image
-                    raise UserError(f"{name}: 16 bits a channel; convert it to 8 first")
+                    raise UserError(f"{path}: 16 bits a channel; convert it to 8 first")
                 yield image
     except UserError:
         raise
     except Exception as error:  # whatever the decoders raise for bytes that anyone may have made
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         expected = f"expected {', '.join(FORMATS)}: remove or replace it"
-        raise UserError(f"{name}: not an image that can be read ({reason}); {expected}") from None
+        raise UserError(f"{path}: not an image that can be read ({reason}); {expected}") from None
