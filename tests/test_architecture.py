@@ -18,7 +18,7 @@ LIBRARY = sorted((ROOT / "tripletkd").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 # From top to bottom the way of the data: a part imports itself and those above it.
 LAYERS = [
-    "errors", "types", "files", "streams", "meaning", "provenance", "data", "models", "methods", "training",
+    "errors", "results", "types", "files", "streams", "meaning", "provenance", "data", "models", "methods", "training",
     "evaluation", "analysis", "reporting", "tracking", "export", "config", "pipeline", "cli",
 ]  # fmt: skip
 
