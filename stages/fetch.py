@@ -59,12 +59,30 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
         if not settings.name:
             raise UserError("data.name: missing; data.source: torchvision needs the name of a torchvision data set")
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        return nullcontext(sources.torchvision(settings.name, folder, Path(settings.path) if settings.path else None))
+        return nullcontext(
+            sources.torchvision(settings.name, folder, existing(settings.path) if settings.path else None)
+        )
     if not settings.path:
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
-        return nullcontext(sources.folder(Path(settings.path), settings.image_size))
-    return sources.archive(Path(settings.path), settings.sha256, folder, settings.image_size)
+        return nullcontext(sources.folder(existing(settings.path), settings.image_size))
+    return sources.archive(existing(settings.path), settings.sha256, folder, settings.image_size)
+
+
+def existing(path: str) -> Path:
+    """Return the place that data.path names, with ~ for the home folder.
+
+    Raises:
+        UserError: If nothing is there.
+    """
+    place = Path(path).expanduser()
+    if place.exists():
+        return place
+    copied = "; a queued or temporary experiment runs in a copy of what git has: give an absolute path"
+    raise UserError(
+        f"{path}: not there, looked in {place.absolute().parent}{'' if place.is_absolute() else copied}; give another "
+        "data.path, or regenerate the digits suite, which needs no file: run.suites: [digits]"
+    )
 
 
 def rules(settings: DataSettings) -> dict[str, Any]:

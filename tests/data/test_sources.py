@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import tarfile
 import warnings
@@ -334,6 +335,24 @@ def test_an_archive_is_the_one_with_the_given_sha256(tmp_path: Path) -> None:
     assert from_archive(path, digest.upper()).classes == CLASSES
     with pytest.raises(UserError, match=f"images.tar: sha256 is {digest}, data.sha256 says 0000; fetch it again"):
         from_archive(path, "0000")
+
+
+@pytest.mark.data
+def test_true_images_keep_their_pixels(cifar: Path, tmp_path: Path) -> None:
+    few = [
+        "cifar10",
+        "--per-class",
+        "5",
+        "--imagefolder",
+        str(tmp_path / "images"),
+        "--npz",
+        str(tmp_path / "truth.npz"),
+    ]
+    subprocess.run([sys.executable, str(cifar / "unpack.py"), *few], check=True, capture_output=True)
+    found, truth = in_memory(sources.folder(tmp_path / "images")), np.load(tmp_path / "truth.npz")
+    for part, split in (("train", found.train), ("test", found.test)):
+        np.testing.assert_array_equal(split.images, truth[f"x_{part}"])
+        np.testing.assert_array_equal(split.labels, truth[f"y_{part}"])
 
 
 # --- the canonical data set -------------------------------------------------------------------------------------------
