@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tripletkd.analysis.statistics import Difference, Summary, difference, holm_of_testable, summarise
+from tripletkd.analysis.statistics import Difference, Summary, difference, holm, summarise
 from tripletkd.evaluation.measurement import VariantMeasurement
 
 
@@ -13,7 +12,7 @@ class Line:
     """One variant."""
 
     label: str
-    changed: dict[str, Any]  # parameters and their values, as in params.yaml
+    changed: dict[str, object]  # parameters and their values, as in params.yaml
     reference: bool  # what the others are compared with
     seeds_percent: dict[int, float]  # accuracy on the split, by seed
     accuracy_percent: Summary
@@ -28,7 +27,7 @@ def lines(variants: Sequence[VariantMeasurement]) -> list[Line]:
     reference = next((i for i, variant in enumerate(variants) if variant.configured), 0)
     accuracies = [variant.measurement.percent() for variant in variants]
     gaps = [difference(each, accuracies[reference]) if i != reference else None for i, each in enumerate(accuracies)]
-    corrected = holm_of_testable(dict(enumerate(gaps)))
+    corrected = holm(dict(enumerate(gaps)))
     return [
         Line(
             label=variant.label,

@@ -4,10 +4,10 @@ Units, here and in all files that are made of it: what is called ..._percent is 
 a difference of two such, in percentage points. Every other share lies in [0, 1], as in measured/ and in histories.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from tripletkd.analysis.statistics import (
     Summary,
     detectable,
     difference,
-    holm_of_testable,
+    holm,
     over_images_too,
     significant,
     summarise,
@@ -151,22 +151,23 @@ def rows(measured: Mapping[str, Measurement], published: Mapping[str, Published]
         measured: by method, the teacher first.
         published: figures from the literature, by method.
     """
-    gaps = _over_baselines(measured)
-    # One baseline over another and that one over it are one comparison.
-    by_pair = holm_of_testable({frozenset(pair): gap for pair, gap in gaps.items()})
-    corrected = {pair: by_pair[frozenset(pair)] for pair in gaps if frozenset(pair) in by_pair}
+    pairs = [(method, base) for method in measured for base in BASELINES if method not in ("teacher", base)]
+    gaps, corrected = _compare(measured, pairs)
     table = []
     for method, measurement in measured.items():
-        test = summarise(list(measurement.percent().values()))
+        test, train, best = (
+            summarise(list(measurement.percent(figure).values()))
+            for figure in ("test_accuracy", "train_accuracy", "best_test_accuracy")
+        )
         table.append(
             Row(
                 method=method,
                 n=test.n,
                 test_accuracy_percent=test,
-                train_accuracy_percent=summarise(list(measurement.percent("train_accuracy").values())),
-                best_test_accuracy_percent=summarise(list(measurement.percent("best_test_accuracy").values())).mean,
-                over_points={base: gap for (name, base), gap in gaps.items() if name == method},
-                corrected_p={base: p for (name, base), p in corrected.items() if name == method},
+                train_accuracy_percent=train,
+                best_test_accuracy_percent=best.mean,
+                over_points={base: gap for base in BASELINES if (gap := gaps.get((method, base)))},
+                corrected_p={base: corrected[method, base] for base in BASELINES if (method, base) in corrected},
                 published=_beside_published(test, published.get(method)),
                 parameters=measurement.parameters,
                 failed=measurement.failed,
@@ -175,16 +176,20 @@ def rows(measured: Mapping[str, Measurement], published: Mapping[str, Published]
     return table
 
 
-def _over_baselines(measured: Mapping[str, Measurement]) -> dict[tuple[str, str], Difference]:
-    """Compute the difference of each method and each baseline that share a seed."""
-    gaps = {}
-    for method, measurement in measured.items():
-        for base in BASELINES:
-            if method not in ("teacher", base) and base in measured:
-                gap = difference(measurement.percent(), measured[base].percent())
-                if gap is not None:
-                    gaps[method, base] = gap
-    return gaps
+def _compare(
+    measured: Mapping[str, Measurement], pairs: Iterable[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], Difference | None], dict[tuple[str, str], float]]:
+    """Compute the difference of each pair of methods that were run, and its p-value corrected for all of them.
+
+    One method over another and that one over it are one comparison.
+    """
+    gaps = {
+        (method, base): difference(measured[method].percent(), measured[base].percent())
+        for method, base in pairs
+        if method in measured and base in measured
+    }
+    corrected = holm({frozenset(pair): gap for pair, gap in gaps.items()})
+    return gaps, {pair: corrected[frozenset(pair)] for pair in gaps if frozenset(pair) in corrected}
 
 
 def _beside_published(test: Summary, figure: Published | None) -> PublishedComparison | None:
@@ -201,16 +206,10 @@ def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> li
         measured: by method.
         claims: those of params.yaml.
     """
-    gaps = {
-        (claim.method, base): difference(measured[claim.method].percent(), measured[base].percent())
-        for claim in claims
-        for base in claim.over
-        if claim.method in measured and base in measured
-    }
-    corrected = holm_of_testable({frozenset(pair): gap for pair, gap in gaps.items()})  # both ways is one comparison
-    answers = []
+    gaps, corrected = _compare(measured, [(claim.method, base) for claim in claims for base in claim.over])
+    tests, answers = len({frozenset(pair) for pair in corrected}), []
     for (method, base), gap in gaps.items():
-        p, barred = corrected.get(frozenset((method, base))), bar(measured, method, base)
+        p, barred = corrected.get((method, base)), bar(measured, method, base)
         answers.append(
             Verdict(
                 claim=f"{method} over {base}",
@@ -221,15 +220,11 @@ def verdicts(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> li
                 difference_points=gap,
                 half_width_over_images_too_points=over_images_too(_gaps_by_image(measured[method], measured[base])),
                 corrected_p=p,
-                corrected_together=len(corrected),
-                detectable_points=_detectable(gap, len(corrected)),
+                corrected_together=tests,
+                detectable_points=detectable(gap.n, gap.std, tests) if gap and gap.std and gap.p is not None else None,
             )
         )
     return answers
-
-
-def _detectable(gap: Difference | None, tests: int) -> float | None:
-    return None if gap is None or gap.p is None or gap.std is None else detectable(gap.n, gap.std, tests)
 
 
 def left_out(measured: Mapping[str, Measurement], claims: Sequence[Claim]) -> tuple[int, list[str]]:
@@ -269,15 +264,13 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
 
 def _gaps_by_image(first: Measurement, second: Measurement) -> NDArray[np.float64]:
     """Compute first - second in percent, [S, I], for each seed that both have and each image."""
-    ours, theirs = _hits(first), _hits(second)
-    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return np.array(pairs).reshape(len(pairs), first.test_images)
-
-
-def _hits(measurement: Measurement) -> dict[int, NDArray[np.floating[Any]]]:
-    """Unpack, by seed, 100 for each image of the split whose class was predicted, else 0."""
-    packed = {seed.seed: np.frombuffer(bytes.fromhex(seed.test_correct), np.uint8) for seed in measurement.seeds}
-    return {seed: 100.0 * np.unpackbits(bits, count=measurement.test_images) for seed, bits in packed.items()}
+    images = first.test_images
+    ours, theirs = (
+        {s.seed: np.unpackbits(np.frombuffer(bytes.fromhex(s.test_correct), np.uint8), count=images) for s in of.seeds}
+        for of in (first, second)
+    )
+    pairs = [100.0 * ours[seed] - 100.0 * theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return np.array(pairs).reshape(len(pairs), images)
 
 
 def at_chance(measured: Mapping[str, Measurement]) -> tuple[float, list[str]]:
@@ -313,20 +306,10 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Curve
     """
     points = []
     for method, history in histories.items():
-        by_epoch: dict[int, list[Mapping[str, float]]] = {}
-        for row in history:
-            if "test_accuracy" in row:
-                by_epoch.setdefault(int(row["epoch"]), []).append(row)
-        for epoch, group in by_epoch.items():
+        rows = [row for row in history if "test_accuracy" in row]
+        for epoch in dict.fromkeys(int(row["epoch"]) for row in rows):
+            group = [row for row in rows if row["epoch"] == epoch]
             test, train = ([100 * row[key] for row in group] for key in ("test_accuracy", "train_accuracy"))
-            points.append(
-                CurvePoint(
-                    method=method,
-                    epoch=epoch,
-                    test_accuracy_percent=round(sum(test) / len(test), 4),
-                    lowest_percent=round(min(test), 4),
-                    highest_percent=round(max(test), 4),
-                    train_accuracy_percent=round(sum(train) / len(train), 4),
-                )
-            )
+            figures = (sum(test) / len(test), min(test), max(test), sum(train) / len(train))
+            points.append(CurvePoint(method, epoch, *(round(figure, 4) for figure in figures)))
     return points

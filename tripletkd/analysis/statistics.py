@@ -65,18 +65,14 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     Returns:
         The difference first - second over the seeds that both have; None if they share no seed.
     """
-    seeds = sorted(first.keys() & second.keys())
-    if not seeds:
+    gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if not gaps:
         return None
-    gaps = np.array([first[seed] - second[seed] for seed in seeds])
-    n, mean = len(gaps), float(gaps.mean())
-    if n < 2:
-        return Difference(n, mean, None, None, None)
-    std = float(gaps.std(ddof=1))
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    testable = n >= FEWEST and std > 1e-9  # equal differences of percentages differ by rounding
-    p = float(stats.ttest_1samp(gaps, 0).pvalue) if testable else None
-    return Difference(n, mean, std, t * std / sqrt(n), p)
+    found = summarise(gaps)
+    # Equal differences of percentages differ by rounding.
+    is_testable = found.n >= FEWEST and found.std is not None and found.std > 1e-9
+    p = float(stats.ttest_1samp(gaps, 0).pvalue) if is_testable else None
+    return Difference(found.n, found.mean, found.std, found.half_width, p)
 
 
 def over_images_too(gaps: NDArray[np.float64]) -> float | None:
@@ -164,24 +160,22 @@ def _noncentrality(n: int, alpha: float) -> float:
     return float(optimize.brentq(shortfall, 0.1, 10 * critical))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down procedure.
+def holm(gaps: Mapping[Key, Difference | None]) -> dict[Key, float]:
+    """Correct the p-values of the differences that have one for their number, by Holm's step-down procedure.
 
     The i-th smallest of m becomes max over j <= i of (m - j + 1) p_(j), at most 1.
 
+    Returns:
+        The corrected p-values by the differences' keys.
+
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics, 1979.
     """
-    order = np.argsort(p_values)
-    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return [float(p) for p in corrected]
-
-
-def holm_of_testable(gaps: Mapping[Key, Difference | None]) -> dict[Key, float]:
-    """Correct by `holm` the p-values of the differences that have one, and return them by the differences' keys."""
     p_values = {key: gap.p for key, gap in gaps.items() if gap is not None and gap.p is not None}
-    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    corrected, highest = dict[Key, float](), 0.0
+    for rank, key in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        highest = min(max(highest, (len(p_values) - rank) * p_values[key]), 1.0)
+        corrected[key] = highest
+    return corrected
 
 
 def significant(corrected_p: float | None) -> bool:
