@@ -134,6 +134,11 @@ class Results:
         """The answers to the claims, see `verdicts`."""
         return verdicts(self.measured, self.claims)
 
+    @cached_property
+    def curves(self) -> list[CurvePoint]:
+        """The accuracy of each method by epoch, see `curves`."""
+        return curves(self.histories)
+
     @property
     def students(self) -> dict[str, Measurement]:
         """The measurements of all methods but the teacher."""

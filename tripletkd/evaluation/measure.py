@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -145,12 +145,11 @@ def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") ->
     }
     centre, directions = main_plane(logits["teacher"])
     shown = [i for label in range(record.classes) for i in (labels == label).nonzero()[:MAPPED_A_CLASS, 0].tolist()]
-    plane = {name: (values[shown] - centre) @ directions.mT for name, values in logits.items()}
-    rows = []
-    for place, image in enumerate(shown):
-        points = {f"{name}_{axis}": xy[place, k].item() for name, xy in plane.items() for k, axis in enumerate("xy")}
-        rows.append({"label": int(labels[image])} | {name: float(f"{value:.4g}") for name, value in points.items()})
-    return rows
+    columns = {"label": labels[shown].tolist()}
+    for name, values in logits.items():
+        for axis, column in zip("xy", ((values[shown] - centre) @ directions.mT).mT.tolist(), strict=True):
+            columns[f"{name}_{axis}"] = [float(f"{value:.4g}") for value in column]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def main_plane(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +168,7 @@ def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     counts = []
 
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
         weight = layer.get_parameter("weight")  # [outputs, ...]: a product each for every element of an output's place
         counts.append(output.numel() * weight[0].numel())
 

@@ -93,7 +93,7 @@ class VariantMeasurement:
     """What is measured of one variant of an ablation."""
 
     label: str
-    changed: dict[str, Any]  # what tells it from the others: parameters and their values
+    changed: dict[str, object]  # what tells it from the others: parameters and their values
     configured: bool  # whether it is what params.yaml has
     measurement: Measurement
 
@@ -158,8 +158,6 @@ def read_ablation(path: Path, suite: str, name: str) -> list[VariantMeasurement]
     """
     remedy = f"run `dvc repro` with {suite} in run.suites, or stages.ablate"
     variants = read_json(path, list[VariantMeasurement], remedy)
-    if not variants:
-        raise UserError(f"{path}: holds no variant; {remedy}")
     for variant in variants:
         of_ablation = variant.measurement.identity.name.rpartition("/")[0]
         _refuse_other_run(path, variant.measurement, suite, of_ablation == f"ablations/{name}")

@@ -7,13 +7,13 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
-from types import MappingProxyType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tripletkd.analysis.ablation import Line
-from tripletkd.analysis.comparison import CurvePoint, Row
+from tripletkd.analysis.comparison import CurvePoint, Results
 from tripletkd.analysis.statistics import significant
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting.text import one_line, printable
@@ -21,26 +21,15 @@ from tripletkd.reporting.text import one_line, printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#010203"  # in its place, the color of the text around the picture
-STYLE: dict[Any, Any] = {
-    **dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color", "ytick.color"), INK
-    ),
-    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
-    "axes.grid": True,
-    "axes.titlesize": 10,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.alpha": 0.2,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tripletkd",  # the same figure, the same bytes
-}
+INK = "#010203"  # that of STYLE; in its place, the color of the text around the picture
+STYLE = "figures.mplstyle"
 # Of middle lightness, to be seen on white and on black; with the dashes and markers, told apart in grey too.
 COLORS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a0743b", "#3aa0c9"]
 DASHES = ["-", "--", "-.", ":"]
 EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colors
 MARKERS = "osD^vPX*"
 NAMED_CLASSES = 20  # with more, their names have no room
+Look = dict[str, Any]  # arguments of matplotlib by name
 ON_ITS_OWN = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 
@@ -61,7 +50,7 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
     from matplotlib.figure import Figure
 
     file = io.StringIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(fname=Path(__file__).with_name(STYLE)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has fonts of its own
         figure = Figure(figsize=size, layout="constrained")
         paint(*figure.subplots(1, columns, squeeze=False)[0])
@@ -78,15 +67,18 @@ def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
     The prologue, the metadata and the rules for the page around it go; the ids and the ink become its own; a text
     alternative is added. It fills the width there is, up to a quarter more than drawn.
     """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg).replace(INK, "currentColor")
-    svg = re.sub(r"font-family: [^;]*;", "font-family: sans-serif;", svg)
-    svg = re.sub(r"\s+\n", "\n", svg)
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for pattern, replacement in (
+        (r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", ""),
+        (r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-"),
+        (r"font-family: [^;]*;", "font-family: sans-serif;"),
+        (r"\s+\n", "\n"),
+    ):
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    width = f'style="max-width: {1.25 * inches:g}in"'
-    return f'{opening} {width} role="img" aria-label="{escape(description)}"><title>{escape(description)}</title>{rest}'
+    width, said = f'style="max-width: {1.25 * inches:g}in"', escape(description)
+    return f'{opening} {width} role="img" aria-label="{said}"><title>{said}</title>{rest}'
 
 
 def standalone(svg: str) -> str:
@@ -96,41 +88,33 @@ def standalone(svg: str) -> str:
     return sized.replace("</title>", f"</title>{ON_ITS_OWN}", 1)
 
 
-def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _styles(names: Iterable[str]) -> dict[str, Look]:
     """Choose the style of each method's line, as matplotlib's `plot` takes it.
 
     Where the methods are more than the colors, all but EMPHASIS are thin and grey and share a label. These have a
     "zorder", which puts them behind the rest.
     """
-    names = list(names)
+    names, looks = list(names), dict[str, Look]()
     strong = names if len(names) <= len(COLORS) else [name for name in names if name in EMPHASIS]
     faint = [name for name in names if name not in strong]
-    looks = {
-        name: {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
-        for i, name in enumerate(strong)
-    }
-    thin: dict[str, Any] = {"color": COLORS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
-    looks |= {name: thin | {"label": f"{len(faint)} others" if name == faint[0] else None} for name in faint}
-    return {name: looks[name] for name in names}
+    for name in names:
+        if name in strong:
+            i = strong.index(name)
+            looks[name] = {"color": COLORS[i % 8], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
+        else:
+            looks[name] = {"color": COLORS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
+            looks[name]["label"] = f"{len(faint)} others" if name == faint[0] else None
+    return looks
 
 
-def curves(
-    suite: str,
-    split: str,
-    points: Sequence[CurvePoint],
-    published: Mapping[str, Sequence[Mapping[str, float]]] = MappingProxyType({}),
-) -> str:
+def curves(results: Results) -> str:
     """Draw accuracy by epoch: a line for each method, with a band from the lowest to the highest seed.
 
-    Args:
-        suite: Its name.
-        split: What the accuracies are measured on.
-        points: Of comparison.curves.
-        published: Published curves by method, rows with epoch and test_accuracy, in percent.
+    Published curves, in percent, are dotted.
     """
+    points, published = results.curves, results.published_curves
     looks = _styles(dict.fromkeys(point.method for point in points))
     last = max(point.epoch for point in points)
-    final = [point for point in points if point.epoch == last]
 
     def paint(axes: Axes) -> None:
         for name, look in looks.items():
@@ -141,19 +125,17 @@ def curves(
                 axes.fill_between(epochs, low, high, alpha=0.12, linewidth=0, color=look["color"])
             axes.plot(epochs, [point.test_accuracy_percent for point in mine], **look)
         for name, rows in published.items():
-            epochs_there, values = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
+            there = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
             label = f"{one_line(name)}, published".replace("$", r"\$")  # which would begin a formula
-            axes.plot(epochs_there, values, ":", color=INK, linewidth=1, label=label, zorder=0)
+            axes.plot(*there, ":", color=INK, linewidth=1, label=label, zorder=0)
         emphasized = [point for point in points if "zorder" not in looks[point.method]]
         axes.set_ylim(*_end_of_training(emphasized, last, published.values()))
-        axes.set(xlabel="epoch", ylabel=f"{split} accuracy, %")
+        axes.set(xlabel="epoch", ylabel=f"{results.split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
 
-    ends = ", ".join(f"{point.method} {point.test_accuracy_percent:.1f}" for point in final)
-    description = (
-        f"{suite}: {split} accuracy by epoch, mean over seeds, band from lowest to highest. At the end: {ends}."
-    )
-    return render("curves", description, (8, 4.5), paint)
+    ends = ", ".join(f"{p.method} {p.test_accuracy_percent:.1f}" for p in points if p.epoch == last)
+    said = f"{results.split} accuracy by epoch, mean over seeds, band from lowest to highest. At the end: {ends}."
+    return render("curves", f"{results.suite}: {said}", (8, 4.5), paint)
 
 
 def _end_of_training(
@@ -168,20 +150,20 @@ def _end_of_training(
     lowest = min(point.test_accuracy_percent for point in final)
     highest = max([*(point.highest_percent for point in final), *(rows[-1]["test_accuracy"] for rows in published)])
     top = max([highest, *(row["test_accuracy"] for rows in published for row in rows)])
-    plateau = np.percentile([point.test_accuracy_percent for point in points], 25)
-    return min(lowest - 1.5 * max(highest - lowest, 2), float(plateau) - 2), top + 0.5
+    plateau = float(np.percentile([point.test_accuracy_percent for point in points], 25))
+    return min(lowest - 1.5 * max(highest - lowest, 2), plateau - 2), top + 0.5
 
 
-def forest(table: Sequence[Row], bases: Sequence[str]) -> str:
+def forest(results: Results) -> str:
     """Draw the differences paired by seed with their 95 % intervals, one panel for each baseline."""
+    table, bases, blue = results.rows, results.bases(), COLORS[1]
 
     def paint(*panels: Axes) -> None:
         for axes, base in zip(panels, bases, strict=True):
             rows = [row for row in table if base in row.over_points][::-1]
             for y, row in enumerate(rows):
-                gap, face = row.over_points[base], COLORS[1] if significant(row.corrected_p.get(base)) else "none"
-                look: dict[str, Any] = {"fmt": "s", "color": COLORS[1], "markerfacecolor": face, "capsize": 3}
-                axes.errorbar(gap.mean, y, xerr=gap.half_width, **look)
+                gap, face = row.over_points[base], blue if significant(row.corrected_p.get(base)) else "none"
+                axes.errorbar(gap.mean, y, xerr=gap.half_width, fmt="s", color=blue, mfc=face, capsize=3)
             axes.set_yticks(range(len(rows)), [row.method for row in rows])
             axes.set_ylim(-0.6, len(rows) - 0.4)
             _gains(axes, f"over {base}")
@@ -212,12 +194,9 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     means: dict[str, dict[int, list[float]]] = {}  # method -> epoch -> the mean of each of TRIPLET_FIGURES
     for name, rows in histories.items():
         tracked = [row for row in rows if "violated_triplets" in row]
-        means[name] = {
-            int(epoch): [
-                float(np.mean([row[key] for row in tracked if row["epoch"] == epoch])) for key in TRIPLET_FIGURES
-            ]
-            for epoch in sorted({row["epoch"] for row in tracked})
-        }
+        for epoch in sorted({int(row["epoch"]) for row in tracked}):
+            of_epoch = [[row[key] for key in TRIPLET_FIGURES] for row in tracked if row["epoch"] == epoch]
+            means.setdefault(name, {})[epoch] = np.ascontiguousarray(np.transpose(of_epoch)).mean(1).tolist()
 
     def paint(*panels: Axes) -> None:
         for i, (axes, (label, scale)) in enumerate(zip(panels, TRIPLET_FIGURES.values(), strict=True)):
@@ -226,17 +205,16 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             axes.set(xlabel="epoch", title=label, ylim=(0, None))
         panels[0].legend(fontsize=7)
 
-    said = ", ".join(
-        f"{name} {100 * [*by_epoch.values()][-1][0]:.1f} %" for name, by_epoch in means.items() if by_epoch
-    )
+    said = ", ".join(f"{name} {100 * [*by_epoch.values()][-1][0]:.1f} %" for name, by_epoch in means.items())
     description = f"Violated triplets and distances through training. Violated at the end: {said}."
     return render("triplets", description, (9, 3.2), paint, 3)
 
 
-def cost(measured: Mapping[str, Measurement], accuracy: Mapping[str, float]) -> str:
+def cost(results: Results) -> str:
     """Draw accuracy, in percent by method, against parameters, multiply-adds of an image, and bytes of weights."""
+    measured, accuracy = results.measured, {row.method: row.test_accuracy_percent.mean for row in results.rows}
     keys = {"parameters": "parameters", "multiply_adds": "multiply-adds an image", "weights_bytes": "bytes of weights"}
-    looks = {"teacher": {"color": INK, "label": "teacher"}} | _styles(name for name in measured if name != "teacher")
+    looks = {"teacher": {"color": INK, "label": "teacher"}} | _styles(results.students)
 
     def paint(*panels: Axes) -> None:
         for axes, (key, label) in zip(panels, keys.items(), strict=True):
@@ -245,11 +223,10 @@ def cost(measured: Mapping[str, Measurement], accuracy: Mapping[str, float]) -> 
                 look = looks[name]
                 axes.plot(size, accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
             sizes = sorted(set(found.values()))
-            axes.set_xscale("log")
+            axes.set(xscale="log", xlabel=label)
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
             axes.margins(x=0.35)
-            axes.set(xlabel=label)
         panels[0].set_ylabel("accuracy, %")
         panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -283,10 +260,9 @@ def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: st
             _gains(axes, f"{name} over {base}")
         panels[0].set_ylabel("class")
 
-    ends = {name: (values.argmin(), values.argmax()) for name, values in gains.items()}
     said = "; ".join(
-        f"{name} from " + " to ".join(f"{gains[name][c]:+.1f} ({classes[c]})" for c in both)
-        for name, both in ends.items()
+        f"{name} from " + " to ".join(f"{values[c]:+.1f} ({classes[c]})" for c in (values.argmin(), values.argmax()))
+        for name, values in gains.items()
     )
     return render("classes", f"Gain over {base} by class: {said}.", (9, 3.4), paint, len(names))
 
@@ -352,29 +328,29 @@ def ablation(name: str, split: str, lines: Sequence[Line]) -> str:
     """
     keys = {key for line in lines for key in line.changed}
     values = [next(iter(line.changed.values()), None) for line in lines]
-    number = len(keys) == 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    places: Any = values if number else list(range(len(lines)))
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    is_along = len(keys) == 1 and len(numbers) == len(lines)
+    places: Sequence[float] = numbers if is_along else range(len(lines))
 
     def paint(axes: Axes) -> None:
         for x, line in zip(places, lines, strict=True):
             color, seeds = COLORS[3] if line.reference else COLORS[1], list(line.seeds_percent.values())
             axes.plot([x] * len(seeds), seeds, "o", color=color, alpha=0.45, markersize=3)
             if seeds:
-                look: dict[str, Any] = {"fmt": "s", "capsize": 4, "color": color, "markersize": 7}
-                look["markerfacecolor"] = color if line.reference else "none"
-                axes.errorbar(x, line.accuracy_percent.mean, yerr=line.accuracy_percent.half_width, **look)
-        if number:
+                found, face = line.accuracy_percent, color if line.reference else "none"
+                axes.errorbar(x, found.mean, found.half_width, fmt="s", color=color, mfc=face, capsize=4, markersize=7)
+        if is_along:
             means = [line.accuracy_percent.mean for line in lines]
             axes.plot(places, means, "--", color=COLORS[0], linewidth=0.8, zorder=0)
             if min(places) > 0 and max(places) >= 8 * min(places):
                 axes.set_xscale("log")
-            axes.set_xticks(places, [str(v) for v in values])
+            axes.set_xticks(places, [str(x) for x in places])
             axes.minorticks_off()
         else:
             axes.set_xticks(places, [line.label.replace(", ", "\n") for line in lines])
             axes.margins(x=0.15)
         axes.set(xlabel=keys.pop() if len(keys) == 1 else name, ylabel=f"{split} accuracy, %")
 
-    means = ", ".join(f"{each.label} {each.accuracy_percent.mean:.2f}" for each in lines if each.accuracy_percent.n)
+    means = ", ".join(f"{line.label} {line.accuracy_percent.mean:.2f}" for line in lines if line.accuracy_percent.n)
     description = f"{name}: {split} accuracy of each variant, mean with 95 % interval and every seed. {means}."
     return render(f"ablation-{name}", description, (6.5, 3.6), paint)

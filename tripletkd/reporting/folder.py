@@ -1,10 +1,10 @@
 """Everything that is made of a suite's measurements, in one folder: results/<suite>/."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from tripletkd.analysis.comparison import Results, curves
+from tripletkd.analysis.comparison import Results
 from tripletkd.files import flat, whole, write_csv, write_json, write_text
 from tripletkd.reporting import figures, page, tables
 
@@ -36,19 +36,19 @@ def write(place: Path, results: Results) -> None:
     }
     write_json(place / "table.json", table)
     write_csv(place / "table.csv", [_plain(row) for row in rows])
-    write_json(
-        place / "summary.json", {f"{r.method}_percent": round(r.test_accuracy_percent.mean, 4) for r in results.rows}
-    )
-    write_csv(place / "curves.csv", [asdict(point) for point in curves(results.histories)])
+    means = {f"{row.method}_percent": round(row.test_accuracy_percent.mean, 4) for row in results.rows}
+    write_json(place / "summary.json", means)
+    write_csv(place / "curves.csv", [asdict(point) for point in results.curves])
 
 
-def _without_p(block: dict[str, Any]) -> dict[str, Any]:
+def _without_p(block: Mapping[str, object]) -> dict[str, object]:
     """Leave out the p-values of differences, which are not corrected: the corrected ones stand beside them."""
-    kept = {name: value for name, value in block.items() if name != "p"}
-    return {name: _without_p(value) if isinstance(value, dict) else value for name, value in kept.items()}
+    return {
+        name: _without_p(value) if isinstance(value, dict) else value for name, value in block.items() if name != "p"
+    }
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[str, object]) -> dict[str, object]:
     """Return a row of table.json as a line of table.csv: dotted names, plain numbers of up to four decimals."""
     values = {name: value for name, value in flat(row) if not name.endswith("one_run") and name != "published"}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

@@ -1,11 +1,10 @@
 """The model card of an exported network: what it is, what it was trained on, how well it does, what it is not for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tripletkd.analysis.statistics import summarise
-from tripletkd.errors import UserError
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.files import flat
 from tripletkd.reporting import tables
@@ -28,7 +27,6 @@ LICENCES = {
 }
 LICENCES["torchvision CIFAR100"] = LICENCES["torchvision CIFAR10"]
 UNKNOWN = "unknown, ask who gave you the images"
-OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 FIGURES = {"test_accuracy": ("test accuracy, %", 100), "train_accuracy": ("training accuracy, %", 100)} | tables.FIGURES
 
@@ -63,6 +61,17 @@ class Exported:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What a card says of the data: a part of dataset.json."""
+
+    source: str
+    sha256: str
+    classes: tuple[str, ...]
+    images: dict[Literal["train", "test"], int]
+    duplicates: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Sources:
     """What a card is made of besides the export.
 
@@ -74,7 +83,7 @@ class Sources:
     """
 
     records: Sequence[Record]
-    data: Mapping[str, Any]
+    data: Description
     measured: Measurement
     teacher: Measurement
 
@@ -88,52 +97,32 @@ def markdown(exported: Exported, sources: Sources) -> str:
 
     Returns:
         MODEL_CARD.md. What was named by somebody else, such as classes, cannot bring HTML or table cells into it.
-
-    Raises:
-        UserError: If the description of the data lacks what the card says of it.
     """
     record = next(record for record in sources.records if record.seed == exported.seed)
-    identity, data = record.identity, sources.data
-    try:
-        counts = {split: int(data["images"][split]) for split in ("train", "test")}
-        counts["both"] = int(data["duplicates"]["train_and_test"])
-        source, data_sha256 = data["source"], data["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"dataset.json of {exported.suite}: cannot be read ({error!r}); run the fetch stage") from None
-    parameters = {"method": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}
-    optimizer = identity.recipe["optimizer"]["name"]
+    identity = record.identity
     return render(
         TEMPLATE,
         exported=exported,
         record=record,
         records=sources.records,
         identity=identity,
-        seeds=", ".join(str(each.seed) for each in sources.records),
-        classes=", ".join(exported.classes),
-        shape=", ".join(map(str, record.image_shape)),
-        optimizer=OPTIMIZERS.get(optimizer, optimizer),
-        parameters=flat(parameters),
-        counts=counts,
-        source=source,
-        data_sha256=data_sha256,
+        parameters=flat({"method": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}),
+        data=sources.data,
         figures=_figures(exported.seed, sources, identity.is_teacher),
-        licence=LICENCES.get(source, UNKNOWN),
+        licence=LICENCES.get(sources.data.source, UNKNOWN),
     )
 
 
-def _figures(seed: int, sources: Sources, is_teacher: bool) -> str:
-    """Write the table of the figures that the exported seed has: a row for each."""
-    measured, teacher = sources.measured, sources.teacher
-    head = ["", f"this one (seed {seed})", f"all seeds (n = {len(measured.seeds)})", "95 % interval", "teacher"]
-    rows = [list(row) for row in _rows(seed, measured, teacher)]
-    table = Table(head[:-1], [row[:-1] for row in rows]) if is_teacher else Table(head, rows)
-    return "\n".join(table.markdown())
-
-
-def _rows(seed: int, measured: Measurement, teacher: Measurement) -> Iterator[Sequence[str]]:
+def _figures(seed: int, sources: Sources, is_teacher: bool) -> Table:
+    """Make the table of the figures that the exported seed has: a row for each."""
+    head = ["", f"this one (seed {seed})", f"all seeds (n = {len(sources.measured.seeds)})", "95 % interval", "teacher"]
+    rows = []
     for key, (title, factor) in FIGURES.items():
-        values = {of: factor * value for of, value in measured.by_seed(key).items()}
+        values = {of: factor * value for of, value in sources.measured.by_seed(key).items()}
         if seed in values:
-            summary = summarise(list(values.values()))
-            beside = "".join(f"{factor * value:.2f}" for value in teacher.by_seed(key).values())
-            yield title, f"{values[seed]:.2f}", tables.mean_and_deviation(summary), tables.interval(summary), beside
+            of_all = summarise(list(values.values()))
+            beside = "".join(f"{factor * value:.2f}" for value in sources.teacher.by_seed(key).values())
+            mean, interval = tables.mean_and_deviation(of_all), tables.interval(of_all)
+            rows.append([title, f"{values[seed]:.2f}", mean, interval, beside])
+    columns = slice(-1) if is_teacher else slice(None)
+    return Table(head[columns], [row[columns] for row in rows])

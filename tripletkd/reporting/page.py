@@ -1,10 +1,8 @@
 """The report: one HTML file that needs nothing else, in the order of a paper, with the answer first."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from tripletkd.analysis.comparison import Results, curves, left_out
-from tripletkd.evaluation.measurement import Measurement
+from tripletkd.analysis.comparison import Results, left_out
 from tripletkd.files import flat
 from tripletkd.reporting import figures, tables
 from tripletkd.reporting.text import render
@@ -23,25 +21,20 @@ METHODS = {  # what the report says of these; of others, their files' first line
 
 def pictures(results: Results) -> dict[str, str]:
     """Draw every figure that these results allow; returns the text of each SVG by its name."""
-    measured, split = results.measured, results.split
-    made = {"curves": figures.curves(results.suite, split, curves(results.histories), results.published_curves)}
-    if bases := results.bases():
-        made["forest"] = figures.forest(results.rows, bases)
+    measured, students = results.measured, results.students
+    made = {"curves": figures.curves(results)}
+    if results.bases():
+        made["forest"] = figures.forest(results)
     made["triplets"] = figures.triplets(results.histories)
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])
     ours = [name for name in dict.fromkeys((*tables.PAPERS, *_claimed(results))) if name in measured]
     if "scratch" in measured and ours:
-        made["classes"] = figures.by_class(measured, ours, "scratch", _class_names(results))
-    made["calibration"] = figures.calibration(results.students)
-    made["cost"] = figures.cost(measured, {row.method: row.test_accuracy_percent.mean for row in results.rows})
+        made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"].class_names or ())
+    made |= {"calibration": figures.calibration(students), "cost": figures.cost(results)}
     for name, lines in results.ablations.items():
         made[f"ablation-{name}"] = figures.ablation(name, results.ablation_split, lines)
     return made
-
-
-def _class_names(results: Results) -> Sequence[str]:
-    return results.measured["teacher"].class_names or ()
 
 
 def _mapped(results: Results) -> str | None:
@@ -63,57 +56,39 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         results: What it reports.
         drawn: What `pictures` made of them.
     """
+    teacher = results.measured["teacher"]
     return render(
         TEMPLATE,
         results=results,
         tables=tables,
         left_out=left_out,
-        teacher=results.measured["teacher"].identity,
+        flat=flat,
+        teacher=teacher.identity,
         student=next(iter(results.students.values())),
         claims=_claims(results),
         papers=any(name in tables.PAPERS for name in _claimed(results)),
         defined={name: text for name, each in results.measured.items() if (text := METHODS.get(name, each.about))},
         mapped=_mapped(results),
-        key=_key(_class_names(results)),
+        key=_key(teacher.class_names or ()),
         pictures=drawn,
-        runs={name: _run(each) for name, each in results.measured.items()},
     )
 
 
-def _claimed(results: Results) -> list[str]:
-    """List the methods that a claim is about whose methods were run."""
-    return list(dict.fromkeys(answer.method for answer in results.verdicts))
+def _claimed(results: Results) -> dict[str, list[str]]:
+    """List the methods that a claim is about whose methods were run, with those that it is over."""
+    over: dict[str, list[str]] = {}
+    for answer in results.verdicts:
+        over.setdefault(answer.method, []).append(answer.over)
+    return over
 
 
 def _claims(results: Results) -> list[str]:
     """Say the claims in sentences, those over the same methods in one."""
-    over: dict[str, list[str]] = {}
-    for answer in results.verdicts:
-        over.setdefault(answer.method, []).append(answer.over)
     together: dict[str, list[str]] = {}
-    for method, others in over.items():
+    for method, others in _claimed(results).items():
         together.setdefault(tables.listed(others), []).append(f"**{method}**")
     each = {1: "is", 2: "are both"}
     return [
         f"{tables.listed(methods)} {each.get(len(methods), 'are all')} more accurate than {others}."
         for others, methods in together.items()
     ]
-
-
-def _run(measured: Measurement) -> dict[str, str]:
-    """Say of a run its name in MLflow, its parameters, and each seed's weights and accuracy."""
-    identity, accuracies = measured.identity, measured.percent()
-    blocks: dict[str, Any] = {"parameters": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}
-    return {
-        "MLflow run": f"{identity}" + ("" if identity.split == "test" else f" ({identity.split})"),
-        "network": identity.network,
-        **{name: ", ".join(f"{key} {value}" for key, value in flat(block)) for name, block in blocks.items() if block},
-        "precision": identity.precision,
-        "data, sha256": identity.data_sha256,
-        "teacher's weights, sha256": identity.teacher_sha256 or "none",
-        "code, sha256": ", ".join(measured.code),
-        **{
-            f"seed {seed}": f"{accuracies[seed]:.2f} %, weights sha256 {digest}"
-            for seed, digest in measured.weights_sha256.items()
-        },
-    }

@@ -9,25 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tripletkd.analysis.ablation import Line
-from tripletkd.analysis.comparison import (
-    BASELINES,
-    Barred,
-    Published,
-    PublishedComparison,
-    Results,
-    Verdict,
-    at_chance,
-    left_out,
-)
+from tripletkd.analysis.comparison import BASELINES, Results, Verdict, at_chance, left_out
 from tripletkd.analysis.statistics import Difference, Summary, significant, summarise
 from tripletkd.reporting.text import in_markdown, render
 
 TEMPLATE = "table.md.j2"
 PAPERS = ("triplet", "kd_triplet", "pair")  # the paper's own; of the first that was run is the figure of one method
-BARS: dict[Barred, tuple[str, str]] = {  # why a difference decides nothing -> its mark, and the phrase
+BARS = {  # why a difference decides nothing -> its mark, and the phrase
     "failed baseline": ("†", "is above {} (not judged: below scratch)"),
     "unknown baseline": ("§", "is above {} (not judged: not compared with scratch)"),
     "failed seeds": ("‡", "is not judged against {} (seeds of the better one failed)"),
+}
+PHRASES = {  # by verdict or bar
+    "reproduced": "is better than {}",
+    "contradicted": "is worse than {}",
+    "undecided": "is not distinguishable from {}",
+    **{bar: phrase for bar, (_, phrase) in BARS.items()},
 }
 FIGURES: dict[str, tuple[str, int]] = {  # figure of a SeedMeasurement -> title, factor
     "test_top5_accuracy": ("top 5, %", 100),
@@ -63,21 +60,15 @@ def comparison(results: Results) -> Table:
     head = ["method", "n", f"{split} accuracy, %", "95 % interval", *over, *beside, f"best on {split}", "train, %"]
     rows = []
     for row in results.rows:
-        test, train = row.test_accuracy_percent, row.train_accuracy_percent
+        test, best = row.test_accuracy_percent, f"*{row.best_test_accuracy_percent:.2f}*"
         differences = [with_interval(row.over_points.get(base), row.corrected_p.get(base)) for base in bases]
         figures = ["" if row.published is None else f"{row.published.accuracy_percent:.2f}" for _ in beside]
-        best = f"*{row.best_test_accuracy_percent:.2f}*"
-        mean = mean_and_deviation(test)
-        rows.append([row.method, str(row.n), mean, interval(test), *differences, *figures, best, f"{train.mean:.2f}"])
-    for name, reference in _references(results).items():
-        own = {"method": name, "published": f"{reference.accuracy:.2f}"}
-        rows.append([own.get(column, "") for column in head])
+        ours = [row.method, str(row.n), mean_and_deviation(test), interval(test)]
+        rows.append([*ours, *differences, *figures, best, f"{row.train_accuracy_percent.mean:.2f}"])
+    for name, figure in results.published.items():
+        own = {"method": name, "published": f"{figure.accuracy:.2f}"}
+        rows += [[own.get(column, "") for column in head]] if name not in results.measured else []
     return Table(head, rows)
-
-
-def _references(results: Results) -> dict[str, Published]:
-    """Select the published figures of methods that were not run here."""
-    return {name: figure for name, figure in results.published.items() if name not in results.measured}
 
 
 def measures(results: Results) -> Table:
@@ -129,29 +120,26 @@ def warnings(results: Results) -> list[str]:
 
 def failures(results: Results) -> list[str]:
     """List each seed that did not come through, and why."""
-    of_rows = [f"{row.method}, seed {seed}: {why}" for row in results.rows for seed, why in row.failed.items()]
-    return of_rows + [
-        f"{name}, {line.label}, seed {seed}: {why}"
-        for name, found in results.ablations.items()
-        for line in found
-        for seed, why in line.failed.items()
-    ]
+    failed = {row.method: row.failed for row in results.rows}
+    failed |= {f"{name}, {line.label}": line.failed for name, lines in results.ablations.items() for line in lines}
+    return [f"{who}, seed {seed}: {why}" for who, seeds in failed.items() for seed, why in seeds.items()]
 
 
 def against_published(results: Results) -> list[str]:
     """Hold each published figure against our prediction interval of one run."""
-    ours = [f"{r.method}: {_against(r.test_accuracy_percent, r.published)}" for r in results.rows if r.published]
-    other = _references(results).items()
-    return ours + [f"{name}: published {f.accuracy:.2f} ({f.source}); not run here" for name, f in other]
-
-
-def _against(test: Summary, published: PublishedComparison) -> str:
-    text = f"published {published.accuracy_percent:.2f} ({published.source})"
-    if test.one_run is None:
-        return f"{text}; ours {test.mean:.2f}, too few runs for a prediction interval"
-    where = "inside" if published.inside_one_run_interval else "OUTSIDE"
-    low, high = test.one_run
-    return f"{text}; {where} our 95 % prediction interval of one run, {low:.2f} to {high:.2f}"
+    found: dict[str, str] = {}
+    for row in [row for row in results.rows if row.method in results.published]:
+        ours, at = row.test_accuracy_percent, row.published
+        found[row.method] = f"ours {ours.mean:.2f}, too few runs for a prediction interval"
+        if at and ours.one_run:
+            where = "inside" if at.inside_one_run_interval else "OUTSIDE"
+            span = f"{ours.one_run[0]:.2f} to {ours.one_run[1]:.2f}"
+            found[row.method] = f"{where} our 95 % prediction interval of one run, {span}"
+    figures = {name: results.published[name] for name in [*found, *results.published]}
+    return [
+        f"{name}: published {figure.accuracy:.2f} ({figure.source}); {found.get(name, 'not run here')}"
+        for name, figure in figures.items()
+    ]
 
 
 def mean_and_deviation(value: Summary) -> str:
@@ -177,17 +165,15 @@ def with_interval(gap: Difference | None, corrected_p: float | None = None) -> s
 def verdicts(results: Results) -> Table:
     """Make the table of verdicts: a row for each claim, with the numbers behind it."""
     head = ["claim", "verdict", "difference", "other images too", "seeds", "corrected p", "found with 80 % power"]
-    return Table(head, [_verdict_row(answer) for answer in results.verdicts])
-
-
-def _verdict_row(answer: Verdict) -> list[str]:
-    mark = f" {BARS[answer.barred][0]}" if answer.barred else ""
-    gap, p = answer.difference_points, answer.corrected_p
-    numbers = [""] * 5
-    if gap is not None and p is not None:
-        other_images = f"± {answer.half_width_over_images_too_points:.2f}"
-        numbers = [with_interval(gap), other_images, str(gap.n), f"{p:.2g}", f"{answer.detectable_points:.2f}"]
-    return [answer.claim, f"**{answer.verdict}**{mark}", *numbers]
+    rows = []
+    for answer in results.verdicts:
+        mark = f" {BARS[answer.barred][0]}" if answer.barred else ""
+        gap, p, numbers = answer.difference_points, answer.corrected_p, [""] * 5
+        if gap is not None and p is not None:
+            other_images = f"± {answer.half_width_over_images_too_points:.2f}"
+            numbers = [with_interval(gap), other_images, str(gap.n), f"{p:.2g}", f"{answer.detectable_points:.2f}"]
+        rows.append([answer.claim, f"**{answer.verdict}**{mark}", *numbers])
+    return Table(head, rows)
 
 
 def finding(results: Results) -> str:
@@ -195,8 +181,8 @@ def finding(results: Results) -> str:
     papers = [given for given in results.verdicts if given.method in PAPERS]
     others = [given for given in results.verdicts if given.method not in PAPERS]
     names = ", ".join(dict.fromkeys(given.method for given in others))
-    sentences = [_count("", papers)] if papers else []
-    sentences += [_count(f" for {names}, not the paper's", others)] if others else []
+    groups = {"": papers, f" for {names}, not the paper's": others}
+    sentences = [_count(whose, given) for whose, given in groups.items() if given]
     return " ".join(sentences) or "Nothing to judge: of no claim were both methods run."
 
 
@@ -211,24 +197,17 @@ def _count(whose: str, given: Sequence[Verdict]) -> str:
 
 def in_short(results: Results) -> list[str]:
     """Say the verdicts in a sentence for each method that a claim is about, over the baselines with the difference."""
-    phrases: dict[str, str] = {  # by verdict or bar
-        "reproduced": "is better than {}",
-        "contradicted": "is worse than {}",
-        "undecided": "is not distinguishable from {}",
-        **{str(bar): phrase for bar, (_, phrase) in BARS.items()},
-    }
     claimed: dict[str, dict[str, list[str]]] = {}  # method -> verdict or bar -> the methods that it is over
     for answer in results.verdicts:
         gap, over = answer.difference_points, answer.over
         if gap and over in BASELINES and not answer.barred:
             over = f"{over} ({gap.mean:+.2f} points)"
         claimed.setdefault(answer.method, {}).setdefault(answer.barred or answer.verdict, []).append(over)
-    return [
-        f"**{method}** "
-        + "; ".join(phrase.format(listed(found[v])) for v, phrase in phrases.items() if v in found)
-        + "."
+    said = {
+        method: [phrase.format(listed(found[key])) for key, phrase in PHRASES.items() if key in found]
         for method, found in claimed.items()
-    ]
+    }
+    return [f"**{method}** {'; '.join(phrases)}." for method, phrases in said.items()]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -243,14 +222,13 @@ def outcome(found: Sequence[Line]) -> str:
     if not ran:
         return "No seed of any variant came through."
     best = max(ran, key=lambda line: line.accuracy_percent.mean)
+    gap, p, apart = best.over_reference_points, best.corrected_p, [x.label for x in ran if significant(x.corrected_p)]
     if best is reference:
-        apart = [line.label for line in ran if significant(line.corrected_p)]
         rest = f"significantly below it: {', '.join(apart)}" if apart else "no other differs significantly"
-        return f"Best: **{best.label}**, the reference; {rest}."
-    gap, p = best.over_reference_points, best.corrected_p
-    if gap is None or p is None:
-        return f"Best: **{best.label}**, not tested against {reference.label}: too few seeds, or identical differences."
-    known = "significant" if significant(p) else "not significant"
-    return (
-        f"Best: **{best.label}**, {with_interval(gap)} points over {reference.label} (corrected p = {p:.2g}): {known}."
-    )
+        said = f"the reference; {rest}"
+    elif gap is None or p is None:
+        said = f"not tested against {reference.label}: too few seeds, or identical differences"
+    else:
+        known = "significant" if significant(p) else "not significant"
+        said = f"{with_interval(gap)} points over {reference.label} (corrected p = {p:.2g}): {known}"
+    return f"Best: **{best.label}**, {said}."

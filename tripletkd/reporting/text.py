@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -30,18 +29,11 @@ def in_markdown(text: object) -> str:
 
 def marked(text: str) -> Markup:
     """Turn Markdown's ** and * into HTML and escape all else."""
-    parts = re.split(r"(\*\*.+?\*\*|\*.+?\*)", text)
-    return Markup("").join(
-        Markup("<b>{}</b>").format(part[2:-2])
-        if part.startswith("**")
-        else Markup("<i>{}</i>").format(part[1:-1])
-        if part.startswith("*")
-        else escape(part)
-        for part in parts
-    )
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(str(text))))
+    return Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", html))  # nosec B704  # noqa: S704  # escaped before
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Fill a template of this folder; each value is escaped for what the template is, HTML or Markdown (.md.j2)."""
     is_markdown = template.endswith(".md.j2")
     environment = Environment(
