@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tripletkd import export, models
 from tripletkd.config.schema import InputSettings
 from tripletkd.data import dataset as canonical
-from tripletkd.data.dataset import Dataset, Split
+from tripletkd.data.dataset import Split
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
-from tripletkd.files import whole, write_json
+from tripletkd.files import read_json, whole, write_json
 from tripletkd.pipeline.stage import Stage, run
 from tripletkd.provenance import sha256
-from tripletkd.reporting.model_card import Exported, Sources, markdown
+from tripletkd.reporting.model_card import Description, Exported, Sources, markdown
 from tripletkd.training.run_record import WEIGHTS, Record, load_network, read_record, seed_folder, write_log
 
 BATCHES = (1, 64)  # one image as it comes, and as many as a server might collect
@@ -48,6 +47,10 @@ class Chosen:
     record: Record
     classifier: Classifier
 
+    def to_onnx(self, sources: Sources) -> bytes:
+        """Make its ONNX file."""
+        return export.to_onnx(self.classifier, self.record.image_shape, sources.data.classes)
+
 
 def main(stage: Stage) -> None:
     """Write all files of the export, or none.
@@ -59,26 +62,37 @@ def main(stage: Stage) -> None:
     assert method is not None
     chosen = choose(stage, method, seed)
     sources = gather(stage, chosen)
-    dataset, made_up = load_data(stage, chosen)
+    images, made_up = load_images(stage, chosen, sources)
     stage.say(
-        f"{chosen.folder}, seed {chosen.record.seed}: writing as ONNX; comparing on {len(dataset.test.labels):,} images"
+        f"{chosen.folder}, seed {chosen.record.seed}: writing as ONNX; comparing on {len(images.labels):,} images"
     )
-    model = export.to_onnx(chosen.classifier, chosen.record.image_shape, dataset.classes)
-    check = export.verify(model, chosen.classifier, dataset.test)
+    model = chosen.to_onnx(sources)
+    check = export.verify(model, chosen.classifier, images)
     check = replace(check, test_accuracy=None) if made_up else check
-    exported = describe(chosen, model, dataset, check, is_asked_for=seed is not None)
+    exported = describe(chosen, model, sources, check, is_asked_for=seed is not None)
     stage.say("timing on one thread of the processor" + ("" if method == "teacher" else ", beside the teacher"))
-    times = measure_latency(stage, method, model, dataset)
-    examples = {"inputs": dataset.test.take(slice(EXAMPLES)).tolist()}
+    timed = {"latency_ms": model}
+    if method != "teacher":  # whose time is measured in the same minute
+        timed["teacher_latency_ms"] = choose(stage, "teacher").to_onnx(sources)
+    times = measure_latency(timed, images)
     folder = stage.path("exports", method)
     with whole(folder) as beside:
         beside.mkdir()
         (beside / "model.onnx").write_bytes(model)
         (beside / "MODEL_CARD.md").write_text(markdown(exported, sources), encoding="utf-8")
-        (beside / "example.json").write_text(json.dumps(examples) + "\n")
+        (beside / "example.json").write_text(json.dumps({"inputs": images.take(slice(EXAMPLES)).tolist()}) + "\n")
         write_json(beside / "export.json", asdict(exported))
         write_log(beside / "log.json", beside / "export.json", stage.log(**times))
-    stage.say(summarize(folder, exported, times))
+    stage.say(
+        f"{folder / 'model.onnx'}: seed {exported.seed}, {exported.parameters:,} parameters, "
+        f"{exported.onnx_bytes:,} bytes, opset {exported.opset}\n"
+        f"  beside PyTorch on {exported.images} {exported.checked_on}: the same class for all, probabilities at most "
+        f"{exported.max_difference:.1e} apart"
+    )
+    for batch in BATCHES:
+        mine, *others = (times[f"{name}_batch_{batch}"] for name in timed)
+        beside_it = "".join(f"; the teacher {taken:.3f} ms" for taken in others)
+        stage.say(f"  batch of {batch}, one thread: {mine:.3f} ms{beside_it}")
 
 
 def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
@@ -96,11 +110,10 @@ def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
     alive = {record.seed: record for record in records if record.failed is None}
     if not alive:
         raise UserError(f"{folder}: every seed failed, there is nothing to export")
-    record = next(iter(alive.values())) if seed is None else alive.get(seed)
+    record = alive.get(next(iter(alive)) if seed is None else seed)
     if record is None:
-        raise UserError(
-            f"--seed {seed}: {folder} has no such seed that did not fail; it has {', '.join(map(str, alive))}"
-        )
+        left = ", ".join(map(str, alive))
+        raise UserError(f"--seed {seed}: {folder} has no such seed that did not fail; it has {left}")
     inputs = InputSettings(**record.identity.inputs).build(record.image_shape[2])
     return Chosen(folder, records, record, Classifier(load_network(folder, record).float(), inputs))
 
@@ -109,9 +122,9 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
     """Read what the card is made of.
 
     Raises:
-        UserError: If the figures that it would show are of other weights, or the classes others than the teacher's.
+        UserError: If the figures that it would show are of other weights.
     """
-    identity, path = chosen.record.identity, stage.path("data") / canonical.DESCRIPTION
+    identity = chosen.record.identity
     place = stage.path("results", "measured", identity.split)
     measured, teacher = (
         measurement.read(place / f"{of}.json", identity.suite, of) for of in (identity.name, "teacher")
@@ -127,21 +140,12 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
             f"{chosen.folder}: distilled from another teacher than {place / 'teacher.json'} describes; run the distill "
             "stage again"
         )
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        classes = tuple(description["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); run the fetch stage again") from None
-    if classes != (teacher.class_names or classes):
-        raise UserError(
-            f"{path}: classes {', '.join(map(str, classes))}; {place / 'teacher.json'} has "
-            f"{', '.join(teacher.class_names or ())}; run the fetch stage again"
-        )
+    description = read_json(stage.path("data") / canonical.DESCRIPTION, Description, "run the fetch stage again")
     return Sources(chosen.records, description, measured, teacher)
 
 
-def load_data(stage: Stage, chosen: Chosen) -> tuple[Dataset, bool]:
-    """Load the images of that run, a held-out part in the test split's place if it had one.
+def load_images(stage: Stage, chosen: Chosen, sources: Sources) -> tuple[Split, bool]:
+    """Load the test images of that run, or the part that was held out if it had one.
 
     A run of the test split that was pulled comes without images, but with their description. Then images of noise are
     made up: enough to hold a file against the network that it was made from.
@@ -152,23 +156,21 @@ def load_data(stage: Stage, chosen: Chosen) -> tuple[Dataset, bool]:
     Raises:
         UserError: If they are not those that it was trained on.
     """
-    record, folder = chosen.record, stage.path("data")
-    expected = record.identity.data_sha256
-    if not (folder / canonical.IMAGES).exists() and record.identity.split == "test":
-        said = json.loads((folder / canonical.DESCRIPTION).read_text(encoding="utf-8"))
-        if said.get("sha256") == expected and len(said["classes"]) == record.classes:
-            pixels = np.random.default_rng(0).integers(0, 256, (MADE_UP, *record.image_shape), dtype=np.uint8)
-            split = Split(pixels, np.arange(MADE_UP, dtype=np.int64) % record.classes)
-            return Dataset(split, split, tuple(said["classes"])), True
+    identity, folder, said = chosen.record.identity, stage.path("data"), sources.data
+    is_described = said.sha256 == identity.data_sha256 and said.classes == sources.teacher.class_names
+    if not (folder / canonical.IMAGES).exists() and identity.split == "test" and is_described:
+        shape = (MADE_UP, *chosen.record.image_shape)
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return Split(noise, np.zeros(MADE_UP, dtype=np.int64)), True
     dataset = canonical.load(folder)
-    if record.identity.split == "validation":
+    if identity.split == "validation":
         dataset = dataset.with_holdout(stage.suite.holdout)
-    if dataset.sha256() != expected:
+    if dataset.sha256() != identity.data_sha256:
         raise UserError(f"{chosen.folder}: trained on other images than {folder} holds; run `dvc repro`")
-    return dataset, False
+    return dataset.test, False
 
 
-def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check, is_asked_for: bool) -> Exported:
+def describe(chosen: Chosen, model: bytes, sources: Sources, check: export.Check, is_asked_for: bool) -> Exported:
     """Collect what export.json says of the network and its file; no time, no path."""
     record = chosen.record
     weights = seed_folder(chosen.folder, record.seed) / WEIGHTS
@@ -186,37 +188,18 @@ def describe(chosen: Chosen, model: bytes, dataset: Dataset, check: export.Check
         onnx_sha256=hashlib.sha256(model).hexdigest(),
         data_sha256=record.identity.data_sha256,
         versions={name: version(name) for name in VERSIONS},
-        classes=dataset.classes,
+        classes=sources.data.classes,
         **asdict(check),
     )
 
 
-def measure_latency(stage: Stage, method: str, model: bytes, dataset: Dataset) -> dict[str, float]:
-    """Measure milliseconds by batch size, the teacher's in the same minute beside a student's."""
-    exported = {"latency_ms": model}
-    if method != "teacher":
-        teacher = choose(stage, "teacher")
-        exported["teacher_latency_ms"] = export.to_onnx(teacher.classifier, teacher.record.image_shape, dataset.classes)
+def measure_latency(exported: dict[str, bytes], images: Split) -> dict[str, float]:
+    """Measure the milliseconds of a call of each model, by batch size."""
     return {
         f"{name}_batch_{batch}": round(milliseconds, 4)
         for batch in BATCHES
-        for name, milliseconds in export.latency(exported, dataset.test.take(slice(batch)), batch).items()
+        for name, milliseconds in export.latency(exported, images.take(slice(batch)), batch).items()
     }
-
-
-def summarize(folder: Path, exported: Exported, times: dict[str, float]) -> str:
-    """Summarize the export for a person."""
-    lines = [
-        f"{folder / 'model.onnx'}: seed {exported.seed}, {exported.parameters:,} parameters, "
-        f"{exported.onnx_bytes:,} bytes, opset {exported.opset}",
-        f"  beside PyTorch on {exported.images} {exported.checked_on}: the same class for all, probabilities at most "
-        f"{exported.max_difference:.1e} apart",
-    ]
-    for batch in BATCHES:
-        mine, teacher = (times.get(f"{prefix}latency_ms_batch_{batch}") for prefix in ("", "teacher_"))
-        beside = f"; the teacher {teacher:.3f} ms" if teacher is not None else ""
-        lines.append(f"  batch of {batch}, one thread: {mine:.3f} ms{beside}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

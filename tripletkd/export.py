@@ -2,10 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,19 +62,15 @@ def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequenc
     )
     assert program is not None
     model = program.model_proto
-    _remove_traces(model)
+    graph = model.graph
+    # The exporter's notes are paths and lines of the source, which outweigh a small network.
+    graph.ClearField("value_info")
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
     model.metadata_props.add(key="classes", value=json.dumps(list(classes)))
     contents: bytes = model.SerializeToString(deterministic=True)
     return contents
-
-
-def _remove_traces(model: Any) -> None:
-    """Remove the exporter's notes: paths and lines of the source, which outweigh a small network."""
-    model.graph.ClearField("value_info")
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        for field in ("doc_string", "metadata_props"):
-            part.ClearField(field)
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,7 @@ class Check:
     test_accuracy: float | None  # of the ONNX model; None where the images were made up
 
 
+@torch.no_grad()
 def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
     """Hold an ONNX model against the network that it was made from.
 
@@ -102,9 +98,9 @@ def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
     Raises:
         UserError: If they disagree on a single image's class, or on a probability by more than TOLERANCE.
     """
-    session = _session(model)
-    expected = np.concatenate([_by_pytorch(classifier, images) for images in split.chunks(BATCH)])
-    found = np.concatenate([_by_onnx(session, images) for images in split.chunks(BATCH)])
+    call = _open(model)
+    expected = np.concatenate([classifier(torch.from_numpy(images)).numpy() for images in split.chunks(BATCH)])
+    found = np.concatenate([call(images) for images in split.chunks(BATCH)])
     check = compare(expected, found, split.labels)
     if check.other_class or not check.max_difference <= TOLERANCE:
         raise UserError(
@@ -140,36 +136,27 @@ def latency(models: Mapping[str, bytes], images: NDArray[np.uint8], batch: int) 
     Returns:
         The median of each model's calls, in milliseconds.
     """
-    sessions = {name: _session(model, threads=1) for name, model in models.items()}
+    calls = {name: _open(model, threads=1) for name, model in models.items()}
     together = np.resize(images, (batch, *images.shape[1:]))  # repeats them if there are fewer
     times: dict[str, list[float]] = {name: [] for name in models}
-    begun, calls = time.perf_counter(), 0
-    while calls < WARM_UP_CALLS + TIMED_CALLS or time.perf_counter() - begun < TIMED_SECONDS:
-        for name, session in sessions.items():
+    begun, rounds = time.perf_counter(), 0
+    while rounds < WARM_UP_CALLS + TIMED_CALLS or time.perf_counter() - begun < TIMED_SECONDS:
+        for name, call in calls.items():
             started = time.perf_counter()
-            _by_onnx(session, together)
+            call(together)
             times[name].append(1000 * (time.perf_counter() - started))
-        calls += 1
+        rounds += 1
     return {name: median(taken[WARM_UP_CALLS:]) for name, taken in times.items()}
 
 
-def _session(model: bytes, threads: int = 0) -> Any:
-    """Open a session on the processor (0 threads: as many as it likes); UserError if it cannot read the file."""
+def _open(model: bytes, threads: int = 0) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Make a function of a model, on the processor (0 threads: as many as it likes); UserError if it cannot be read."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise UserError(f"onnxruntime {onnxruntime.__version__} cannot read the exported model: {error}") from None
-
-
-@torch.no_grad()
-def _by_pytorch(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return classifier(torch.from_numpy(images)).numpy()
-
-
-def _by_onnx(session: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    [probabilities] = session.run(None, {"images": images})
-    return probabilities
+    return lambda images: session.run(None, {"images": images})[0]
