@@ -3,18 +3,19 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from measurements import HISTORY, MEASURED, Claim, Published, changed, measured, results
+from measurements import HISTORY, MEASURED, POINT, drawn, measured, results
 
+from tripletkd.config.schema import Claim, Published
 from tripletkd.reporting import page
 
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    made = results()
-    return page.html(made, page.pictures(made))
+    return page.html(results(), drawn())
 
 
 def test_the_report_is_in_the_order_of_a_paper(html: str) -> None:
@@ -41,21 +42,21 @@ def test_the_report_is_in_the_order_of_a_paper(html: str) -> None:
 
 def test_ones_own_method_is_claimed_defined_and_drawn() -> None:
     cosine = measured({1: 80.5, 2: 80.4, 3: 80.3}, "cosine", about="Cosine similarity")
-    cells = {name: each for name, each in MEASURED.items() if name != "triplet"} | {"cosine": cosine}
-    made = results(measured=cells, claims=[Claim("cosine", ["scratch"])], maps={})
-    drawn = page.pictures(made)
-    text = page.html(made, drawn)
+    cells = {name: MEASURED[name] for name in ("teacher", "scratch")} | {"cosine": cosine}
+    changes = {"histories": dict.fromkeys(("scratch", "cosine"), HISTORY), "ablations": {}, "published_curves": {}}
+    made = results(measured=cells, claims=[Claim("cosine", ("scratch",))], maps={"cosine": [POINT]}, **changes)
+    pictures = page.pictures(made)
+    text = page.html(made, pictures)
     assert "<b>cosine</b> is more accurate than scratch." in text and "The paper:" not in text
-    assert "<dt><b>cosine</b></dt><dd>Cosine similarity</dd>" in text
-    assert re.findall(r"(\w+) from [+-]", drawn["classes"].partition("<title>")[2]) == ["cosine"]
+    assert "<dt><b>cosine</b></dt><dd>Cosine similarity</dd>" in text and "after training by cosine." in text
+    assert re.findall(r"(\w+) from [+-]", pictures["classes"].partition("<title>")[2]) == ["cosine"]
 
 
 @pytest.mark.fault
 def test_what_others_named_brings_no_control_character_into_the_report() -> None:
-    teacher = changed(MEASURED["teacher"], class_names=("*a*\x00\x1b", "<script>"))
+    teacher = replace(MEASURED["teacher"], class_names=("*a*\x00\x1b", "<script>"))
     published = {"<b>\x07": Published(70.0, "\x9bseen")}
-    made = results(measured=MEASURED | {"teacher": teacher}, published=published)
-    text = page.html(made, page.pictures(made))
+    text = page.html(results(measured=MEASURED | {"teacher": teacher}, published=published), {"outputs": "<svg>"})
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
     assert "(0 *a*��, 1 &lt;script&gt;)" in text and "&lt;b&gt;�: published 70.00 (�seen)" in text
     assert "<script" not in text
@@ -65,9 +66,8 @@ def test_a_report_without_claims_ablations_or_baselines() -> None:
     kd = {name: MEASURED[name] for name in ("teacher", "kd")}
     changes = {"published": {}, "published_curves": {}, "ablations": {}, "maps": {}, "histories": {"kd": HISTORY}}
     made = results(measured=kd, claims=[], **changes)
-    drawn = page.pictures(made)
-    assert set(drawn) == {"curves", "triplets", "calibration", "cost"}
-    text = page.html(made, drawn)
+    assert set(page.pictures(made)) == {"curves", "triplets", "calibration", "cost"}
+    text = page.html(made, {})
     assert "Nothing to judge" in text and "Ablations" not in text
 
 
