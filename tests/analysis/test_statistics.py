@@ -34,19 +34,20 @@ def test_cell_is_the_t_interval() -> None:
 
 
 def test_prediction_interval_holds_one_further_run_in_95_of_100() -> None:
-    rng = np.random.default_rng(1)
     inside = 0
-    for _ in range(4000):
-        *sample, further = rng.normal(80, 0.5, 6)
+    for *sample, further in np.random.default_rng(1).normal(80, 0.5, (1000, 6)):
         interval = summarise(sample).one_run
         assert interval is not None
         inside += interval[0] <= further <= interval[1]
-    assert inside / 4000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+    assert inside / 1000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 1000))
 
 
-def test_one_seed_has_a_mean_and_nothing_else() -> None:
+def test_one_seed_has_a_mean_and_two_are_too_few_to_test() -> None:
     assert summarise([80.0]) == Summary(1, 80.0, None, None, None)
     assert difference({1: 80.0}, {1: 79.0}) == Difference(1, 1.0, None, None, None)
+    found = difference({1: 80.0, 2: 81.0}, {1: 79.0, 2: 80.01})
+    assert found is not None and (found.n, found.p) == (2, None)
+    assert found.half_width == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
 
 
 def test_difference_is_paired_by_seed() -> None:
@@ -70,13 +71,6 @@ def test_identical_differences_are_not_tested(seeds: int, gap: float) -> None:
     assert found.p is None
 
 
-def test_two_seeds_are_too_few_to_test() -> None:
-    found = difference({1: 80.0, 2: 81.0}, {1: 79.0, 2: 80.01})
-    assert found is not None
-    assert (found.n, found.p) == (2, None)
-    assert found.half_width == pytest.approx(12.706 * 0.01 / 2, rel=1e-3)
-
-
 @pytest.mark.parametrize(("n", "effect"), [(2, 11.55), (5, 1.685), (10, 0.996), (20, 0.660)])
 def test_detectable_difference(n: int, effect: float) -> None:
     """Effect sizes of a paired t-test, alpha 0.05, power 0.8: tabulated values (G*Power)."""
@@ -90,18 +84,19 @@ def test_detectable_difference_by_simulation(n: int, tests: int) -> None:
     assert power == pytest.approx(0.8, abs=0.012)
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+def corrected(*p_values: float) -> list[float]:
+    found = holm(dict(enumerate(Difference(3, 1.0, 1.0, 1.0, p) for p in p_values)))
+    return [found[i] for i in range(len(p_values))]
 
 
 def test_holm_is_the_closed_bonferroni_procedure() -> None:
     """An independent definition: a hypothesis' p is the largest Bonferroni p of all the sets that hold it."""
+    assert corrected(0.01, 0.04, 0.03, 0.005) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand
+    assert corrected(0.9, 0.8) == [1.0, 1.0] and holm({"a": None, "b": Difference(1, 1.0, None, None, None)}) == {}
     p = np.random.default_rng(3).uniform(0, 0.2, 6)
-    for i, corrected in enumerate(holm(list(p))):
+    for i, found in enumerate(corrected(*p)):
         sets = [c for size in range(1, 7) for c in itertools.combinations(range(6), size) if i in c]
-        assert corrected == pytest.approx(min(1, max(len(c) * min(p[j] for j in c) for c in sets)))
+        assert found == pytest.approx(min(1, max(len(c) * min(p[j] for j in c) for c in sets)))
 
 
 @pytest.mark.parametrize(
