@@ -14,7 +14,7 @@ from tripletkd.training.identity import RunIdentity
 
 IMAGES = 1003  # no multiple of eight
 HASH = "a" * 64
-CLAIMS = [Claim("triplet", ("scratch", "kd")), Claim("pair", ("scratch",)), Claim("triplet", ("triplet",))]
+CLAIMS = [Claim("triplet", ["scratch", "kd"]), Claim("pair", ["scratch"]), Claim("triplet", ["triplet"])]
 PUBLISHED = {"triplet": Published(81.0, "one run"), "kd": Published(70.0, "elsewhere <script>")}
 PUBLISHED |= {"crd": Published(75.5, "README")}
 MADE_WITH: dict[str, Any] = {"precision": "bfloat16", "deterministic": True, "evaluate_every": 1, "inputs": {}}

@@ -17,7 +17,7 @@ def test_rows_in_order_with_differences_paired_by_seed_and_published_figures_hel
     table = {row.method: row for row in comparison.rows(MEASURED, PUBLISHED)}
     assert {name: row.n for name, row in table.items()} == {"teacher": 1, "scratch": 5, "kd": 5, "triplet": 4}
     triplet, gap = table["triplet"], table["triplet"].over_points["scratch"]
-    assert (gap.n, gap.mean) == (4, pytest.approx((1.0 + 1.1 + 0.9 + 1.1) / 4))
+    assert gap.n == 4 and gap.mean == pytest.approx((1.0 + 1.1 + 0.9 + 1.1) / 4)
     assert table["kd"].over_points.keys() == {"scratch"} and table["scratch"].over_points.keys() == {"kd"}
     assert triplet.best_test_accuracy_percent == pytest.approx(triplet.test_accuracy_percent.mean + 1)
     assert triplet.published == PublishedComparison(81.0, "one run", inside_one_run_interval=True)
@@ -55,32 +55,25 @@ def test_a_method_worse_than_scratch_is_no_baseline() -> None:
 def test_a_baseline_that_cannot_be_compared_with_scratch_decides_nothing() -> None:
     """The verdict does not depend on who is listed: leaving scratch out makes no baseline of a method."""
     cells = {"kd": measured({1: 70.0, 2: 70.2, 3: 70.1, 4: 70.3}), "triplet": WHOLE}
-    claims = [Claim("triplet", ("kd",)), Claim("kd", ("triplet",))]
+    claims = [Claim("triplet", ["kd"]), Claim("kd", ["triplet"])]
     for scratch in ({}, {"scratch": measured({1: 79.0, 2: 79.2})}):  # not run, too few seeds
         found = [(answer.verdict, answer.barred) for answer in comparison.verdicts(cells | scratch, claims)]
         assert found == [("undecided", "unknown baseline"), ("contradicted", None)]
 
 
-@pytest.mark.parametrize(
-    ("shift", "failed", "verdict", "barred"),
-    [
-        (1.0, "triplet", "undecided", "failed seeds"),
-        (1.0, "scratch", "reproduced", None),
-        (-1.0, "triplet", "contradicted", None),
-        (-1.0, "scratch", "undecided", "failed seeds"),
-    ],
-)
-def test_a_method_is_not_called_better_by_the_seeds_that_came_through(
-    shift: float, failed: str, verdict: str, barred: str | None
-) -> None:
+def test_a_method_is_not_called_better_by_the_seeds_that_came_through() -> None:
     spread = {1: 0.1, 2: -0.1, 3: 0.0, 4: 0.05}
-    cells = {
-        "scratch": measured(dict.fromkeys(spread, 80.0)),
-        "triplet": measured({seed: 80.0 + shift + more for seed, more in spread.items()}),
-    }
-    cells[failed] = replace(cells[failed], failed={5: "loss is nan"})
-    [answer] = comparison.verdicts(cells, [Claim("triplet", ("scratch",))])
-    assert (answer.verdict, answer.barred) == (verdict, barred)
+    scratch = measured(dict.fromkeys(spread, 80.0))
+    better, worse = (measured({seed: 80.0 + by + more for seed, more in spread.items()}) for by in (1.0, -1.0))
+    for method, base, expected in (
+        (replace(better, failed={5: "nan"}), scratch, ("undecided", "failed seeds")),
+        (better, replace(scratch, failed={5: "nan"}), ("reproduced", None)),
+        (replace(worse, failed={5: "nan"}), scratch, ("contradicted", None)),
+        (worse, replace(scratch, failed={5: "nan"}), ("undecided", "failed seeds")),
+    ):
+        cells = {"scratch": base, "triplet": method}
+        [answer] = comparison.verdicts(cells, [Claim("triplet", ["scratch"])])
+        assert (answer.verdict, answer.barred) == expected
 
 
 def test_one_comparison_is_corrected_for_once() -> None:
@@ -88,9 +81,9 @@ def test_one_comparison_is_corrected_for_once() -> None:
     table = comparison.rows({name: MEASURED[name] for name in ("scratch", "kd", "triplet")}, {})
     smallest = min(gap.p for row in table for gap in row.over_points.values() if gap.p is not None)
     assert min(p for row in table for p in row.corrected_p.values()) == pytest.approx(3 * smallest)
-    stated = [Claim("triplet", ("scratch", "kd"))]
+    stated = [Claim("triplet", ["scratch", "kd"])]
     alone = comparison.verdicts(MEASURED, stated)
-    both = comparison.verdicts(MEASURED, [*stated, Claim("kd", ("triplet",))])
+    both = comparison.verdicts(MEASURED, [*stated, Claim("kd", ["triplet"])])
     assert both[:2] == alone and [answer.corrected_together for answer in both] == [2, 2, 2]
     assert (both[2].corrected_p, both[2].detectable_points) == (alone[1].corrected_p, alone[1].detectable_points)
     assert (alone[1].verdict, both[2].verdict) == ("contradicted", "reproduced")
@@ -98,7 +91,7 @@ def test_one_comparison_is_corrected_for_once() -> None:
 
 def test_other_images_are_weighed_by_which_images_each_seed_got_right() -> None:
     """By hand: a seed's hits are its first images, as many as its accuracy says; seed 4 of triplet failed."""
-    [answer] = comparison.verdicts(MEASURED, [Claim("triplet", ("kd",))])
+    [answer] = comparison.verdicts(MEASURED, [Claim("triplet", ["kd"])])
     accuracies = np.array([[81.0, 81.3, 81.0, 81.1], [82.1, 82.2, 82.0, 82.1]]) / 100
     hits = 100.0 * (np.arange(IMAGES) < np.round(accuracies * IMAGES)[..., None])
     half_width, gap = answer.half_width_over_images_too_points, answer.difference_points

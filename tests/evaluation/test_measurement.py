@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measurements import MEASURED, VARIANTS, changed, measured, of_seed
+from measurements import MEASURED, VARIANTS, measured, of_seed
 
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
@@ -20,18 +20,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "kd.json"
 
 
-def test_what_is_written_is_read_again(path: Path, tmp_path: Path) -> None:
-    assert measurement.read(path, "cifar10", "kd") == KD
+def test_what_is_written_is_read_again(path: Path) -> None:
     assert "class_names" not in path.read_text() and "test_top5_accuracy" not in path.read_text()  # they do not apply
+    top5 = replace(MEASURED["teacher"], seeds=(of_seed(1, 90.0, test_top5_accuracy=1.0),))
+    for name, each in (("kd", KD), ("teacher", top5), ("kd", measured({}, failed={1: "loss is nan"}))):
+        measurement.write(path, each)
+        assert measurement.read(path, "cifar10", name) == each
     for suite, name in (("digits", "kd"), ("cifar10", "triplet")):
         with pytest.raises(UserError, match=r"kd.json: measurements of cifar10/kd; run its stage again"):
             measurement.read(path, suite, name)
-    teacher = changed(MEASURED["teacher"], seeds=(of_seed(1, 90.0, test_top5_accuracy=1.0),))
-    measurement.write(tmp_path / "teacher.json", teacher)
-    assert measurement.read(tmp_path / "teacher.json", "cifar10", "teacher") == teacher
-    failed = measured({}, failed={1: "loss is nan"})
-    measurement.write(path, failed)
-    assert measurement.read(path, "cifar10", "kd") == failed
 
 
 def test_an_ablation_is_read_again(tmp_path: Path) -> None:
@@ -40,9 +37,6 @@ def test_an_ablation_is_read_again(tmp_path: Path) -> None:
     assert measurement.read_ablation(path, "cifar10", "margin") == VARIANTS
     with pytest.raises(UserError, match=r"margin.json: measurements of cifar10/ablations/margin/0; run its stage"):
         measurement.read_ablation(path, "cifar10", "longer")
-    measurement.write_ablation(path, [replace(VARIANTS[0], measurement=KD)])
-    with pytest.raises(UserError, match="measurements of cifar10/kd; run its stage again"):
-        measurement.read_ablation(path, "cifar10", "margin")
 
 
 def test_where_nothing_was_measured_the_stage_is_named(tmp_path: Path) -> None:
@@ -61,8 +55,6 @@ def test_where_nothing_was_measured_the_stage_is_named(tmp_path: Path) -> None:
         ({"test_images": 99}, "test_correct is not of 99 images"),
         ({"seeds": [asdict(of_seed(3, 80.0, test_accuracy=0.81))]}, "test_accuracy 0.81, test_correct has 802"),
         ({"seeds": []}, "measurements of no seed"),
-        ({"parameters": "many"}, "parameters.* integer"),
-        ({"identity": {}}, "identity.suite"),
         ({"seeds": [{"seed": 1}]}, "seeds.0.train_accuracy"),
     ],
 )
@@ -72,7 +64,7 @@ def test_what_is_not_measurements_says_where(changes: dict[str, Any], message: s
         measurement.read(path, "cifar10", "kd")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff" * 1000, b"3", b'{"seeds": [[', b'"text"'])
+@pytest.mark.parametrize("content", [b"", b"[3]", b"\xff" * 1000, b'{"seeds": [['])
 def test_a_damaged_file_is_named(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     for read in (measurement.read, measurement.read_ablation):

@@ -44,7 +44,7 @@ def test_ones_own_method_is_claimed_defined_and_drawn() -> None:
     cosine = measured({1: 80.5, 2: 80.4, 3: 80.3}, "cosine", about="Cosine similarity")
     cells = {name: MEASURED[name] for name in ("teacher", "scratch")} | {"cosine": cosine}
     changes = {"histories": dict.fromkeys(("scratch", "cosine"), HISTORY), "ablations": {}, "published_curves": {}}
-    made = results(measured=cells, claims=[Claim("cosine", ("scratch",))], maps={"cosine": [POINT]}, **changes)
+    made = results(measured=cells, claims=[Claim("cosine", ["scratch"])], maps={"cosine": [POINT]}, **changes)
     pictures = page.pictures(made)
     text = page.html(made, pictures)
     assert "<b>cosine</b> is more accurate than scratch." in text and "The paper:" not in text

@@ -56,7 +56,7 @@ def test_claims_are_counted_over_the_seeds_that_both_have() -> None:
         "pair": measured({9: 80.0}),
         "cosine": measured({1: 80.1, 2: 80.0, 3: 80.3}),
     }
-    both, own = [Claim("kd_triplet", ("scratch",)), Claim("pair", ("kd_triplet",))], Claim("cosine", ("scratch",))
+    both, own = [Claim("kd_triplet", ["scratch"]), Claim("pair", ["kd_triplet"])], Claim("cosine", ["scratch"])
     found = tables.finding(results(measured=cells, claims=[*both, own]))
     assert found.startswith("Of 2 claims, each compared over 0 to 2 seeds: ")
     none = "0 reproduced, 0 contradicted, 1 undecided."
