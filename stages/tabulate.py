@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +47,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         about=stage.suite.about,
         split=config.split,
         measured=measured,
-        histories={name: without_failed(read_beside(place, measured[name]), measured[name]) for name in methods},
+        histories={name: read_beside(place, measured[name]) for name in methods},
         maps={name: read_beside(place, measured[name], "_map") for name in methods},
         claims=config.claims,
         published=published,
@@ -63,6 +62,8 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
 def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
     """Read the history, or the map, that was written with a measurement.
 
+    Seeds that failed are left out: a mean over other seeds in every epoch is no curve.
+
     Raises:
         UserError: If the file beside it is another.
     """
@@ -72,7 +73,7 @@ def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = ""
     path = place / f"{name}{of}.csv"
     if not path.is_file() or sha256(path) != written:
         raise UserError(f"{path}: not the file that {name}.json was written with; run evaluate again")
-    return read_history(path)
+    return [row for row in read_history(path) if row.get("seed") not in measured.failed]
 
 
 def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:
@@ -141,11 +142,6 @@ def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) 
             f"{path}: made with seeds {measured.all_seeds}, params.yaml (suites.{job.identity.suite}) has {job.seeds}; "
             "run its stages again"
         )
-
-
-def without_failed(history: Iterable[dict[str, float]], measured: Measurement) -> list[dict[str, float]]:
-    """Keep the rows of the seeds that did not fail: a mean over other seeds in every epoch is no curve."""
-    return [row for row in history if row["seed"] not in measured.failed]
 
 
 if __name__ == "__main__":

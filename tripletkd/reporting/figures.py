@@ -97,14 +97,12 @@ def _styles(names: Iterable[str]) -> dict[str, Look]:
     names, looks = list(names), dict[str, Look]()
     strong = names if len(names) <= len(COLORS) else [name for name in names if name in EMPHASIS]
     faint = [name for name in names if name not in strong]
-    for name in names:
-        if name in strong:
-            i = strong.index(name)
-            looks[name] = {"color": COLORS[i % 8], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
-        else:
-            looks[name] = {"color": COLORS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0}
-            looks[name]["label"] = f"{len(faint)} others" if name == faint[0] else None
-    return looks
+    for i, name in enumerate(strong):
+        looks[name] = {"color": COLORS[i % 8], "linestyle": DASHES[i % 4], "linewidth": 1.4, "label": name}
+    for name in faint:
+        label = f"{len(faint)} others" if name == faint[0] else None
+        looks[name] = {"color": COLORS[0], "linestyle": "-", "linewidth": 0.5, "zorder": 0, "label": label}
+    return {name: looks[name] for name in names}
 
 
 def curves(results: Results) -> str:
@@ -168,9 +166,7 @@ def forest(results: Results) -> str:
             axes.set_ylim(-0.6, len(rows) - 0.4)
             _gains(axes, f"over {base}")
 
-    said = "; ".join(
-        f"{row.method} over {base} {gap.mean:+.2f}" for row in table for base, gap in row.over_points.items()
-    )
+    said = "; ".join(f"{row.method} over {b} {gap.mean:+.2f}" for row in table for b, gap in row.over_points.items())
     description = f"Differences in accuracy, paired by seed, with 95 % intervals: {said}."
     return render("forest", description, (8, 1 + 0.27 * len(table)), paint, len(bases))
 
@@ -196,7 +192,7 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         tracked = [row for row in rows if "violated_triplets" in row]
         for epoch in sorted({int(row["epoch"]) for row in tracked}):
             of_epoch = [[row[key] for key in TRIPLET_FIGURES] for row in tracked if row["epoch"] == epoch]
-            means.setdefault(name, {})[epoch] = np.ascontiguousarray(np.transpose(of_epoch)).mean(1).tolist()
+            means.setdefault(name, {})[epoch] = np.mean(of_epoch, axis=0).tolist()
 
     def paint(*panels: Axes) -> None:
         for i, (axes, (label, scale)) in enumerate(zip(panels, TRIPLET_FIGURES.values(), strict=True)):
@@ -244,9 +240,7 @@ def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: st
         classes: The classes' names, shown where they are up to NAMED_CLASSES.
     """
     classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in map(one_line, classes)]
-    rates = {
-        name: np.mean([seed.test_accuracy_by_class for seed in measured[name].seeds], axis=0) for name in (*names, base)
-    }
+    rates = {name: np.mean([s.test_accuracy_by_class for s in measured[name].seeds], axis=0) for name in (*names, base)}
     gains = {name: 100 * (rates[name] - rates[base]) for name in names}
 
     def paint(*panels: Axes) -> None:
@@ -310,10 +304,10 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
             for axes in (panels[0], panels[2]):
                 axes.set(**{f"{axis}lim": (min(both) - room, max(both) + room)})
 
-    description = (
+    said = (
         f"Test images by two directions of the outputs of the teacher and of one {name} student, numbers for classes."
     )
-    return render("outputs", description, (9, 3.2), paint, 3)
+    return render("outputs", said, (9, 3.2), paint, 3)
 
 
 def ablation(name: str, split: str, lines: Sequence[Line]) -> str:
