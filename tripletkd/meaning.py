@@ -148,7 +148,7 @@ class _Normalizer(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, str) and 2 < len(node.value) < 80 and "/" not in node.value and "." in node.value:
             beside = self.module.path.with_name(node.value)  # a template
-            if beside.is_file():
+            if beside.is_file() and beside.suffix != ".py":
                 self.files.add(beside)
         return node
 
