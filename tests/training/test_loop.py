@@ -18,7 +18,7 @@ from tripletkd.methods import triplet_family
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import Monitoring, TrainResult, fit
-from tripletkd.training.optim import MultiStep
+from tripletkd.training.optim import Cosine
 from tripletkd.training.progress import ProgressBar
 from tripletkd.types import Batch, Term
 
@@ -45,9 +45,7 @@ def plain_loss(batch: Batch) -> dict[str, Term]:
 @pytest.mark.parametrize("method", every_method())
 def test_every_method_trains_a_group_as_it_trains_one(method: str) -> None:
     """In float64, to 1e-9."""
-    small = Small(
-        method, recipe=with_lr(SHORT, 0.003, epochs=4, schedule=MultiStep(decay_epochs=(2,), decay_factor=0.1))
-    )
+    small = Small(method, recipe=with_lr(SHORT, 0.003, epochs=4, schedule=Cosine()))
     same(small.fit([3, 1, 2]), small.fit([2]), 2, 1e-9)
 
 
