@@ -1,15 +1,10 @@
 """The pipeline by running it: shrunk, in a clean copy of the repository, through DVC's command line."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, pretend_environment, stages_run
-
-from tripletkd.pipeline.stage import EX_TEMPFAIL
+from shrunk import GIT, change, clone, command, lock, pretend_environment, stages_run
 
 pytestmark = pytest.mark.smoke
 
@@ -96,23 +91,6 @@ def test_trained_anew_everything_has_the_same_bytes(project: Path) -> None:
     assert files(project / "runs") == before
 
 
-def test_what_is_stopped_says_paused_and_goes_on_to_the_same_bytes(project: Path) -> None:
-    before = files(project / "runs")
-    shutil.rmtree(project / f"runs/{TRIPLET}")
-    words = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
-    stopped = subprocess.run(
-        [*words, "--max-minutes", "0"], cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert stopped.returncode == EX_TEMPFAIL == 75
-    [checkpoint] = (project / f"checkpoints/{TRIPLET}").iterdir()
-    named = checkpoint.relative_to(project)
-    assert stopped.stderr.splitlines()[-1] == (
-        f"paused: stopped at epoch 1 of 3 (--max-minutes); the same command goes on from {named}"
-    )
-    assert f"{named}: going on after epoch 1" in command(project, *words)
-    assert files(project / "runs") == before and not checkpoint.exists()
-
-
 def test_seeds_are_added_and_taken_away_one_by_one(project: Path) -> None:
     commit(project)
     before, kept, trained = lock(project), files(project / "runs"), when_trained(project)
@@ -188,15 +166,6 @@ def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> Non
     assert files(project / "results") == before
     assert command(project, "git", "status", "--porcelain") == ""
     assert stages_run(command(project, "dvc", "repro")) == []
-
-
-def test_what_dvc_answers_to_a_habit_is_in_the_guide(project: Path) -> None:
-    for word, answer in (
-        ("run.methods=scratch", "'Value' object is not iterable"),
-        ("method.kd.kl=1", "not in struct"),
-    ):
-        assert answer in command(project, "dvc", "exp", "run", "-S", word, check=False)
-        assert answer in (ROOT / "docs/working.md").read_text()
 
 
 def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: Path) -> None:
