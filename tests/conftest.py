@@ -93,15 +93,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", type=Path, help="write the table of faults there")
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    file = report.nodeid.split("::")[0]
-    if "fault" in report.keywords and report.when == "call" and "/reliability/" not in file:  # those have their trials
-        seen = "what is wrong, and what to do" if "test_formulas" not in file else "finite numbers"
-        fault = FAULTS.setdefault(f"bad inputs and faults of one part ({file})", Fault(running=False, seen=seen))
-        fault.tried += 1
-        fault.survived += report.passed
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if path := session.config.getoption("--reliability"):
         lines = [
