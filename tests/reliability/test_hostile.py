@@ -85,7 +85,7 @@ def test_changed_parameters(
     block = params
     for key in path[:-1]:
         block = block[key]
-    with trial("a changed params.yaml: wrong, unknown, NaN, huge, unicode, broken YAML", running=False) as fault:
+    with trial("a changed params.yaml: wrong, unknown, NaN, huge, unicode, broken YAML") as fault:
         if not isinstance(block, list) or unknown is None:
             block[path[-1]] = value
             (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
@@ -99,7 +99,7 @@ def test_changed_parameters(
         (tmp_path / "params.yaml").write_text(TEXT[:at] + inserted + TEXT[at + removed :])
         read(tmp_path, [])
         fault.seen = "the key, what was found and what is expected; or that the file is valid"
-    with trial("a changed command line: the same, and what Hydra has a grammar for", running=False) as fault:
+    with trial("a changed command line: the same, and what Hydra has a grammar for") as fault:
         keys = ".".join(map(str, path))
         found, message = read(ROOT, [f"{sign}{keys}={value}"])
         assert found or str(path[0]) in message or last in message or repr(last)[1:-1] in message, message
