@@ -114,8 +114,8 @@ def test_no_environment_variable_is_recorded(tmp_path: Path) -> None:
     variables = {"AWS_SECRET_ACCESS_KEY": hidden, "TOKEN": hidden, "PYTHONPATH": str(ROOT)}
     with trial("a secret in an environment variable, looked for in every file that a run writes") as attempt:
         for stage in ("fetch", "train_teacher", "distill method=triplet"):
-            command(tmp_path, sys.executable, "-m", *f"stages.{stage} suite=digits".split(), **variables)
-        command(tmp_path, sys.executable, "-m", "tripletkd.tracking", **variables, **LOGGED)
+            command(tmp_path, sys.executable, "-m", *f"stages.{stage} suite=digits".split(), check=True, **variables)
+        command(tmp_path, sys.executable, "-m", "tripletkd.tracking", check=True, **variables, **LOGGED)
         written = [file for file in tmp_path.rglob("*") if file.is_file()]
         assert {"mlflow.db", "record.json", "seed-1.json"} <= {file.name for file in written}
         assert not [file for file in written if hidden.encode() in file.read_bytes()]
