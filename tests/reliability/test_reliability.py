@@ -349,14 +349,15 @@ def at_once(folder: Path, words: Sequence[str], **variables: str) -> Process:
 def test_two_dvc_repros_at_once_lose_nothing(repeated: Path, tmp_path: Path) -> None:
     folder = cloned(tmp_path / "clone")
     with trial("`dvc repro` twice at once in one folder") as fault:
+        fault.seen = "nothing: the later one waits"
         for process in [at_once(folder, ["dvc", "repro"]) for _ in range(2)]:
             printed, _ = process.communicate()
             assert "Traceback" not in printed
             if process.returncode:  # it does not wait, and says so
-                fault.seen = next(line for line in printed.splitlines() if re.search("lock|does this here", line))
+                said = next(line for line in printed.splitlines() if re.search("lock|does this here", line))
+                fault.seen = f"`{said}`, of the later one; the other ends with the undisturbed bytes"
         command(folder, "dvc", "repro")
         assert_repeats(folder, repeated)
-        fault.seen = f"`{fault.seen}`, of the later one; the other ends with the undisturbed bytes"
 
 
 def test_two_queued_experiments_at_once_lose_nothing(repeated: Path) -> None:
