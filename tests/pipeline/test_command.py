@@ -34,9 +34,8 @@ def test_help_ends_with_an_example_that_works(
 ) -> None:
     arguments(monkeypatch, "--help")
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit):
         parse("ablate", None, ("suite", "method", "ablation", "split"), trains=False)
-    assert ended.value.code == 0
     program, *overrides = capsys.readouterr().out.strip().rpartition("for example: python -m ")[2].split()
     assert program == "stages.ablate"
     settings = load(ROOT, overrides)
