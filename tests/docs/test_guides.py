@@ -8,13 +8,8 @@ from guides import BLOCK, bash, follow
 from shrunk import pretend_environment
 
 NOT_FOLLOWED = {"methods", "reliability", "results"}  # they say what is
-WITH_RESULTS = {
-    "as-data",
-    "own-method",
-    "sharing",
-    "trace",
-    "working",
-}  # followed where dvc.lock is; the others make their own
+# Followed where dvc.lock is; the others make their own
+WITH_RESULTS = {"as-data", "own-method", "sharing", "trace", "working"}
 GUIDES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOLLOWED)
 
 
