@@ -69,7 +69,7 @@ def test_training_from_the_host_takes_the_memory_of_a_few_batches(tmp_path: Path
     """Written, checked, a validation split held out and trained beside, within a limit where the device has no room."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    words = [sys.executable, "-c", PROGRAM, str(128 * MIB // 3072), str(64 * MIB), "split=validation"]
+    words = [sys.executable, "-c", PROGRAM, str(256 * MIB // 3072), str(128 * MIB), "split=validation"]
     words += ["suites.digits.inputs.flip=true"]  # or the teacher would be asked of all images before
     command(tmp_path, *words, "run.residence=host", PYTHONPATH=str(ROOT))
     shutil.rmtree(tmp_path / "data")
