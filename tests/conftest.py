@@ -57,9 +57,8 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Fault:
-    """A line of the table. running: whether stages were at work on the whole, or one part was tried."""
+    """A line of the table."""
 
-    running: bool = True
     tried: int = 0
     survived: int = 0
     seen: str = ""
@@ -68,9 +67,8 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 HEAD = """# What a run survives
 
-Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {running} trials of stages
-at work, {checks} of single parts; {lost} lost. Not every trial is a fault: odd settings that are
-valid must be accepted, and count too.
+Written by `make reliability` in one run on {date}, commit {commit}, Python {python}: {tried} trials, {lost} lost.
+Not every trial is a fault: odd settings that are valid must be accepted, and count too.
 
 A fault is survived if nothing that was finished is lost or half-written, what is wrong is named, and going on ends with
 the bytes of a run that was never disturbed.
@@ -81,9 +79,9 @@ the bytes of a run that was never disturbed.
 
 
 @contextmanager
-def trial(name: str, running: bool = True) -> Iterator[Fault]:
+def trial(name: str) -> Iterator[Fault]:
     """One attempt; survived if the block ends. The block may set what the user sees."""
-    fault = FAULTS.setdefault(name, Fault(running))
+    fault = FAULTS.setdefault(name, Fault())
     fault.tried += 1
     yield fault
     fault.survived += 1
@@ -91,15 +89,6 @@ def trial(name: str, running: bool = True) -> Iterator[Fault]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", type=Path, help="write the table of faults there")
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    file = report.nodeid.split("::")[0]
-    if "fault" in report.keywords and report.when == "call" and "/reliability/" not in file:  # those have their trials
-        seen = "what is wrong, and what to do" if "test_formulas" not in file else "finite numbers"
-        fault = FAULTS.setdefault(f"bad inputs and faults of one part ({file})", Fault(running=False, seen=seen))
-        fault.tried += 1
-        fault.survived += report.passed
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -113,8 +102,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             date=datetime.now(UTC).date(),
             commit=subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
             python=platform.python_version(),
-            running=sum(fault.tried for fault in FAULTS.values() if fault.running),
-            checks=sum(fault.tried for fault in FAULTS.values() if not fault.running),
+            tried=sum(fault.tried for fault in FAULTS.values()),
             lost=sum(fault.tried - fault.survived for fault in FAULTS.values()),
         )
         path.write_text(head + "\n".join(lines) + "\n")

@@ -65,11 +65,8 @@ def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None
         elif relation == "in":
             (folder / place).write_text(content)
         elif relation == "under":
-            key = place.removesuffix(" in params.yaml")
-            params = folder / "params.yaml"
-            found = re.findall(rf"^{key}(?: #.*)?\n", params.read_text(), re.MULTILINE)
-            assert len(found) == 1
-            at = re.search(rf"^{re.escape(found[0])}", params.read_text(), re.MULTILINE)
-            assert at is not None
-            text = params.read_text()
-            params.write_text(text[: at.end()] + content + text[at.end() :])
+            key, params = place.removesuffix(" in params.yaml"), folder / "params.yaml"
+            head = re.compile(rf"^{key}(?: #.*)?\n", re.MULTILINE)
+            found, count = head.subn(lambda line: line[0] + content, params.read_text())  # noqa: B023
+            assert count == 1
+            params.write_text(found)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from shrunk import ENVIRONMENT
 
@@ -91,16 +92,11 @@ class Cluster:
         """A daemon, which ends when this process does."""
         path = shutil.which(program, path=SEARCHED)
         assert path is not None
+        words = ("setpriv", "--pdeathsig", "KILL", path, *words)
+        env = os.environ | {"SLURM_CONF": self.configuration} | variables
         with (self.folder / f"{program}{variables.get('NODE', '')}.log").open("ab") as log:
-            daemon = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", path, *words],
-                env=os.environ | {"SLURM_CONF": self.configuration} | variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.daemons.append(daemon)
+            places: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.daemons.append(subprocess.Popen(words, env=env, start_new_session=True, **places))
 
     def ask(self, *words: str) -> str:
         variables = ENVIRONMENT | {"SLURM_CONF": self.configuration}

@@ -28,6 +28,9 @@ SHORT = Recipe(  # five steps an epoch of 120 images
     schedule=MultiStep(decay_epochs=(4,), decay_factor=0.1),
 )
 FUSED = Compute(CPU, torch.float64, fuse_seeds=True)
+PLAIN = ("paper_teacher_quarter", "paper_student_quarter")
+NORMED = ("paper_teacher_quarter", "paper_teacher_quarter")  # a student with batch norm and dropout
+RESNETS = ("resnet14", "resnet8")
 AUGMENTED = Inputs((0.3,), (0.38,), crop_padding=1, flip=True)
 
 
@@ -41,7 +44,7 @@ class Small:
     """What is trained on what, with defaults that suit most tests."""
 
     method: str = "kd_triplet"
-    networks: tuple[str, str] = ("paper_teacher_quarter", "paper_student_quarter")
+    networks: tuple[str, str] = PLAIN
     recipe: Recipe = SHORT
     inputs: Inputs = AUGMENTED
     compute: Compute = FUSED
@@ -86,3 +89,11 @@ def digits() -> Dataset:
 def every_method() -> list[str]:
     """Those that params.yaml has a block for."""
     return [name for name in methods.names() if name in PARAMS]
+
+
+def assert_same_bits(first: TrainResult, second: TrainResult) -> None:
+    """History and weights of every seed."""
+    assert first.history == second.history
+    for seed, network in first.networks.items():
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, second.networks[seed].state_dict()[name]), (seed, name)

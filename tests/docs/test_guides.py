@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from guides import BLOCK, bash, commands, follow, shown
+from guides import BLOCK, bash, follow
 from shrunk import pretend_environment
 
 NOT_FOLLOWED = {"methods", "reliability", "results"}  # they say what is
-WITH_RESULTS = {
-    "as-data",
-    "own-method",
-    "sharing",
-    "trace",
-    "working",
-}  # followed where dvc.lock is; the others make their own
+# Followed where dvc.lock is; the others make their own
+WITH_RESULTS = {"as-data", "own-method", "sharing", "trace", "working"}
 GUIDES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOLLOWED)
 
 
@@ -42,11 +37,3 @@ def test_there_is_something_to_follow_in_each_guide() -> None:
         blocks = BLOCK.findall(guide.read_text())
         assert any(language == "console" for language, *_ in blocks), guide
         assert guide.read_text().count("```") == 2 * len(blocks), guide
-
-
-def test_what_a_shown_line_matches() -> None:
-    assert shown("| triplet | 2 | ... |").search("| triplet | 5 | 90.12 ± 1.00 |")
-    assert not shown("| triplet | 2 | ... |").search("| pair | 2 | 1 |")
-    assert shown("at ... 0.69", exact=True).search("at level 0.69")
-    assert not shown("at ... 0.79", exact=True).search("at level 0.69")
-    assert commands("$ a\n> b\nout\n$ c\n") == [("a\nb", ["out"]), ("c", [])]

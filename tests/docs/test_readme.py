@@ -27,15 +27,11 @@ def test_the_pages_have_what_they_are_read_for() -> None:
 
 
 @pytest.mark.parametrize("page", LINKING, ids=named)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text())
+def test_links_lead_somewhere_and_make_targets_exist(page: Path) -> None:
+    text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
     assert not [link for link in links if not leads_somewhere(page, link)]
-
-
-@pytest.mark.parametrize("page", LINKING, ids=named)
-def test_make_targets_exist(page: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"(?:`|\$ |^)make ([a-z]+)\b", page.read_text(), re.MULTILINE))
+    targets = set(re.findall(r"(?:`|\$ |^)make ([a-z]+)\b", text, re.MULTILINE))
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
 

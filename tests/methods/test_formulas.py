@@ -249,24 +249,20 @@ def test_a_single_image_is_enough(name: str) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_features_give_finite_losses_and_gradients(name: str, odd: str) -> None:
+def test_odd_features_give_finite_losses_and_gradients(name: str) -> None:
     """Of the student, of the teacher, of both: dead units, repeated images, logits far from each other."""
     formula, inputs, _ = formulas(5)[name]
     networks = [i for i, x in enumerate(inputs) if x.dim() > 1]
-    for dtype, changed in product((torch.float32, torch.float64), (networks[:1], networks[1:2], networks)):
+    for odd, dtype, changed in product(ODD, (torch.float32, torch.float64), (networks[:1], networks[1:2], networks)):
         typed = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+        given = [ODD[odd](x) if i in changed else x for i, x in enumerate(typed)]
         # PKT's published formula divides by length + 1e-7: at zero its slope is what that makes it.
-        finite(
-            formula,
-            [ODD[odd](x) if i in changed else x for i, x in enumerate(typed)],
-            1e10 if odd == "extreme" else 1e7,
-        )
+        finite(formula, given, 1e10 if odd == "extreme" else 1e7)
 
 
 def test_same_size_averages_as_pytorch() -> None:
-    for first, second in (((8, 8), (4, 4)), ((4, 4), (7, 7)), ((7, 3), (2, 5)), ((5, 5), (5, 5))):
+    for first, second in (((4, 4), (7, 7)), ((7, 3), (2, 5))):
         maps = fill((2, 3, *first), 1, 1.0), fill((2, 1, *second), 2, 1.0)
         size = min(first[0], second[0]), min(first[1], second[1])
         for found, original in zip(same_size(*maps), maps, strict=True):

@@ -76,13 +76,11 @@ assert CASES and SEVERAL_STEPS  # pytest skips a test without parameters
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_loss_and_gradients_equal_the_reference(case: dict[str, Any]) -> None:
-    family = FAMILIES[case["family"]]
-    inputs = {}
-    for name, spec in case["inputs"].items():
-        inputs[name] = fill(tuple(spec["shape"]), spec["seed"], spec["scale"])
+    family, specs = FAMILIES[case["family"]], case["inputs"]
+    inputs = {name: fill(tuple(spec["shape"]), spec["seed"], spec["scale"]) for name, spec in specs.items()}
     for copied in case.get("copy_rows", []):
         inputs[copied["to"]][copied["rows"]] = inputs[copied["from"]][copied["from_rows"]].clone()
-    for name, spec in case["inputs"].items():
+    for name, spec in specs.items():
         assert inputs[name].sum().item() == pytest.approx(spec["sum"], rel=1e-12)
     for tensor in inputs.values():
         tensor.requires_grad_()

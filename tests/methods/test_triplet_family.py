@@ -44,9 +44,8 @@ def value(labels: torch.Tensor = LABELS, epoch: Any = 1.0, **changes: Any) -> fl
         ("scratch", {"ce": 1, "triplet": 0}),
     ],
 )
-@pytest.mark.parametrize("standardize", [False, True])
-def test_it_holds_the_published_methods(name: str, weights: dict[str, Any], standardize: bool) -> None:
-    module, params = methods.load(name), replace(DEFAULTS, standardize=standardize, **weights)
+def test_it_holds_the_published_methods(name: str, weights: dict[str, Any]) -> None:
+    module, params = methods.load(name), replace(DEFAULTS, standardize=name == "kd", **weights)
     own = module.Params(**{key: getattr(params, key) for key in module.Params.__dataclass_fields__})
     expected = module.loss(Batch(LABELS, LOGITS["student"], LOGITS["teacher"], LOGITS["negative"]), own)
     found = triplet_family.loss(batch(params), params)
@@ -54,10 +53,10 @@ def test_it_holds_the_published_methods(name: str, weights: dict[str, Any], stan
     assert total(found).item() == pytest.approx(total(expected).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("epoch", "expected"), [(1, 4.0), (2, 3.5), (torch.tensor(3), 3.0), (5, 2.0), (6, 2.0)])
-def test_the_margin_goes_from_the_first_to_the_last_in_its_epochs(epoch: Any, expected: float) -> None:
-    found = value(epoch=epoch, margin_epochs=4, first_margin=4)
-    assert found == pytest.approx(value(margin=expected), rel=1e-7) and found > 0
+def test_the_margin_goes_from_the_first_to_the_last_in_its_epochs() -> None:
+    for epoch, expected in ((1, 4.0), (torch.tensor(2), 3.5), (5, 2.0), (6, 2.0)):
+        found = value(epoch=epoch, margin_epochs=4, first_margin=4)
+        assert found == pytest.approx(value(margin=expected), rel=1e-7) and found > 0
 
 
 COMPARED: dict[str, dict[str, Any]] = {  # parameters of what is compared
@@ -93,6 +92,6 @@ def test_every_variant_equals_plain_loops(anchor: str, kind: str) -> None:
         assert found == pytest.approx(np.mean(hinges), rel=1e-10) and found > 0, outputs
 
 
-@pytest.mark.parametrize("kind", triplet_family.IN_BATCH)
-def test_a_batch_of_one_class_has_no_negatives(kind: str) -> None:
-    assert value(torch.zeros(IMAGES, dtype=torch.int64), negatives=kind) == 0
+def test_a_batch_of_one_class_has_no_negatives() -> None:
+    for kind in triplet_family.IN_BATCH:
+        assert value(torch.zeros(IMAGES, dtype=torch.int64), negatives=kind) == 0

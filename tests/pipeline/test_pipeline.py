@@ -1,15 +1,10 @@
 """The pipeline by running it: shrunk, in a clean copy of the repository, through DVC's command line."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from shrunk import ENVIRONMENT, GIT, change, clone, command, lock, pretend_environment, stages_run
-
-from tripletkd.pipeline.stage import EX_TEMPFAIL
+from shrunk import GIT, change, clone, command, lock, pretend_environment, stages_run
 
 pytestmark = pytest.mark.smoke
 
@@ -55,15 +50,6 @@ def test_it_ends_with_a_table_and_a_second_time_does_nothing(project: Path) -> N
     assert stages_run(command(project, "dvc", "repro")) == []
 
 
-def test_a_comment_reruns_nothing_and_leaves_the_lock_as_it_is(project: Path) -> None:
-    before, path = lock(project), project / "tripletkd/training/trainer.py"
-    text = path.read_text()
-    path.write_text(f"# Why\n{text}")
-    assert stages_run(command(project, "dvc", "repro")) == []
-    path.write_text(text)
-    assert lock(project) == before
-
-
 def test_where_a_run_was_computed_is_told_and_hashed_by_nobody(project: Path) -> None:
     told = json.loads((project / "results/digits/environment.json").read_text())
     [here] = told["environments"]
@@ -94,23 +80,6 @@ def test_trained_anew_everything_has_the_same_bytes(project: Path) -> None:
     now = when_trained(project)
     assert {name for name in now if now[name] == trained[name]} == {"digits/validation/teacher/seed-0"}
     assert files(project / "runs") == before
-
-
-def test_what_is_stopped_says_paused_and_goes_on_to_the_same_bytes(project: Path) -> None:
-    before = files(project / "runs")
-    shutil.rmtree(project / f"runs/{TRIPLET}")
-    words = ["python", "-m", "stages.distill", "suite=digits", "method=triplet"]
-    stopped = subprocess.run(
-        [*words, "--max-minutes", "0"], cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert stopped.returncode == EX_TEMPFAIL == 75
-    [checkpoint] = (project / f"checkpoints/{TRIPLET}").iterdir()
-    named = checkpoint.relative_to(project)
-    assert stopped.stderr.splitlines()[-1] == (
-        f"paused: stopped at epoch 1 of 3 (--max-minutes); the same command goes on from {named}"
-    )
-    assert f"{named}: going on after epoch 1" in command(project, *words)
-    assert files(project / "runs") == before and not checkpoint.exists()
 
 
 def test_seeds_are_added_and_taken_away_one_by_one(project: Path) -> None:
@@ -164,16 +133,6 @@ def test_only_what_a_change_touches_is_rerun(project: Path) -> None:
     assert table(project) == [("teacher", 1), ("scratch", 2), ("kd", 2)]
 
 
-def test_a_wrong_parameter_stops_before_anything_is_touched(project: Path) -> None:
-    before = files(project / "results")
-    change(project, "methods", "kd", "temperature", value=-4)
-    printed = command(project, "dvc", "repro", check=False)
-    change(project, "methods", "kd", "temperature", value=4)
-    assert "methods.kd.temperature: found -4" in printed and "Traceback" not in printed
-    assert files(project / "results") == before
-    assert stages_run(command(project, "dvc", "repro")) == []  # DVC puts back what it took away for the stage
-
-
 @pytest.mark.fault
 def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> None:
     pretend_environment(project)
@@ -188,15 +147,6 @@ def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> Non
     assert files(project / "results") == before
     assert command(project, "git", "status", "--porcelain") == ""
     assert stages_run(command(project, "dvc", "repro")) == []
-
-
-def test_what_dvc_answers_to_a_habit_is_in_the_guide(project: Path) -> None:
-    for word, answer in (
-        ("run.methods=scratch", "'Value' object is not iterable"),
-        ("method.kd.kl=1", "not in struct"),
-    ):
-        assert answer in command(project, "dvc", "exp", "run", "-S", word, check=False)
-        assert answer in (ROOT / "docs/working.md").read_text()
 
 
 def test_experiments_fit_a_terminal_and_their_pictures_need_no_network(project: Path) -> None:

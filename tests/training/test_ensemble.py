@@ -23,8 +23,8 @@ def ensemble(members: Sequence[nn.Module], fused: bool) -> Ensemble:
     return made
 
 
-def images(seeds: int, step: int, channels: int = 3) -> Tensor:
-    return fill((seeds, 4, channels, 8, 8), 100 + step, 1.0)
+def images(seeds: int, step: int) -> Tensor:
+    return fill((seeds, 4, 3, 8, 8), 100 + step, 1.0)
 
 
 def results(network: Ensemble, x: Tensor) -> dict[str, Tensor]:
@@ -38,50 +38,26 @@ def results(network: Ensemble, x: Tensor) -> dict[str, Tensor]:
     return outputs | gradients | {name: buffer.clone() for name, buffer in network.buffers.items()}
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert list(found) == list(expected)
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10, msg=f"{name}: {{}}".format)
-
-
 FUSED: dict[str, Callable[[int, int, int], nn.Module]] = {
-    **{
-        name: models.NETWORKS[name]
-        for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
-    },
-    "narrow vgg11": partial(VGG, depths=(1, 1, 2, 2, 2), widths=(4, 8, 8, 16, 16)),
-}
+    name: models.NETWORKS[name] for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
+} | {"narrow vgg11": partial(VGG, depths=(1, 1, 2, 2, 2), widths=(4, 8, 8, 16, 16))}
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_seeds_compute_what_single_ones_do(name: str) -> None:
     members = [models.seeded(seed, partial(FUSED[name], 3, 8, 10)) for seed in SEEDS]
     fused, in_a_row = ensemble(members, fused=True), ensemble(members, fused=False)
-    for step in range(2):
-        assert_equal(results(fused, images(3, step)), results(in_a_row, images(3, step)))
-    for network in (fused, in_a_row):
-        network.template.eval()
-    assert_equal(results(fused, images(3, 2)), results(in_a_row, images(3, 2)))
+    for step in range(3):
+        if step == 2:
+            fused.template.eval()
+            in_a_row.template.eval()
+        found, expected = (results(network, images(3, step)) for network in (fused, in_a_row))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["paper_teacher_quarter", "resnet8"])
-def test_a_seed_in_a_group_is_the_seed_alone(name: str, fused: bool) -> None:
-    """Dropout's noise and batch norm's statistics too: no seed sees another."""
-    members = [models.build(name, (8, 8, 3), 10, seed) for seed in SEEDS]
-    group, alone = ensemble(members, fused), ensemble(members[1:2], fused=True)
-    for step in range(2):
-        x = images(3, step)
-        of_group = {key: value[1:2] for key, value in results(group, x).items()}
-        of_one = results(alone, x[1:2])
-        # The loss is a mean over the seeds, so a gradient in a group of three is a third of the one alone.
-        assert_equal({k: v * 3 if k.startswith("gradient") else v for k, v in of_group.items()}, of_one)
-
-
-@pytest.mark.parametrize("name", ["paper_teacher_quarter", "wrn_16_1"])
-def test_member_is_the_ensemble_s_network(name: str) -> None:
-    group = ensemble([models.build(name, (8, 8, 1), 10, seed) for seed in SEEDS], fused=True)
-    group(images(3, 0, channels=1))  # moves batch norm's statistics
-    x = images(1, 1, channels=1)[0]
+def test_member_is_the_ensemble_s_network() -> None:
+    group = ensemble([models.build("wrn_16_1", (8, 8, 3), 10, seed) for seed in SEEDS], fused=True)
+    group(images(3, 0))  # moves batch norm's statistics
+    x = images(1, 1)[0]
     alone = torch.stack([group.member(i).eval()(x).logits for i in range(3)])
     torch.testing.assert_close(group.predict(x), alone, rtol=1e-10, atol=1e-10)

@@ -6,12 +6,11 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import AUGMENTED, CPU, PARAMS, SHORT, Small, digits, every_method, with_lr
+from small_run import CPU, NORMED, PARAMS, PLAIN, SHORT, Small, assert_same_bits, digits, every_method, with_lr
 from torch.nn.functional import cross_entropy
 
 from tripletkd.errors import Paused, UserError
@@ -19,14 +18,13 @@ from tripletkd.methods import triplet_family
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import Monitoring, TrainResult, fit
+from tripletkd.training.optim import Cosine
 from tripletkd.training.progress import ProgressBar
 from tripletkd.types import Batch, Term
 
 LONG = with_lr(SHORT, 0.003, epochs=12)  # 60 steps; at 0.01 rounding errors grow tenfold an epoch, in any one run
 AT_ONCE = SavePolicy(deadline=0)
 SINGLE = Compute(CPU, torch.float32, fuse_seeds=True)
-PLAIN = ("paper_teacher_quarter", "paper_student_quarter")
-NORMED = ("paper_teacher_quarter", "paper_teacher_quarter")  # a student with batch norm and dropout
 
 
 def same(first: TrainResult, second: TrainResult, seed: int, tolerance: float) -> None:
@@ -47,7 +45,7 @@ def plain_loss(batch: Batch) -> dict[str, Term]:
 @pytest.mark.parametrize("method", every_method())
 def test_every_method_trains_a_group_as_it_trains_one(method: str) -> None:
     """In float64, to 1e-9."""
-    small = Small(method, recipe=with_lr(SHORT, 0.003))
+    small = Small(method, recipe=with_lr(SHORT, 0.003, epochs=4, schedule=Cosine()))
     same(small.fit([3, 1, 2]), small.fit([2]), 2, 1e-9)
 
 
@@ -59,44 +57,32 @@ def test_a_seed_gives_alone_what_it_gives_in_a_group() -> None:
     same(group, replace(small, compute=Compute(CPU, torch.float64)).fit([2, 1]), 2, 1e-9)
 
 
-@pytest.mark.parametrize(("networks", "autocast_dtype"), [(PLAIN, None), (NORMED, torch.bfloat16)], ids=str)
-def test_apart_a_seed_gives_the_same_bits_alone_and_in_a_group(networks: tuple[str, str], autocast_dtype: Any) -> None:
+def test_apart_a_seed_gives_the_same_bits_alone_and_in_a_group() -> None:
     """Where seeds are computed one after the other: what lets cores and machines share a run."""
-    small = Small(networks=networks, compute=Compute(CPU, torch.float32, autocast_dtype))
+    small = Small(networks=NORMED, compute=Compute(CPU, torch.float32, torch.bfloat16))
     same(small.fit([3, 1, 2]), small.fit([2]), 2, 0.0)
 
 
 def test_a_teacher_s_outputs_for_x_prime_do_not_need_the_student_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images x' are drawn, and the same student comes out, whether or not it is asked for s(x')."""
     params = replace(PARAMS["triplet_family"], anchor="student")
-    small, runs = Small("triplet_family", inputs=AUGMENTED, params=params), []
+    small, runs = Small("triplet_family", params=params), []
     for needs in ({"teacher", "teacher_negative"}, {"teacher", "teacher_negative", "negative"}):
         monkeypatch.setattr(triplet_family, "needs", lambda _, needs=needs: frozenset(needs))
         runs.append(small.fit([1, 2]))
     same(runs[0], runs[1], 2, 1e-9)
 
 
-def test_an_adapter_s_buffers_are_each_seed_s_own_and_change_after_the_step() -> None:
-    """CRD's memories: the rows of the batch's images move, no other, and the constants are fixed at the first step."""
+def test_an_adapter_s_buffers_change_after_the_step_where_the_batch_s_images_stand() -> None:
     trainer = Small("crd").trainer(digits(), [1, 2])
-    before = [{name: tensor.clone() for name, tensor in trainer.adapter_buffers.items()}]
-    batches = list(trainer.plan(1).batches(SHORT.batch_size))
-    for batch in batches[:2]:
-        trainer.step(batch)
-        before.append({name: tensor.clone() for name, tensor in trainer.adapter_buffers.items()})
-    for network in ("student", "teacher"):
-        start, first, second = (state[f"embedding.{network}"] for state in before)
-        assert not torch.equal(start[0], start[1])
-        for seed in (0, 1):
-            moved = (start[seed] != first[seed]).any(1).nonzero().flatten()
-            assert torch.equal(moved, batches[0].index[seed, 0].sort().values)
-            assert torch.allclose(second[seed][batches[1].index[seed, 0]].norm(dim=1), torch.ones(1).double())
-        z = [state[f"embedding.z_{network}"] for state in before]
-        assert (z[0] == 0).all() and (z[1] > 0).all() and torch.equal(z[1], z[2]) and z[1][0] != z[1][1]
+    before = trainer.adapter_buffers["embedding.student"].clone()
+    batch = next(iter(trainer.plan(1).batches(SHORT.batch_size)))
+    trainer.step(batch)
+    for start, now, index in zip(before, trainer.adapter_buffers["embedding.student"], batch.index[:, 0], strict=True):
+        assert torch.equal((start != now).any(1).nonzero().flatten(), index.sort().values)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_bfloat16_is_of_the_passes_alone(fused: bool) -> None:
+def test_bfloat16_is_of_the_passes_alone() -> None:
     """Losses and weights stay float32, and near those of float32: bfloat16 has 8 bits, and its noise averages out."""
     seen: set[torch.dtype] = set()
 
@@ -105,7 +91,7 @@ def test_bfloat16_is_of_the_passes_alone(fused: bool) -> None:
         return plain_loss(batch)
 
     runs = [
-        Small(networks=NORMED, compute=Compute(CPU, torch.float32, kind, fused)).fit([1, 2], loss=loss)
+        Small(networks=NORMED, compute=Compute(CPU, torch.float32, kind, fuse_seeds=True)).fit([1, 2], loss=loss)
         for kind in (None, torch.bfloat16)
     ]
     assert seen == {torch.float32} == {p.dtype for net in runs[1].networks.values() for p in net.parameters()}
@@ -113,28 +99,21 @@ def test_bfloat16_is_of_the_passes_alone(fused: bool) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
-@pytest.mark.parametrize(("method", "networks"), [("kd_triplet", PLAIN), ("vid", NORMED), ("crd", NORMED)])
+@pytest.mark.parametrize(("method", "networks"), [("kd_triplet", PLAIN), ("crd", NORMED)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(method: str, networks: tuple[str, str], tmp_path: Path) -> None:
+    """And names the machines that it was on."""
     small, path = Small(method, networks, compute=SINGLE), tmp_path / "checkpoint.safetensors"
     whole = small.fit([1, 2])
     for epoch in range(1, SHORT.epochs):  # a limit of no time at all: stops after every epoch
+        machine = {"device": "here" if epoch < 3 else "there"}
         with pytest.raises(Paused, match=rf"epoch {epoch} of 6.*{path.name}"):
-            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], policy=AT_ONCE))
+            small.fit([1, 2], checkpoint=Checkpoint(path, "same", [1, 2], machine, AT_ONCE))
     assert read_header(path) == ("same", [1, 2])
     before = json.loads(load_file(path)["progress"].numpy().tobytes())["seconds"]
-    resumed = small.fit([1, 2], checkpoint=Checkpoint(path, "same"))
-    assert resumed.history == whole.history
-    same(resumed, whole, 1, 0.0)
+    resumed = small.fit([1, 2], checkpoint=Checkpoint(path, "same", environment=machine))
+    assert_same_bits(resumed, whole)
     assert resumed.seconds > before > 0  # of all epochs, not of the last one alone
-
-
-def test_a_run_that_moves_to_another_machine_names_both(tmp_path: Path) -> None:
-    path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
-    for machine in ("here", "here", "there"):
-        with pytest.raises(Paused):
-            small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": machine}, policy=AT_ONCE))
-    result = small.fit([1], checkpoint=Checkpoint(path, "same", environment={"device": "there"}))
-    assert result.environments == [{"device": "here"}, {"device": "there"}]
+    assert resumed.environments == [{"device": "here"}, {"device": "there"}]
 
 
 def test_a_log_gets_a_line_where_there_is_no_terminal(
@@ -147,22 +126,18 @@ def test_a_log_gets_a_line_where_there_is_no_terminal(
     assert epoch == SHORT.epochs
 
 
-@pytest.mark.parametrize("damage", ["other run", "truncated", "empty"])
-def test_a_checkpoint_that_does_not_fit_is_moved_aside(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_checkpoint_that_is_damaged_or_of_another_run_is_moved_aside(damaged: bool, tmp_path: Path) -> None:
     path, small = tmp_path / "checkpoint.safetensors", Small("scratch")
     with pytest.raises(Paused):
         small.fit([1], checkpoint=Checkpoint(path, "one", policy=AT_ONCE))
-    if damage != "other run":
-        path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
+    if damaged:
+        path.write_bytes(path.read_bytes()[:1000])
         assert read_header(path) is None
     before = path.read_bytes()
-    result = small.fit([1], checkpoint=Checkpoint(path, "two" if damage == "other run" else "one"))
+    result = small.fit([1], checkpoint=Checkpoint(path, "one" if damaged else "two"))
     assert [row["epoch"] for row in result.history] == list(range(1, 7))
-    aside = path.with_suffix(".unused-1")
-    assert aside.read_bytes() == before
-    assert f"moved to {aside.name}, starting anew" in capsys.readouterr().out
+    assert path.with_suffix(".unused-1").read_bytes() == before
 
 
 def test_a_signal_stops_at_a_checkpoint(tmp_path: Path) -> None:
@@ -177,7 +152,7 @@ def test_a_signal_stops_at_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Paused, match="SIGINT"):
         small.fit([1], loss=loss, checkpoint=Checkpoint(path, "same"))
     assert signal.getsignal(signal.SIGINT) is handler
-    same(small.fit([1], loss=loss, checkpoint=Checkpoint(path, "same")), small.fit([1], loss=loss), 1, 0.0)
+    assert_same_bits(small.fit([1], loss=loss, checkpoint=Checkpoint(path, "same")), small.fit([1], loss=loss))
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -1,36 +1,28 @@
 """Images that stay on the host: the same bytes as from the device, and no more memory than a few batches."""
 
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
-from shrunk import ENVIRONMENT
-from small_run import FUSED, SHORT, Small, digits
+from shrunk import command
+from small_run import FUSED, PLAIN, SHORT, Small, assert_same_bits, digits
 
 from tripletkd.data import dataset as data
 from tripletkd.training.optim import MultiStep
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("holdout", [0, 2])
-@pytest.mark.parametrize("method", ["triplet", "kd", "crd"])  # with negatives, without, with contrasts
+@pytest.mark.parametrize(("method", "holdout", "fused"), [("triplet", 2, True), ("kd", 0, True), ("crd", 2, False)])
 def test_training_from_the_host_gives_the_same_bytes(method: str, holdout: int, fused: bool, tmp_path: Path) -> None:
     """The images, augmented, come from the canonical file; those of a validation split stand scattered in it."""
     data.save(digits(), tmp_path, "a test")
     dataset = data.load(tmp_path).with_holdout(holdout) if holdout else data.load(tmp_path)
-    networks = ("resnet14", "resnet8") if method == "crd" else Small.networks
     recipe = replace(SHORT, epochs=2, schedule=MultiStep(decay_epochs=(1,), decay_factor=0.1))
-    small = Small(method, networks, recipe, compute=replace(FUSED, fuse_seeds=fused))
+    small = Small(method, PLAIN, recipe, compute=replace(FUSED, fuse_seeds=fused))
     device, host = (replace(small, resident=resident).fit([1, 2], dataset) for resident in (True, False))
-    assert host.history == device.history
-    for seed, network in device.networks.items():
-        for name, tensor in network.state_dict().items():
-            assert torch.equal(tensor, host.networks[seed].state_dict()[name]), (seed, name)
+    assert_same_bits(device, host)
 
 
 PROGRAM = """
@@ -73,20 +65,13 @@ MIB = 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-@pytest.mark.parametrize(("mib", "limit"), [(256, 128), pytest.param(4096, 512, marks=pytest.mark.slow)])
-def test_training_from_the_host_takes_the_memory_of_a_few_batches(mib: int, limit: int, tmp_path: Path) -> None:
+def test_training_from_the_host_takes_the_memory_of_a_few_batches(tmp_path: Path) -> None:
     """Written, checked, a validation split held out and trained beside, within a limit where the device has no room."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    words = [sys.executable, "-c", PROGRAM, str(mib * MIB // 3072), str(limit * MIB), "split=validation"]
+    words = [sys.executable, "-c", PROGRAM, str(256 * MIB // 3072), str(128 * MIB), "split=validation"]
     words += ["suites.digits.inputs.flip=true"]  # or the teacher would be asked of all images before
-
-    def run(residence: str) -> "subprocess.CompletedProcess[str]":
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-        command = [*words, f"run.residence={residence}"]
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-
-    on_host, on_device = run("host"), run("device")
-    assert on_host.returncode == 0, on_host.stderr
-    assert "can't allocate memory" in on_device.stderr
+    command(tmp_path, *words, "run.residence=host", PYTHONPATH=str(ROOT))
+    shutil.rmtree(tmp_path / "data")
+    printed = command(tmp_path, *words, "run.residence=device", PYTHONPATH=str(ROOT), check=False)
+    assert "can't allocate memory" in printed
