@@ -18,9 +18,7 @@ from shrunk import ENVIRONMENT, LOGGED, change, clone
 from shrunk import command as unlogged
 from slurm import free_ports, wait_for
 
-from tripletkd.errors import UserError
 from tripletkd.files import write_json, write_text
-from tripletkd.tracking.files import requirement
 from tripletkd.tracking.store import address, first_line, open_store
 from tripletkd.training.run_record import write_log
 
@@ -329,13 +327,6 @@ def write_model(folder: Path) -> None:
     graph = helper.make_graph(nodes, "tiny", [images], [probabilities], [weights])
     folder.mkdir(parents=True)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
-
-
-def test_what_serves_a_model_installs_versions_only() -> None:
-    said = {"versions": {"onnx": "1.19.1rc2", "onnxruntime": "1.0\n--index-url=http://evil"}}
-    assert requirement(Path("exports"), said, "onnx") == "onnx==1.19.1rc2"
-    with pytest.raises(UserError, match=r"versions\.onnxruntime: found "):
-        requirement(Path("exports"), said, "onnxruntime")
 
 
 def test_a_message_shows_no_password() -> None:

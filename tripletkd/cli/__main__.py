@@ -71,13 +71,12 @@ def push(suites: Sequence[str], remote: str | None) -> None:
 @tripletkd.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[ANY OPTION OF SBATCH]...")
 @click.option("--seed-array", is_flag=True, help="Train the seeds of a stage as an array of jobs, one each.")
-@click.option("--check", metavar="COMMIT", hidden=True)
 @errors_for_people()
-def submit(options: Sequence[str], seed_array: bool, check: str | None) -> None:
+def submit(options: Sequence[str], seed_array: bool) -> None:
     """Submit what `dvc repro` would run to Slurm, a job for each stage."""
-    from tripletkd.cli import submit
+    from tripletkd.cli.submit import main
 
-    submit.check(check) if check else submit.main(options, seed_array)
+    main(options, seed_array)
 
 
 @tripletkd.command()

@@ -121,36 +121,28 @@ def measure(stage: Stage, _: Path) -> None:
 
 
 def compare_hashes(stage: Stage, path: Path) -> None:
-    """Compare what measurements name with the records of their runs, and copy them.
+    """Compare what measurements name with the records of their runs, and copy them; tabulate compares with params.yaml.
 
     Raises:
-        UserError: If they were measured on other weights, or are not of what params.yaml says.
+        UserError: If they were measured on other weights.
     """
     from tripletkd.evaluation import measurement
-    from tripletkd.pipeline.jobs import Runs, read_finished, refuse_other_job
+    from tripletkd.training.run_record import read_run
 
-    suite, name, is_ablation = stage.suite, path.stem, stage.name == "ablate"
-    teacher = measurement.read(path.parents[is_ablation] / "teacher.json", suite.name, "teacher")
-    runs = Runs(stage, teacher.identity.data_sha256, teacher.weights_sha256.get(suite.teacher.seed))
-    if is_ablation:
-        variants = zip(measurement.read_ablation(path, suite.name, name), suite.ablations[name], strict=False)
-        found = [(variant.measurement, runs.variant(name, configured)) for variant, configured in variants]
-    else:
-        found = [
-            (measurement.read(path, suite.name, name), runs.teacher() if name == "teacher" else runs.student(name))
-        ]
-    place = stage.path("results", "measured", stage.config.split, *(["ablations"] if is_ablation else []))
+    suite, split, name = stage.suite.name, stage.config.split, path.stem
+    place = stage.path("results", "measured", split, *(["ablations"] if stage.name == "ablate" else []))
     place.mkdir(parents=True, exist_ok=True)
+    if stage.name == "ablate":
+        found = [variant.measurement for variant in measurement.read_ablation(path, suite, name)]
+    else:
+        found = [measurement.read(path, suite, name)]
     for copied in [path, *path.parent.glob(f"{name}_map.csv")]:
         shutil.copy(copied, place)
-    for measured, job in found:
-        refuse_other_job(stage, path, measured.identity, measured.code, job)
-        run = read_finished(stage, job)
-        weights = {r.seed: r.weights_sha256 for r in run.records if r.seed not in measured.failed}
+    for measured in found:
+        run = read_run(stage.path("runs", split, measured.identity.name), measured.all_seeds)
+        weights = {r.seed: r.weights_sha256 for r in run.records if not r.failed and r.identity == measured.identity}
         if weights != measured.weights_sha256:
-            raise UserError(
-                f"{path}: of weights {measured.weights_sha256}, the records of {job.identity} say {weights}"
-            )
+            raise UserError(f"{path}: of weights {measured.weights_sha256}, the records of its runs say {weights}")
         if stage.name == "evaluate":
             write_csv(place / f"{name}.csv", run.history)
 
@@ -186,11 +178,8 @@ def train_again(stage: Stage) -> str:
         UserError: If a seed's weights or history has other bytes.
     """
     from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
-    from tripletkd.pipeline.train import Training
-    from tripletkd.training.job import build_trainer
-    from tripletkd.training.loop import fit
-    from tripletkd.training.progress import ProgressBar
-    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder, write_seeds
+    from tripletkd.pipeline.train import Training, train_run
+    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder
 
     setup, method, teacher = set_up(stage), stage.config.method, None
     assert method is not None
@@ -205,15 +194,15 @@ def train_again(stage: Stage) -> str:
         together = job.seeds if setup.compute.fuse_seeds else [record.seed]
         log = read_log(training.logs / f"{folder.name}.json", folder / RECORD)
         groups[tuple(log.get("trained_with", together))].append(folder)
-    dataset = setup.data.dataset
     for group, folders in groups.items():
-        trainer = build_trainer(job, group, setup.data, setup.compute, teacher)
-        result = fit(trainer, training.monitoring(ProgressBar(str(job.identity))))
         with tempfile.TemporaryDirectory() as scratch:
-            write_seeds(Path(scratch), job, dataset.image_shape, len(dataset.classes), result)
+            instead = {kind: Path(scratch, kind) for kind in ("runs", "logs", "checkpoints")}
+            elsewhere = replace(stage, options=Options(), instead=instead)
+            again = replace(training, stage=elsewhere, job=replace(job, seeds=list(group)))
+            train_run(again)
             for path in [path for folder in folders for name in (WEIGHTS, HISTORY) for path in folder.glob(name)]:
-                again = Path(scratch, path.parent.name, path.name)
-                if not again.is_file() or again.read_bytes() != path.read_bytes():
+                other = again.folder / path.relative_to(training.folder)
+                if not other.is_file() or other.read_bytes() != path.read_bytes():
                     raise UserError(
                         f"{path}: other bytes when trained again; the last bits depend on the machine: see "
                         f"{training.logs} for where it was trained"
