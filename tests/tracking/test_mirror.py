@@ -259,16 +259,16 @@ def test_a_table_is_a_run_with_its_verdicts_and_files(bare: Path) -> None:
 
 
 def test_an_export_is_a_run_with_a_model_that_predicts(
-    finished: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
     import numpy as np
 
-    command(finished, sys.executable, "-m", "stages.export", "suite=digits", "method=triplet")
-    folder = shutil.copytree(finished / "exports/digits/triplet", bare / "exports/digits/triplet")
+    command(project, sys.executable, "-m", "stages.export", "suite=digits", "method=teacher")
+    folder = shutil.copytree(project / "exports/digits/teacher", bare / "exports/digits/teacher")
     for said in ("logged", "already there"):
-        assert relog(bare) == f"[1/1] exports/digits/triplet: {said}\n"
-    run, exported = runs(bare)["digits/triplet/export"], json.loads((folder / "export.json").read_text())
+        assert relog(bare) == f"[1/1] exports/digits/teacher: {said}\n"
+    run, exported = runs(bare)["digits/teacher/export"], json.loads((folder / "export.json").read_text())
     assert run.data.metrics["parameters"] == exported["parameters"]
     assert run.data.tags["onnx.sha256"] == exported["onnx_sha256"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address(bare))
