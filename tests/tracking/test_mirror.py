@@ -273,7 +273,7 @@ def test_an_export_is_a_run_with_a_model_that_predicts(
     assert run.data.tags["onnx.sha256"] == exported["onnx_sha256"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address(bare))
     [model] = client(bare).search_logged_models([run.info.experiment_id])
-    images = np.array(json.loads((folder / "example.json").read_text())["inputs"], np.uint8)
+    images = np.array(json.loads((folder / "example.json").read_text())["inputs"] * 2, np.uint8)
     served = mlflow.pyfunc.load_model(f"models:/{model.model_id}").predict(images)
     assert served["probabilities"].sum(1) == pytest.approx(np.ones(len(images)))
     requirements = Path(mlflow.pyfunc.get_model_dependencies(f"models:/{model.model_id}")).read_text().split()

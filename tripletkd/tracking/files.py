@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING
 
 from tripletkd.provenance import fingerprint
 from tripletkd.tracking.live import Block
-from tripletkd.tracking.store import (
-    NOTE_TAG,
-    RUN_TAG,
-    Entry,
-    Runs,
-    experiment_suffix,
-    open_store,
-    place,
-    stage_tags,
-)
+from tripletkd.tracking.store import NOTE_TAG, RUN_TAG, Entry, Runs, experiment_suffix, open_store, place, stage_tags
 from tripletkd.training.run_record import read_log
 
 if TYPE_CHECKING:
@@ -72,24 +63,22 @@ def _entry(folder: Path, name: str, log: Block, said: tuple[Block, Block, Block]
 
 
 def _log_model(store: Runs, folder: Path, run: Run) -> None:
-    """Log the model with signature and input example. The requirements are given: finding them takes a minute."""
+    """Log the model with an input example, of which MLflow takes the signature.
+
+    The requirements are given: finding them takes a minute.
+    """
     import mlflow.onnx
     import numpy as np
     import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     if store.models(run):  # which another process has logged before it was killed
         return
     said, examples = _read(folder / EXPORT), np.array(_read(folder / "example.json")["inputs"], dtype=np.uint8)
-    images = TensorSpec(np.dtype(np.uint8), (-1, *examples.shape[1:]))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(said["classes"])), "probabilities")
     mlflow.set_tracking_uri(store.client.tracking_uri)
     with mlflow.start_run(run.info.run_id):
         mlflow.onnx.log_model(
             onnx.load(folder / "model.onnx"),
             name=f"{said['suite']}-{said['method']}".replace(".", "-"),  # MLflow allows no dots
-            signature=ModelSignature(Schema([images]), Schema([probabilities])),
             input_example=examples,
             pip_requirements=mlflow.onnx.get_default_pip_requirements(),
             onnx_execution_providers=["CPUExecutionProvider"],
