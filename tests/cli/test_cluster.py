@@ -108,7 +108,7 @@ def test_twice_submits_once_and_a_job_refuses_what_was_changed_meanwhile(cluster
 
 def test_the_guide_ends_as_a_local_repro_does(cluster: Cluster, project: Path, local: Path) -> None:
     pretend_environment(project)
-    follow(project, (ROOT / "docs/cluster.md").read_text(), "Slurm", SLURM_CONF=cluster.configuration)
+    follow(project, (ROOT / "docs/cluster.md").read_text(), "Slurm", SLURM_CONF=cluster.configuration, **LOGGED)
     wait_for(lambda: not cluster.jobs(), 300)
     assert_as_after_a_local_repro(project, local)
     assert "seeds 1, 2 are there, as asked for" in printed_by(project, "distill@digits-triplet")

@@ -3,14 +3,13 @@
 import json
 import sys
 import timeit
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import NamedTuple
 
 import click
 import numpy as np
-from torch import Tensor
 
 from tripletkd import models
 from tripletkd.config.schema import ABLATED, Variant
@@ -124,21 +123,17 @@ def seconds_an_epoch(setup: Setup, job: Job, teacher: Teacher, sizes: Sizes) -> 
     Seeds that are not fused go side by side on the processors there are, a thread each, which is taken to be half as
     fast as all threads.
     """
-    compute = replace(setup.compute, cuda_graph=False)
+    compute, test = replace(setup.compute, cuda_graph=False), setup.data.test
     spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
     trainer = build_trainer(job, job.seeds[:1] if spread else job.seeds, setup.data, compute, teacher)
     trainer.begin_epoch(1)
     batches = cycle(setup.data.train.batches(trainer.plan(1), job.recipe.batch_size))
-    step = seconds_a_call(lambda: trainer.step(next(batches))["loss"])
-    image = seconds_a_call(lambda: trainer.predictions(setup.data.test)) / len(setup.data.test)
+    # Of several calls, the first of which warms up, the least; each until what it returns is there
+    step = min(timeit.repeat(lambda: float(trainer.step(next(batches))["loss"].sum()), number=1, repeat=CALLS))
+    image = min(timeit.repeat(lambda: trainer.predictions(test).cpu(), number=1, repeat=CALLS)) / len(test)
     epoch = step * -(-sizes.train // job.recipe.batch_size)
     epoch += image * (sizes.train + sizes.test) / job.identity.evaluate_every
     return epoch * len(job.seeds) * (1 if CORES == 1 else 2 / CORES) if spread else epoch
-
-
-def seconds_a_call(function: Callable[[], Tensor]) -> float:
-    """Time a function until what it returns is there: the least of several calls, the first of which warms up."""
-    return min(timeit.repeat(lambda: function().cpu(), number=1, repeat=CALLS))
 
 
 def readable(seconds: float) -> str:

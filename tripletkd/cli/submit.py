@@ -154,7 +154,7 @@ def main(options: Sequence[str], seed_array: bool) -> None:
             f"{', '.join(changed)}: not committed; jobs run later, and only on the code and the parameters that they "
             "were submitted with: commit, and submit again"
         )
-    logs, is_server = read_paths()["logs"] / "slurm", "MLFLOW_TRACKING_URI" in os.environ
+    logs, is_server = read_paths()["logs"] / "slurm", bool(os.environ.get("MLFLOW_TRACKING_URI"))
     logs.mkdir(parents=True, exist_ok=True)
     submitter = Submitter(commit, logs, options, "" if is_server else "MLFLOW_TRACKING_URI=nowhere:")
     jobs, new = submitter.waiting(), list[str]()

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -16,10 +15,6 @@ from tripletkd.files import read_yaml, write_csv
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.arguments import Options
 from tripletkd.pipeline.stage import Stage, open_stage
-
-if TYPE_CHECKING:
-    from tripletkd.pipeline.train import Training
-    from tripletkd.training.run_record import TrainedRun
 
 QUIET = Options(quiet=True)
 LOCK = Path("dvc.lock")
@@ -40,7 +35,7 @@ def main(suite: str, overrides: Sequence[str] = (), train: str | None = None) ->
 
 def as_tabulated(suite: str) -> list[str]:
     """Return the overrides with which dvc.lock says that the suite's table was made; none where it has no table."""
-    made = ((read_yaml(LOCK) if LOCK.is_file() else None) or {}).get("stages", {}).get(f"tabulate@{suite}")
+    made = read_yaml(LOCK)["stages"].get(f"tabulate@{suite}") if LOCK.is_file() else None
     if made is None:
         return []
     params = made["params"]["params.yaml"]
@@ -103,21 +98,16 @@ def measuring(measured: Path, suite: str, overrides: Sequence[str]) -> Iterator[
         yield path, open_stage(stage, words, options=QUIET, allow_teacher=True)
 
 
-def finished(training: "Training") -> "TrainedRun":
-    """Read the run that a stage would train."""
-    from tripletkd.pipeline.jobs import read_finished
-
-    return read_finished(training.stage, training.job)
-
-
 def measure(stage: Stage, _: Path) -> None:
     """Measure a run from its weights, as its stage does."""
     from stages import ablate, evaluate, train_teacher
+    from tripletkd.pipeline.jobs import read_finished
 
     if stage.name == "evaluate":
         evaluate.main(stage)
     else:
-        (ablate.measure_runs if stage.name == "ablate" else train_teacher.measure_run)(stage, finished)
+        measure = ablate.measure_runs if stage.name == "ablate" else train_teacher.measure_run
+        measure(stage, lambda training: read_finished(training.stage, training.job))
 
 
 def compare_hashes(stage: Stage, path: Path) -> None:
@@ -177,7 +167,7 @@ def train_again(stage: Stage) -> str:
     Raises:
         UserError: If a seed's weights or history has other bytes.
     """
-    from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
+    from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, set_up
     from tripletkd.pipeline.train import Training, train_run
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder
 
@@ -189,7 +179,7 @@ def train_again(stage: Stage) -> str:
         job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
     training = Training(stage, setup, job, teacher)
     groups = defaultdict[tuple[int, ...], list[Path]](list)  # with the folders of the seeds that are of that training
-    for record in finished(training).records:
+    for record in read_finished(stage, job).records:
         folder = seed_folder(training.folder, record.seed)
         together = job.seeds if setup.compute.fuse_seeds else [record.seed]
         log = read_log(training.logs / f"{folder.name}.json", folder / RECORD)
