@@ -84,10 +84,15 @@ class Live:
                 file.close()
 
 
-def is_held(path: Path) -> bool:
-    """Tell whether a process at work holds a lock on a file, such as the one that writes a live file."""
+def is_held(path: Path, tried: int = fcntl.LOCK_SH) -> bool:
+    """Tell whether a process at work holds a lock on a file, such as the one that writes a live file.
+
+    Args:
+        path: The file.
+        tried: A kind of lock that nobody can have beside theirs.
+    """
     with suppress(BlockingIOError), path.open("r+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, tried | fcntl.LOCK_NB)
         return False
     return True
 

@@ -117,9 +117,11 @@ def follow(root: Path, since: float) -> None:
         while at_work:
             with _lock(root):
                 _follow(root, seen)
-            at_work = live.is_held(
-                LOCKS / AT_WORK
-            )  # one that came at the end has met the lock, and relies on this process
+            at_work = _is_stage_at_work()  # one that came at the end has met the lock, and relies on this process
+
+
+def _is_stage_at_work() -> bool:
+    return live.is_held(LOCKS / AT_WORK, fcntl.LOCK_EX)  # stages share theirs
 
 
 def _is_news(state: State, since: float) -> bool:
@@ -128,7 +130,7 @@ def _is_news(state: State, since: float) -> bool:
 
 def _follow(root: Path, seen: dict[Path, State]) -> None:
     warned, news, pause = False, time.monotonic(), POLL
-    while time.monotonic() - news < IDLE or live.is_held(LOCKS / AT_WORK):
+    while time.monotonic() - news < IDLE or _is_stage_at_work():
         time.sleep(pause)
         pause = POLL
         for folder, state, task in due(root, seen):

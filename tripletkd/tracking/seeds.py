@@ -96,7 +96,7 @@ def mirror_seeds(root: Path, runs: Path, logs: Path) -> bool:
             lacked |= _add_parent(store, seeds, place(logs))
     for path, seed in found.items():
         if seed.status == "KILLED" and not live.is_held(path):
-            path.unlink()
+            path.unlink(missing_ok=True)
     return lacked
 
 
