@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -33,9 +35,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the cluster works, on a path with a space."""
     folder = clone(tmp_path_factory.mktemp("one space") / "clone")
-    change(folder, "run", "methods", value=["triplet"])
-    change(folder, "run", "fuse_seeds", value="never")  # a seed alone has the bits that it has among others
-    commit(folder)
+    # A seed alone has the bits that it has among others
+    commit(folder, (("run", "methods"), ["triplet"]), (("run", "fuse_seeds"), "never"))
     return folder
 
 
@@ -47,9 +48,13 @@ def local(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def commit(folder: Path) -> None:
+def commit(folder: Path, *changes: tuple[tuple[str, ...], Any]) -> None:
+    """Commit changes of params.yaml, and forget what jobs have printed."""
+    for keys, value in changes:
+        change(folder, *keys, value=value)
     command(folder, "git", "add", "-A")
     command(folder, *GIT, "commit", "-qm", "as it is to be run")
+    shutil.rmtree(folder / "logs/slurm", ignore_errors=True)
 
 
 def submit(cluster: Cluster, project: Path, *options: str) -> dict[str, str]:
@@ -62,11 +67,6 @@ def submit(cluster: Cluster, project: Path, *options: str) -> dict[str, str]:
 
 def printed_by(project: Path, name: str) -> str:
     return "".join(path.read_text() for path in sorted((project / "logs/slurm").glob(f"{name}.*out")))
-
-
-def forget_output(project: Path) -> None:
-    for path in (project / "logs/slurm").iterdir():
-        path.unlink()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,7 +108,7 @@ def test_twice_submits_once_and_a_job_refuses_what_was_changed_meanwhile(cluster
 
 def test_the_guide_ends_as_a_local_repro_does(cluster: Cluster, project: Path, local: Path) -> None:
     pretend_environment(project)
-    follow(project, (ROOT / "docs/cluster.md").read_text(), "Slurm", SLURM_CONF=cluster.configuration)
+    follow(project, (ROOT / "docs/cluster.md").read_text(), "Slurm", SLURM_CONF=cluster.configuration, **LOGGED)
     wait_for(lambda: not cluster.jobs(), 300)
     assert_as_after_a_local_repro(project, local)
     assert "seeds 1, 2 are there, as asked for" in printed_by(project, "distill@digits-triplet")
@@ -116,13 +116,10 @@ def test_the_guide_ends_as_a_local_repro_does(cluster: Cluster, project: Path, l
 
 
 def test_what_is_stopped_and_what_loses_its_node_goes_on(cluster: Cluster, project: Path, local: Path) -> None:
+    student = {"network": "paper_student", "recipe": {"epochs": 150}}
+    run = {"ablations": [], "fuse_seeds": "auto", "checkpoint_minutes": 0.01}
     for folder in (project, local):
-        change(folder, "run", "ablations", value=[])
-        change(folder, "run", "fuse_seeds", value="auto")
-        change(folder, "run", "checkpoint_minutes", value=0.01)
-        change(folder, "suites", "digits", "student", value={"network": "paper_student", "recipe": {"epochs": 150}})
-        commit(folder)
-    forget_output(project)
+        commit(folder, (("suites", "digits", "student"), student), *((("run", key), run[key]) for key in run))
     job = submit(cluster, project)["distill@digits-triplet"]
 
     def printed() -> str:
@@ -143,9 +140,7 @@ def test_what_is_stopped_and_what_loses_its_node_goes_on(cluster: Cluster, proje
 
 def test_a_wrong_parameter_cancels_what_depends_on_it(cluster: Cluster, project: Path) -> None:
     before = lock(project)
-    change(project, "suites", "digits", "teacher_floor", value=100)
-    commit(project)
-    forget_output(project)
+    commit(project, (("suites", "digits", "teacher_floor"), 100))
     jobs = submit(cluster, project)
     assert [*jobs] == ["distill@digits-triplet", "evaluate@digits-triplet", "tabulate@digits", "relog"]
     wait_for(lambda: not cluster.jobs())
@@ -157,12 +152,9 @@ def test_a_wrong_parameter_cancels_what_depends_on_it(cluster: Cluster, project:
 def test_a_task_of_an_array_is_queued_again_alone_and_not_after_it_was_cancelled(
     cluster: Cluster, project: Path
 ) -> None:
-    change(project, "suites", "digits", "teacher_floor", value=0)
-    change(project, "suites", "digits", "seeds", value=[3, 4])
-    change(project, "suites", "digits", "student", "recipe", "epochs", value=600)
-    commit(project)
+    changes = {("teacher_floor",): 0, ("seeds",): [3, 4], ("student", "recipe", "epochs"): 600}
+    commit(project, *((("suites", "digits", *keys), value) for keys, value in changes.items()))
     before = lock(project)
-    forget_output(project)
     jobs = submit(cluster, project, "--seed-array")
     array = jobs["distill@digits-triplet.seeds"]
 

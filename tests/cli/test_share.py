@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 from shrunk import ENVIRONMENT, change, command, pretend_environment, stages_run
 
+from tripletkd.files import write_text
+
 pytestmark = pytest.mark.smoke
 pytest_plugins = ("pushed",)
 
@@ -22,8 +24,8 @@ ALL_PULLED = "digits: 6 of 6 outputs and 11 logs pulled; "
 TRIPLET = "runs/digits/test/triplet"
 
 
-def runs(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "runs").rglob("*") if p.is_file()}
+def runs(folder: Path, of: Path = Path("runs")) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / of).rglob("*") if p.is_file()}
 
 
 def pull(folder: Path, check: bool = True) -> str:
@@ -58,21 +60,18 @@ def test_what_is_committed_can_be_pulled_whole(tmp_path: Path) -> None:
     assert command(fresh, "git", "status", "--porcelain") == " M params.yaml\n"
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
 @pytest.fixture
 def web(origin: Path) -> Iterator[str]:
     """A server of the origin's store that answers GET and HEAD, and nothing else."""
-    handler = partial(Quiet, directory=str(origin / "store"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(origin / "store"))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Prints nothing."""
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing of a request."""
 
 
 @pytest.mark.fault
@@ -102,9 +101,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    found = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", **found}.items():
-        monkeypatch.setitem(ENVIRONMENT, name, value)
+    found = {"DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": f"http://{host}:{port}"}
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", **found}.items():
+        monkeypatch.setitem(ENVIRONMENT, f"AWS_{name}", value)
     yield
     server.stop()
 
@@ -144,16 +143,10 @@ def test_a_log_of_another_run_is_neither_pushed_nor_kept(fresh: Path) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("pull", "cifar10"), "dvc.lock: nothing of 'cifar10'; expected a suite that `dvc repro` has made"),
-        (("pull", "digits", "--remote", "nowhere"), "digits: could not pull (config file error: remote 'nowhere'"),
-    ],
-)
-def test_what_cannot_be_shared_is_named(words: tuple[str, ...], message: str, fresh: Path) -> None:
-    printed = command(fresh, *CLI, *words, check=False)
-    assert printed.startswith(f"error: {message}") and printed.count("\n") == 1
+def test_a_remote_that_is_not_configured_is_named(fresh: Path) -> None:
+    printed = command(fresh, *CLI, "pull", "digits", "--remote", "nowhere", check=False)
+    assert printed.startswith("error: digits: could not pull (config file error: remote 'nowhere'")
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.fault
@@ -162,10 +155,10 @@ def test_a_remote_without_something_gives_nothing_half(origin: Path, fresh: Path
         if path.is_file() and path.suffix != ".dir" and path.stat().st_size > 5000:
             path.unlink()
     assert "error: " in pull(fresh, check=False)
-    there, expected = runs(fresh), runs(origin)
-    assert not any("triplet" in name for name in there)
-    for run in {name.split("/seed-")[0] for name in there}:
-        assert {k: v for k, v in there.items() if run in k} == {k: v for k, v in expected.items() if run in k}
+    folders = [path.relative_to(fresh) for path in (fresh / "runs/digits/test").iterdir()]
+    for folder in folders:  # each whole
+        assert runs(fresh, folder) == runs(origin, folder)
+    assert Path(TRIPLET) not in folders
     for path in (fresh / "store").rglob("*.dir"):
         path.unlink()
     assert re.fullmatch(r"error: \S+/store/files/md5 has no runs/.+; push that .+\n", pull(fresh, check=False))
@@ -190,22 +183,16 @@ def in_lock(folder: Path, before: str, after: str) -> None:
     path.write_text(path.read_text().replace(before, after))
 
 
-def relist(folder: Path, name: str) -> None:
-    """Give a file of a run another name, in the remote's list and in dvc.lock."""
-    md5 = locked(folder, TRIPLET)
-    listing = json.loads(store_place(folder, md5).read_text())
-    listing[0]["relpath"] = name
-    content = json.dumps(listing).encode()
-    other = hashlib.md5(content, usedforsecurity=False).hexdigest() + ".dir"
-    store_place(folder, other).parent.mkdir(exist_ok=True)
-    store_place(folder, other).write_bytes(content)
-    in_lock(folder, md5, other)
-
-
 @pytest.mark.fault
-@pytest.mark.parametrize("name", ["../../../../yaml.csv", "seed-1/evil.py", "evil.pth", "seed-1/weights.so"])
+@pytest.mark.parametrize("name", ["../../../../yaml.csv", "seed-1/weights.so"])
 def test_a_file_that_would_land_elsewhere_or_be_code_is_not_pulled(name: str, fresh: Path) -> None:
-    relist(fresh, name)
+    """A file of a run has another name in the remote's list, and dvc.lock says so."""
+    md5 = locked(fresh, TRIPLET)
+    listing = json.loads(store_place(fresh, md5).read_text())
+    listing[0]["relpath"] = name
+    other = hashlib.md5(json.dumps(listing).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    write_text(store_place(fresh, other), json.dumps(listing))
+    in_lock(fresh, md5, other)
     assert pull(fresh, check=False).startswith(f"error: {TRIPLET}: has {name}; expected files in it that end in")
     assert not (fresh / "runs").exists() and not (fresh / "yaml.csv").exists()
 
@@ -219,7 +206,7 @@ def test_an_output_elsewhere_is_not_pulled(fresh: Path) -> None:
 
 @pytest.mark.fault
 def test_images_are_not_pushed_under_another_name(origin: Path, fresh: Path) -> None:
-    [images] = [m for m in re.findall(r"path: (data/\S+)\n", (origin / "dvc.lock").read_text()) if "json" not in m][:1]
+    images = "data/digits/images.npy"
     shutil.copytree(origin / ".dvc/cache", fresh / ".dvc/cache")
     in_lock(fresh, locked(fresh, TRIPLET), locked(fresh, images))
     in_lock(fresh, f"path: {TRIPLET}\n", f"path: {TRIPLET}/seed-1/weights.safetensors\n")

@@ -1,12 +1,13 @@
 """What `tripletkd submit` says where there is nothing to submit to, and what it would submit."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from shrunk import change, clone, command
+from click.testing import CliRunner
+from shrunk import change, clone
 
+from tripletkd.cli.__main__ import tripletkd
 from tripletkd.cli.submit import due
 
 
@@ -15,25 +16,27 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone(tmp_path_factory.mktemp("project"))
 
 
-def refusal(project: Path, folder: Path) -> str:
-    """What is printed where git is the only program on the PATH."""
-    folder.joinpath("git").unlink(missing_ok=True)
-    folder.joinpath("git").symlink_to(shutil.which("git") or "git")
-    words = (sys.executable, "-m", "tripletkd.cli", "submit", "--time=1")
-    return command(project, *words, check=False, PATH=str(folder))
+def test_parameters_and_slurm_are_checked_before_anything_is_submitted(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git is the only program on the PATH."""
+    (tmp_path / "git").symlink_to(shutil.which("git") or "git")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(project)
 
+    def refusal() -> str:
+        done = CliRunner().invoke(tripletkd, ["submit", "--time=1"])
+        assert done.exit_code == 1 and done.output.startswith("error: ") and done.output.count("\n") == 1
+        return done.output.removeprefix("error: ")
 
-def test_parameters_and_slurm_are_checked_before_anything_is_submitted(project: Path, tmp_path: Path) -> None:
-    printed = refusal(project, tmp_path)
-    assert printed.startswith("error: squeue: not found on PATH; expected a machine") and printed.count("\n") == 1
+    assert refusal().startswith("squeue: not found on PATH; expected a machine")
     params = (project / "params.yaml").read_text()
     change(project, "methods", "triplet", "margin", value=-1)
-    assert refusal(project, tmp_path).startswith("error: methods.triplet.margin: ")
-    change(project, "methods", "triplet", "margin", value=4)
-    assert refusal(project, tmp_path).startswith("error: params.yaml: not committed; jobs run later")
-    (project / "params.yaml").write_text(params)
+    assert refusal().startswith("methods.triplet.margin: ")
+    (project / "params.yaml").write_text(params + "\n")
     (project / "tripletkd/methods/mine.py").touch()
-    assert refusal(project, tmp_path).startswith("error: tripletkd/methods/mine.py: not committed; jobs run later")
+    assert refusal().startswith("params.yaml, tripletkd/methods/mine.py: not committed; jobs run later")
+    (project / "params.yaml").write_text(params)
     (project / "tripletkd/methods/mine.py").unlink()
 
 

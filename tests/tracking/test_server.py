@@ -1,5 +1,6 @@
 """A group's tracking server: a real `mlflow server`, to which two checkouts log the same at the same time."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from slurm import free_ports, wait_for
 
 pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore:.*Any type hint")]
 
-RELOG = (sys.executable, "-m", "tripletkd.tracking")
-DISTILL = (sys.executable, "-m", "stages.distill", "suite=digits", "method=triplet", "split=test")
+STAGE = (sys.executable, "-m")
 # Cell and seed of every run that there is to be; a parent has no seed.
-ONCE = [("teacher", "0"), ("teacher", None), ("triplet", "1"), ("triplet", "2"), ("triplet", None)]
+TRIPLET = {("triplet", "1"), ("triplet", "2"), ("triplet", None)}
+ALL = {("teacher", "0"), ("teacher", None)} | TRIPLET
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,9 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two that hold the same runs, none of which is logged."""
     folder = tmp_path_factory.mktemp("checkouts")
     first = clone(folder / "first")
-    for words in (["fetch"], ["train_teacher"], ["distill", "method=triplet"]):
-        command(
-            first,
-            sys.executable,
-            "-m",
-            f"stages.{words[0]}",
-            "suite=digits",
-            *words[1:],
-        )
-    command(folder, "cp", "-r", "first", "second")
-    return [first, folder / "second"]
+    for stage, *more in (["fetch"], ["train_teacher"], ["distill", "method=triplet"]):
+        command(first, *STAGE, f"stages.{stage}", "suite=digits", *more)
+    return [first, shutil.copytree(first, folder / "second")]
 
 
 @pytest.fixture
@@ -66,66 +59,58 @@ def client(server: str) -> Iterator[Any]:
     client.rename_experiment(experiment.experiment_id, f"digits-{experiment.experiment_id}")
 
 
-def relog(checkout: Path, server: str) -> str:
-    return command(checkout, *RELOG, MLFLOW_TRACKING_URI=server)
-
-
-def relog_at_once(checkouts: list[Path], server: str) -> None:
+def relog_at_once(checkouts: list[Path], server: str) -> str:
+    relog = partial(command, MLFLOW_TRACKING_URI=server)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(partial(relog, server=server), checkouts))
+        return "".join(pool.map(lambda folder: relog(folder, *STAGE, "tripletkd.tracking"), checkouts))
 
 
-def runs(client: Any) -> list[Any]:
+def runs(client: Any) -> dict[tuple[str, str | None], Any]:
+    """By cell and seed, of which none may be there twice."""
     experiment = client.get_experiment_by_name("digits")
-    return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: str(cell_and_seed(run)))
-
-
-def cell_and_seed(run: Any) -> tuple[str, str | None]:
-    return run.data.tags["name"], run.data.tags.get("seed")
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    named = {(run.data.tags["name"], run.data.tags.get("seed")): run for run in found}
+    assert len(named) == len(found)
+    return named
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("repetition", range(3))
 def test_what_two_checkouts_log_at_once_is_there_once(
-    repetition: int, client: Any, server: str, checkouts: list[Path], tmp_path: Path
+    client: Any, server: str, checkouts: list[Path], tmp_path: Path
 ) -> None:
     relog_at_once(checkouts, server)
-    found = {cell_and_seed(run): run for run in runs(client)}
-    assert [cell_and_seed(run) for run in runs(client)] == ONCE
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    for cell, seed in [key for key in ONCE if key[1]]:
+    found = runs(client)
+    assert {*found} == ALL and {run.info.status for run in found.values()} == {"FINISHED"}
+    for cell, seed in [key for key in found if key[1]]:
         run_id = found[cell, seed].info.run_id
         assert found[cell, seed].data.tags["mlflow.parentRunId"] == found[cell, None].info.run_id
         assert [each.step for each in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
         got = contents(Path(client.download_artifacts(run_id, "", str(tmp_path))))
         assert got == contents(checkouts[0] / f"runs/digits/test/{cell}/seed-{seed}")
-    before = [run.to_dictionary() for run in runs(client)]
-    assert ": logged" not in relog(checkouts[1], server)
-    assert [run.to_dictionary() for run in runs(client)] == before
+    assert ": logged" not in relog_at_once(checkouts[1:], server)
+    assert [run.to_dictionary() for run in runs(client).values()] == [run.to_dictionary() for run in found.values()]
 
 
 def test_seeds_of_two_checkouts_are_in_one_parent(
     client: Any, server: str, checkouts: list[Path], tmp_path: Path
 ) -> None:
     """Each has one of two seeds."""
-    halves = [tmp_path / "first", tmp_path / "second"]
-    for checkout, half, other in zip(checkouts, halves, "21", strict=True):
-        command(tmp_path, "cp", "-r", str(checkout), str(half))
-        command(half, "rm", "-r", f"runs/digits/test/triplet/seed-{other}")
+    halves = [shutil.copytree(checkout, tmp_path / checkout.name) for checkout in checkouts]
+    for half, other in zip(halves, "21", strict=True):
+        shutil.rmtree(half / f"runs/digits/test/triplet/seed-{other}")
     relog_at_once(halves, server)
-    assert [cell_and_seed(run) for run in runs(client)] == ONCE
-    relog(checkouts[0], server)
-    found = {cell_and_seed(run): run for run in runs(client)}
-    assert sorted(found, key=str) == ONCE and found["triplet", None].data.tags["seeds"] == "1, 2"
+    assert {*runs(client)} == ALL
+    relog_at_once(checkouts[:1], server)
+    found = runs(client)
+    assert {*found} == ALL and found["triplet", None].data.tags["seeds"] == "1, 2"
     for seed in "12":
         assert found["triplet", seed].data.tags["mlflow.parentRunId"] == found["triplet", None].info.run_id
 
 
 def test_a_stage_is_seen_on_the_server(client: Any, server: str, checkouts: list[Path], tmp_path: Path) -> None:
-    command(tmp_path, "cp", "-r", str(checkouts[0]), str(tmp_path / "project"))
-    command(tmp_path / "project", *DISTILL, "--retrain", MLFLOW_TRACKING_URI=server)
-    wait_for(lambda: client.get_experiment_by_name("digits") and [cell_and_seed(r) for r in runs(client)] == ONCE[2:])
-    wait_for(lambda: {run.info.status for run in runs(client)} == {"FINISHED"})
+    project, stage = shutil.copytree(checkouts[0], tmp_path / "project"), (*STAGE, "stages.distill", "suite=digits")
+    command(project, *stage, "method=triplet", "--retrain", MLFLOW_TRACKING_URI=server)
+    wait_for(lambda: {*runs(client)} == TRIPLET and {r.info.status for r in runs(client).values()} == {"FINISHED"})

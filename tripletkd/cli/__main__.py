@@ -1,13 +1,13 @@
 """The command line of `tripletkd`: it parses, and imports what a command needs when that is called."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import click
 
 from tripletkd.pipeline.stage import errors_for_people
 
 SUITES = click.argument("suites", nargs=-1, required=True, metavar="SUITE...")
-REMOTE = click.option("--remote", metavar="NAME", help="Another remote than DVC's default: `dvc remote list`.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,38 +46,30 @@ def verify(suite: str, overrides: Sequence[str], train: str | None) -> None:
     main(suite, overrides, train)
 
 
-@tripletkd.command()
-@SUITES
-@REMOTE
-@errors_for_people()
-def pull(suites: Sequence[str], remote: str | None) -> None:
-    """Get the runs that others have trained, with their logs, from DVC's remote."""
-    from tripletkd.cli.share import share
+def _sharing(action: Literal["pull", "push"], what: str) -> None:
+    @tripletkd.command(action, help=what)
+    @SUITES
+    @click.option("--remote", metavar="NAME", help="Another remote than DVC's default: `dvc remote list`.")
+    @errors_for_people()
+    def command(suites: Sequence[str], remote: str | None) -> None:
+        from tripletkd.cli.share import share
 
-    share("pull", suites, remote)
+        share(action, suites, remote)
 
 
-@tripletkd.command()
-@SUITES
-@REMOTE
-@errors_for_people()
-def push(suites: Sequence[str], remote: str | None) -> None:
-    """Copy the runs of suites, with their logs, to DVC's remote. Images are not shared."""
-    from tripletkd.cli.share import share
-
-    share("push", suites, remote)
+_sharing("pull", "Get the runs that others have trained, with their logs, from DVC's remote.")
+_sharing("push", "Copy the runs of suites, with their logs, to DVC's remote. Images are not shared.")
 
 
 @tripletkd.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[ANY OPTION OF SBATCH]...")
 @click.option("--seed-array", is_flag=True, help="Train the seeds of a stage as an array of jobs, one each.")
-@click.option("--check", metavar="COMMIT", hidden=True)
 @errors_for_people()
-def submit(options: Sequence[str], seed_array: bool, check: str | None) -> None:
+def submit(options: Sequence[str], seed_array: bool) -> None:
     """Submit what `dvc repro` would run to Slurm, a job for each stage."""
-    from tripletkd.cli import submit
+    from tripletkd.cli.submit import main
 
-    submit.check(check) if check else submit.main(options, seed_array)
+    main(options, seed_array)
 
 
 @tripletkd.command()

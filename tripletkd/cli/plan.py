@@ -2,14 +2,14 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import timeit
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import NamedTuple
 
+import click
 import numpy as np
-from torch import Tensor
 
 from tripletkd import models
 from tripletkd.config.schema import ABLATED, Variant
@@ -22,7 +22,7 @@ from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.trainer import Teacher
 
 BATCHES = 2  # of made-up images, stepped over again and again
-TIMED_S, TIMED_CALLS = 0.3, 3  # for how long steps are timed, and how many at least
+CALLS = 8  # that are timed
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
 DAYS_S = 48 * 3600.0  # from which on a duration is told in days
 
@@ -61,8 +61,7 @@ def main(overrides: Sequence[str], ask: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(f"about {readable(seconds)} of work, and no terminal to ask at: YES=1 starts it without asking")
-    print(f"Start about {readable(seconds)} of work? [y/N]", end=" ", flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not click.confirm(f"Start about {readable(seconds)} of work?"):
         raise UserError("nothing was started")
 
 
@@ -100,9 +99,7 @@ def size_of_data(stage: Stage) -> Sizes | None:
     if description.is_file():
         known = json.loads(description.read_text(encoding="utf-8"))
         height, width, channels = known["image_shape"]
-        return Sizes(
-            known["images"]["train"], known["images"]["test"], (height, width, channels), len(known["classes"])
-        )
+        return Sizes(**known["images"], shape=(height, width, channels), classes=len(known["classes"]))
     sizes = KNOWN.get(settings.name or settings.source)
     if sizes is None or settings.per_class is None:
         return sizes
@@ -126,28 +123,17 @@ def seconds_an_epoch(setup: Setup, job: Job, teacher: Teacher, sizes: Sizes) -> 
     Seeds that are not fused go side by side on the processors there are, a thread each, which is taken to be half as
     fast as all threads.
     """
-    compute = replace(setup.compute, cuda_graph=False)
+    compute, test = replace(setup.compute, cuda_graph=False), setup.data.test
     spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
     trainer = build_trainer(job, job.seeds[:1] if spread else job.seeds, setup.data, compute, teacher)
     trainer.begin_epoch(1)
     batches = cycle(setup.data.train.batches(trainer.plan(1), job.recipe.batch_size))
-    step = seconds_a_call(lambda: trainer.step(next(batches))["loss"])
-    image = seconds_a_call(lambda: trainer.predictions(setup.data.test)) / len(setup.data.test)
+    # Of several calls, the first of which warms up, the least; each until what it returns is there
+    step = min(timeit.repeat(lambda: float(trainer.step(next(batches))["loss"].sum()), number=1, repeat=CALLS))
+    image = min(timeit.repeat(lambda: trainer.predictions(test).cpu(), number=1, repeat=CALLS)) / len(test)
     epoch = step * -(-sizes.train // job.recipe.batch_size)
     epoch += image * (sizes.train + sizes.test) / job.identity.evaluate_every
     return epoch * len(job.seeds) * (1 if CORES == 1 else 2 / CORES) if spread else epoch
-
-
-def seconds_a_call(function: Callable[[], Tensor]) -> float:
-    """Time a function until what it returns is there: the least of several calls, after one to warm up."""
-    function().cpu()
-    calls: list[float] = []
-    started = time.perf_counter()
-    while len(calls) < TIMED_CALLS or time.perf_counter() - started < TIMED_S:
-        before = time.perf_counter()
-        function().cpu()
-        calls.append(time.perf_counter() - before)
-    return min(calls)
 
 
 def readable(seconds: float) -> str:

@@ -6,9 +6,8 @@ shared: `fetch` gets them where they come from. What is shared is data, weights 
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from dvc.data_cloud import Remote
     from dvc.repo import Repo
     from dvc_data.hashfile.db import HashFileDB
+    from dvc_data.hashfile.hash_info import HashInfo
 
 LOCK = Path("dvc.lock")
 KINDS = {  # of files that are shared; none of them is run or imported
@@ -30,20 +30,12 @@ KINDS = {  # of files that are shared; none of them is run or imported
 }
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What dvc.lock says of a folder or a file that a stage made."""
 
     path: Path
     md5: str
     suffixes: Sequence[str]  # of the files that it may hold
-
-    @property
-    def hash_info(self) -> Any:
-        """The hash as DVC's functions take it."""
-        from dvc_data.hashfile.hash_info import HashInfo
-
-        return HashInfo("md5", self.md5)
 
 
 def share(action: Literal["push", "pull"], suites: Sequence[str], remote: str | None = None) -> None:
@@ -64,9 +56,11 @@ def share(action: Literal["push", "pull"], suites: Sequence[str], remote: str | 
         try:
             with Repo() as repo:
                 there = repo.cloud.get_remote(remote, action)
-                done, copy = (push, push_log) if action == "push" else (pull, pull_log)
-                count, rest = done(repo, there.odb, shared, images)
-                logged = sum(copy(there, about, log) for about, log in find_logs(suite, shared))
+                if action == "push":
+                    count, rest = push(repo, there.odb, shared, images), ""
+                else:
+                    count, rest = pull(repo, there.odb, shared)
+                logged = sum(copy_log(action, there, about, log) for about, log in find_logs(suite, shared))
         except UserError:
             raise
         except Exception as error:  # whatever a remote can raise
@@ -103,24 +97,22 @@ def outputs(suite: str) -> tuple[list[Output], set[str]]:
     return shared, images
 
 
-def push(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output], images: set[str]) -> tuple[int, str]:
-    """Copy what the cache holds to a remote.
-
-    Returns:
-        Of how many outputs, and what else there is to say.
+def push(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output], images: set[str]) -> int:
+    """Copy what the cache holds to a remote; return of how many outputs.
 
     Raises:
         UserError: If something is not to be shared, or could not be copied.
     """
-    cached = [output for output in shared if repo.cache.local.exists(output.md5)]
+    cache = repo.cache.local
+    cached = [output for output in shared if cache.exists(output.md5)]
     for output in cached:
-        if images & check_kinds(repo, output):
+        if images & check_kinds(cache, output):
             raise UserError(f"{LOCK}: {output.path} has the hash of images; they are not ours to hand on")
-    transfer(repo, repo.cache.local, odb, cached)
-    return len(cached), ""
+    transfer(repo, cache, odb, cached)
+    return len(cached)
 
 
-def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output], _: set[str]) -> tuple[int, str]:
+def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output]) -> tuple[int, str]:
     """Copy from a remote to the cache, and check out, what is not here. What is here is left as it is.
 
     Returns:
@@ -131,63 +123,65 @@ def pull(repo: "Repo", odb: "HashFileDB", shared: Sequence[Output], _: set[str])
     """
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile import load
+    from dvc_data.hashfile.build import build
     from dvc_data.hashfile.checkout import CheckoutError, checkout
 
-    absent, cache = [output for output in shared if not output.path.exists()], repo.cache.local
-    other = [output for output in shared if output.path.exists() and not is_as_locked(repo, output)]
+    absent, cache, rest = [output for output in shared if not output.path.exists()], repo.cache.local, ""
+    if len(absent) < len(shared):
+        rest = "; the others are here already"
+    for path, md5, _ in shared:
+        if path.exists():
+            _, _, found = build(cache, str(path.absolute()), LocalFileSystem(), "md5", dry_run=True)
+            if found.hash_info.value != md5:
+                rest += f"\n{path}: stands here otherwise than {LOCK} says, and was left; remove it to pull it"
     if lacking := [str(output.path) for output in absent if not odb.exists(output.md5)]:
         raise UserError(f"{odb.path} has no {', '.join(lacking)}; push that from where it was made, or make it here")
     transfer(repo, odb, cache, absent)
     for output in absent:
-        check_kinds(repo, output)
-    for output in absent:
-        with whole(output.path) as beside:
+        check_kinds(cache, output)
+    for path, md5, _ in absent:
+        with whole(path) as beside:
             try:
-                checkout(str(beside.absolute()), LocalFileSystem(), load(cache, output.hash_info), cache)
+                checkout(str(beside.absolute()), LocalFileSystem(), load(cache, hash_info(md5)), cache)
             except CheckoutError as error:  # of files that did not come, or with bytes that are not of their hash
-                names = ", ".join(str(Path(path).relative_to(beside.absolute())) for path in error.paths)
-                raise UserError(f"{output.path}: {odb.path} has {names} missing or altered") from None
-    rest = "; the others are here already" if len(absent) < len(shared) else ""
-    named = [f"\n{o.path}: stands here otherwise than {LOCK} says, and was left; remove it to pull it" for o in other]
-    return len(absent), rest + "".join(named)
+                names = ", ".join(str(Path(name).relative_to(beside.absolute())) for name in error.paths)
+                raise UserError(f"{path}: {odb.path} has {names} missing or altered") from None
+    return len(absent), rest
 
 
-def check_kinds(repo: "Repo", output: Output) -> set[str]:
+def check_kinds(cache: "HashFileDB", output: Output) -> set[str]:
     """Refuse an output in the cache with a file that is not shared; return the hashes of its files.
 
     Raises:
         UserError: If a file lies outside the output, or is of another kind than it holds.
     """
-    from dvc_data.hashfile import load
+    from dvc_data.hashfile.tree import Tree
 
     files = {output.path.name: output.md5}
     if output.md5.endswith(".dir"):
-        tree: Any = load(repo.cache.local, output.hash_info)
-        files = {"/".join(key): info.value for key, _, info in tree}
+        files = {"/".join(key): str(info.value) for key, _, info in Tree.load(cache, hash_info(output.md5))}
     for path in map(PurePosixPath, files):
         if path.is_absolute() or ".." in path.parts or path.suffix not in output.suffixes:
             raise UserError(f"{output.path}: has {path}; expected files in it that end in {' '.join(output.suffixes)}")
     return set(files.values())
 
 
-def is_as_locked(repo: "Repo", output: Output) -> bool:
-    """Tell whether what stands at an output's place is what dvc.lock names."""
-    from dvc.fs import LocalFileSystem
-    from dvc_data.hashfile.build import build
-
-    _, _, found = build(repo.cache.local, str(output.path.absolute()), LocalFileSystem(), "md5", dry_run=True)
-    return bool(found.hash_info.value == output.md5)
-
-
 def transfer(repo: "Repo", source: "HashFileDB", target: "HashFileDB", shared: Sequence[Output]) -> None:
     """Copy outputs, folders with their files, from one store to another, and compare their hashes."""
     from dvc.ui import ui
 
-    hashes = [output.hash_info for output in shared]
     with ui.status(f"copying to {target.path}"):
+        hashes = [hash_info(output.md5) for output in shared]
         failed = repo.cloud.transfer(source, target, hashes, shallow=False, verify=True).failed
     if failed:
         raise UserError(f"{target.path}: {len(failed)} files could not be copied from {source.path}")
+
+
+def hash_info(md5: str) -> "HashInfo":
+    """Return a hash as DVC's functions take it."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    return HashInfo("md5", md5)
 
 
 def find_logs(suite: str, shared: Sequence[Output]) -> Iterator[tuple[Path, Path]]:
@@ -202,32 +196,24 @@ def find_logs(suite: str, shared: Sequence[Output]) -> Iterator[tuple[Path, Path
         yield table, paths["logs"] / suite / "tabulate.json"
 
 
-def push_log(remote: "Remote", about: Path, log: Path) -> bool:
-    """Copy a log to the remote, under the hash of the file that it belongs to; tell whether it was not there.
+def copy_log(action: str, remote: "Remote", about: Path, log: Path) -> bool:
+    """Push or pull a log, which is on the remote under the hash of the file that it belongs to; tell whether it did.
 
     DVC does not know logs, for what it hashes has no clock time in it. Of two trainings with the same bytes, the log
     that was pushed first stays.
+
+    Raises:
+        UserError: If what the remote has is not of that file.
     """
-    there = log_place(remote, about)
-    if not read_log(log, about) or remote.fs.exists(there):
+    fs, there = remote.fs, str(remote.fs.join(remote.path, "logs", f"{sha256(about)}.json"))
+    if bool(read_log(log, about)) != (action == "push") or fs.exists(there) == (action == "push"):
         return False
-    remote.fs.makedirs(remote.fs.parent(there))
-    remote.fs.put_file(str(log), there)
-    return True
-
-
-def pull_log(remote: "Remote", about: Path, log: Path) -> bool:
-    """Copy the log of a file that is here from the remote, where none of it is here; tell whether there was one."""
-    there = log_place(remote, about)
-    if read_log(log, about) or not remote.fs.exists(there):
-        return False
+    if action == "push":
+        fs.makedirs(fs.parent(there))
+        fs.put_file(str(log), there)
+        return True
     with whole(log) as beside:
-        remote.fs.get_file(there, str(beside))
+        fs.get_file(there, str(beside))
         if not read_log(beside, about):
             raise UserError(f"{there}: not a log of {about}; remove it from the remote")
     return True
-
-
-def log_place(remote: "Remote", about: Path) -> str:
-    """Name where the log of a file stands on a remote."""
-    return str(remote.fs.join(remote.path, "logs", f"{sha256(about)}.json"))

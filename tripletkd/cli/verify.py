@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -16,10 +15,6 @@ from tripletkd.files import read_yaml, write_csv
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.arguments import Options
 from tripletkd.pipeline.stage import Stage, open_stage
-
-if TYPE_CHECKING:
-    from tripletkd.pipeline.train import Training
-    from tripletkd.training.run_record import TrainedRun
 
 QUIET = Options(quiet=True)
 LOCK = Path("dvc.lock")
@@ -40,7 +35,7 @@ def main(suite: str, overrides: Sequence[str] = (), train: str | None = None) ->
 
 def as_tabulated(suite: str) -> list[str]:
     """Return the overrides with which dvc.lock says that the suite's table was made; none where it has no table."""
-    made = ((read_yaml(LOCK) if LOCK.is_file() else None) or {}).get("stages", {}).get(f"tabulate@{suite}")
+    made = read_yaml(LOCK)["stages"].get(f"tabulate@{suite}") if LOCK.is_file() else None
     if made is None:
         return []
     params = made["params"]["params.yaml"]
@@ -103,54 +98,41 @@ def measuring(measured: Path, suite: str, overrides: Sequence[str]) -> Iterator[
         yield path, open_stage(stage, words, options=QUIET, allow_teacher=True)
 
 
-def finished(training: "Training") -> "TrainedRun":
-    """Read the run that a stage would train."""
-    from tripletkd.pipeline.jobs import read_finished
-
-    return read_finished(training.stage, training.job)
-
-
 def measure(stage: Stage, _: Path) -> None:
     """Measure a run from its weights, as its stage does."""
     from stages import ablate, evaluate, train_teacher
+    from tripletkd.pipeline.jobs import read_finished
 
     if stage.name == "evaluate":
         evaluate.main(stage)
     else:
-        (ablate.measure_runs if stage.name == "ablate" else train_teacher.measure_run)(stage, finished)
+        measure = ablate.measure_runs if stage.name == "ablate" else train_teacher.measure_run
+        measure(stage, lambda training: read_finished(training.stage, training.job))
 
 
 def compare_hashes(stage: Stage, path: Path) -> None:
-    """Compare what measurements name with the records of their runs, and copy them.
+    """Compare what measurements name with the records of their runs, and copy them; tabulate compares with params.yaml.
 
     Raises:
-        UserError: If they were measured on other weights, or are not of what params.yaml says.
+        UserError: If they were measured on other weights.
     """
     from tripletkd.evaluation import measurement
-    from tripletkd.pipeline.jobs import Runs, read_finished, refuse_other_job
+    from tripletkd.training.run_record import read_run
 
-    suite, name, is_ablation = stage.suite, path.stem, stage.name == "ablate"
-    teacher = measurement.read(path.parents[is_ablation] / "teacher.json", suite.name, "teacher")
-    runs = Runs(stage, teacher.identity.data_sha256, teacher.weights_sha256.get(suite.teacher.seed))
-    if is_ablation:
-        variants = zip(measurement.read_ablation(path, suite.name, name), suite.ablations[name], strict=False)
-        found = [(variant.measurement, runs.variant(name, configured)) for variant, configured in variants]
-    else:
-        found = [
-            (measurement.read(path, suite.name, name), runs.teacher() if name == "teacher" else runs.student(name))
-        ]
-    place = stage.path("results", "measured", stage.config.split, *(["ablations"] if is_ablation else []))
+    suite, split, name = stage.suite.name, stage.config.split, path.stem
+    place = stage.path("results", "measured", split, *(["ablations"] if stage.name == "ablate" else []))
     place.mkdir(parents=True, exist_ok=True)
+    if stage.name == "ablate":
+        found = [variant.measurement for variant in measurement.read_ablation(path, suite, name)]
+    else:
+        found = [measurement.read(path, suite, name)]
     for copied in [path, *path.parent.glob(f"{name}_map.csv")]:
         shutil.copy(copied, place)
-    for measured, job in found:
-        refuse_other_job(stage, path, measured.identity, measured.code, job)
-        run = read_finished(stage, job)
-        weights = {r.seed: r.weights_sha256 for r in run.records if r.seed not in measured.failed}
+    for measured in found:
+        run = read_run(stage.path("runs", split, measured.identity.name), measured.all_seeds)
+        weights = {r.seed: r.weights_sha256 for r in run.records if not r.failed and r.identity == measured.identity}
         if weights != measured.weights_sha256:
-            raise UserError(
-                f"{path}: of weights {measured.weights_sha256}, the records of {job.identity} say {weights}"
-            )
+            raise UserError(f"{path}: of weights {measured.weights_sha256}, the records of its runs say {weights}")
         if stage.name == "evaluate":
             write_csv(place / f"{name}.csv", run.history)
 
@@ -185,12 +167,9 @@ def train_again(stage: Stage) -> str:
     Raises:
         UserError: If a seed's weights or history has other bytes.
     """
-    from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
-    from tripletkd.pipeline.train import Training
-    from tripletkd.training.job import build_trainer
-    from tripletkd.training.loop import fit
-    from tripletkd.training.progress import ProgressBar
-    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder, write_seeds
+    from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, set_up
+    from tripletkd.pipeline.train import Training, train_run
+    from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder
 
     setup, method, teacher = set_up(stage), stage.config.method, None
     assert method is not None
@@ -200,20 +179,20 @@ def train_again(stage: Stage) -> str:
         job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
     training = Training(stage, setup, job, teacher)
     groups = defaultdict[tuple[int, ...], list[Path]](list)  # with the folders of the seeds that are of that training
-    for record in finished(training).records:
+    for record in read_finished(stage, job).records:
         folder = seed_folder(training.folder, record.seed)
         together = job.seeds if setup.compute.fuse_seeds else [record.seed]
         log = read_log(training.logs / f"{folder.name}.json", folder / RECORD)
         groups[tuple(log.get("trained_with", together))].append(folder)
-    dataset = setup.data.dataset
     for group, folders in groups.items():
-        trainer = build_trainer(job, group, setup.data, setup.compute, teacher)
-        result = fit(trainer, training.monitoring(ProgressBar(str(job.identity))))
         with tempfile.TemporaryDirectory() as scratch:
-            write_seeds(Path(scratch), job, dataset.image_shape, len(dataset.classes), result)
+            instead = {kind: Path(scratch, kind) for kind in ("runs", "logs", "checkpoints")}
+            elsewhere = replace(stage, options=Options(), instead=instead)
+            again = replace(training, stage=elsewhere, job=replace(job, seeds=list(group)))
+            train_run(again)
             for path in [path for folder in folders for name in (WEIGHTS, HISTORY) for path in folder.glob(name)]:
-                again = Path(scratch, path.parent.name, path.name)
-                if not again.is_file() or again.read_bytes() != path.read_bytes():
+                other = again.folder / path.relative_to(training.folder)
+                if not other.is_file() or other.read_bytes() != path.read_bytes():
                     raise UserError(
                         f"{path}: other bytes when trained again; the last bits depend on the machine: see "
                         f"{training.logs} for where it was trained"

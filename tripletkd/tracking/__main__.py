@@ -7,61 +7,42 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from tripletkd.tracking import mirror
-from tripletkd.tracking.store import address, first_line
+from tripletkd.tracking.store import address, connect, first_line
 
 
-def ui(root: Path, port: int) -> str | int | None:
-    """Show the store's pages on this machine and name those to open; returns what to exit with."""
-    uri, server = address(root), f"http://127.0.0.1:{port}"
+def ui(root: Path, port: int) -> str | None:
+    """Name the pages of every suite's accuracies, for MLflow's own first page has none, and serve them on this machine.
+
+    Returns:
+        What is wrong. Where the store is a server, that serves them.
+    """
+    uri, local = address(root), f"http://127.0.0.1:{port}"
     if uri.startswith("http"):
-        return _name_pages(uri)
-    if _answers(port):
-        return f"error: port {port} is taken, perhaps by MLflow itself; `make ui PORT={port + 1}` takes another"
-    words = [sys.executable, "-m", "mlflow", "ui", "--host=127.0.0.1", f"--port={port}", f"--backend-store-uri={uri}"]
-    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # This interpreter, with words that stand here
-    process = subprocess.Popen([*words, "--uvicorn-opts=--log-level warning"], env=os.environ | quiet)  # nosec B603  # noqa: S603
-    try:
-        while process.poll() is None and not _answers(port):
-            time.sleep(0.2)
-        if process.poll() is None:
-            _name_pages(server)
-        if process.wait():
-            print(f"if the database is older than MLflow: mlflow db upgrade '{uri}'", file=sys.stderr)
-        return process.returncode
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return None
-
-
-def _answers(port: int) -> bool:
+        return _name_pages(root, uri, uri)
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+        return f"error: port {port} is taken, perhaps by MLflow itself; `make ui PORT={port + 1}` takes another"
+    if wrong := _name_pages(root, uri, local):
+        return wrong
+    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    words = ["-m", "mlflow", "ui", "--host=127.0.0.1", f"--port={port}", f"--backend-store-uri={uri}"]
+    # This interpreter, with words that stand here
+    words = [sys.executable, *words, "--uvicorn-opts=--log-level warning"]
+    return os.execve(sys.executable, words, os.environ | quiet)  # nosec B606  # noqa: S606
 
 
-def _name_pages(server: str) -> str | None:
-    """Name the page of every suite's accuracies: MLflow's own first page has none. Returns why that failed."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    from mlflow import MlflowClient
-
+def _name_pages(root: Path, uri: str, server: str) -> str | None:
     try:
-        found = {e.name: e.experiment_id for e in MlflowClient(server).search_experiments() if e.name != "Default"}
-    except Exception as error:  # whatever a server can answer
-        return f"error: {first_line(server)}: does not answer as MLflow does ({first_line(error)})"
+        found = {e.name: e.experiment_id for e in connect(root).search_experiments() if e.name != "Default"}
+    except Exception as error:  # whatever a store can answer, such as that its database is older than MLflow
+        return f"error: {first_line(uri)}: does not answer as MLflow does ({first_line(error)})"
     for name, number in found.items():
-        view = "viewStateShareKey=accuracy&workflowType=machine_learning"
-        print(f"{name}: {server}/#/experiments/{number}/runs?{view}", flush=True)
-    if not found:
-        print(f"{server}: nothing is logged yet: make repro, or make relog", flush=True)
+        print(f"{name}: {server}/#/experiments/{number}/runs?viewStateShareKey=accuracy&workflowType=machine_learning")
+    print("" if found else f"{server}: nothing is logged yet: make repro, or make relog\n", end="", flush=True)
     return None
 
 

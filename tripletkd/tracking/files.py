@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
-from tripletkd.tracking.store import (
-    NOTE_TAG,
-    RUN_TAG,
-    Entry,
-    Log,
-    Runs,
-    experiment_suffix,
-    open_store,
-    place,
-    stage_tags,
-)
+from tripletkd.tracking.live import Block
+from tripletkd.tracking.store import NOTE_TAG, RUN_TAG, Entry, Runs, experiment_suffix, open_store, place, stage_tags
 from tripletkd.training.run_record import read_log
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-Tags: TypeAlias = Mapping[str, str]
-Figures: TypeAlias = Mapping[str, float]
 EXPORT, TABLE = "export.json", "table.json"
-VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?")  # what may stand in a list of requirements
 
 
 def mirror_export(root: Path, folder: Path, _: Path) -> bool:
@@ -40,79 +25,62 @@ def mirror_export(root: Path, folder: Path, _: Path) -> bool:
     suite, params = said["suite"], {key: said[key] for key in ("network", "seed", "opset", "versions")}
     figures = {key: v for key, v in {**said, **log}.items() if isinstance(v, int | float) and key not in params}
     tags = {f"{key}.sha256": said[f"{key}_sha256"] for key in ("data", "weights", "onnx")} | {"method": said["method"]}
-    entry = _entry(folder, f"{suite}/{said['method']}/export", log, tags | {"suite": suite}, params, figures)
+    files = [folder / "MODEL_CARD.md", folder / EXPORT]
+    entry = _entry(folder, f"{suite}/{said['method']}/export", log, (tags | {"suite": suite}, params, figures), files)
     with open_store(root, suite, RUN_TAG, entry.key) as store:
-        files = [folder / "MODEL_CARD.md", folder / EXPORT]
-        return store.add(replace(entry, files=files), partial(_log_model, store, folder))
+        return store.add(entry, partial(_log_model, store, folder))
 
 
 def mirror_table(root: Path, folder: Path, logs: Path) -> bool:
     """Add the table of results/<suite> to the store: its accuracies and verdicts, and the files that people look at."""
     said, log = _read(folder / TABLE), read_log(logs / "tabulate.json", folder / TABLE)
-    suite, rows, verdicts = said["suite"], said["rows"], {verdict["claim"]: verdict for verdict in said["verdicts"]}
-    means = {row["method"]: row["test_accuracy_percent"]["mean"] for row in rows}
+    suite, verdicts = said["suite"], {verdict["claim"]: verdict for verdict in said["verdicts"]}
+    means = {row["method"]: row["test_accuracy_percent"]["mean"] for row in said["rows"]}
     figures = {f"{said['split']}_accuracy/{method}": mean / 100 for method, mean in means.items()}  # as in runs
     figures |= {f"corrected_p/{claim}": v["corrected_p"] for claim, v in verdicts.items() if v["corrected_p"]}
     answers = {claim: verdict["verdict"] for claim, verdict in verdicts.items()}
     params = {"split": said["split"], "methods": said["methods"], "verdict": answers}
     note = "\n\n".join([*said["in_short"], f"{said['about']}."])  # folded, its first line is seen
-    entry = _entry(folder, f"{suite}/tabulate", log, {"suite": suite, NOTE_TAG: note}, params, figures)
-    files = [
-        *(folder / name for name in ("report.html", "table.md", "table.csv", TABLE)),
-        *(folder / "figures").iterdir(),
-    ]
+    files = [folder / name for name in ("report.html", "table.md", "table.csv", TABLE)]
+    files += (folder / "figures").iterdir()
+    entry = _entry(folder, f"{suite}/tabulate", log, ({"suite": suite, NOTE_TAG: note}, params, figures), files)
     with open_store(root, suite, RUN_TAG, entry.key) as store:
         if not log.get("experiment"):
             store.client.set_experiment_tag(store.experiment, NOTE_TAG, note)
-        return store.add(replace(entry, files=files))
+        return store.add(entry)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> Block:
+    found: Block = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
-def _entry(folder: Path, name: str, log: Log, tags: Tags, params: Mapping[str, object], figures: Figures) -> Entry:
-    """Describe the run of what a stage made that trains nothing. It is there, or not: it never grows."""
-    key, tags = fingerprint(name, tags, params, figures), stage_tags(name.rpartition("/")[2], log, tags)
-    return Entry(name + experiment_suffix(log), key, place(folder), key, log, tags, params, {0: figures})
+def _entry(folder: Path, name: str, log: Block, said: tuple[Block, Block, Block], files: Sequence[Path]) -> Entry:
+    """Describe the run of what a stage made that trains nothing, by tags, parameters and figures. It never grows."""
+    key, (tags, params, figures) = fingerprint(name, *said), said
+    tags = stage_tags(name.rpartition("/")[2], log, tags)
+    return Entry(name + experiment_suffix(log), key, place(folder), key, log, tags, params, {0: figures}, files=files)
 
 
 def _log_model(store: Runs, folder: Path, run: Run) -> None:
-    """Log the model with signature and input example. The requirements are given: finding them takes a minute."""
+    """Log the model with an input example, of which MLflow takes the signature.
+
+    The requirements are given: finding them takes a minute.
+    """
     import mlflow.onnx
     import numpy as np
     import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     if store.models(run):  # which another process has logged before it was killed
         return
     said, examples = _read(folder / EXPORT), np.array(_read(folder / "example.json")["inputs"], dtype=np.uint8)
-    images = TensorSpec(np.dtype(np.uint8), (-1, *examples.shape[1:]))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(said["classes"])), "probabilities")
     mlflow.set_tracking_uri(store.client.tracking_uri)
     with mlflow.start_run(run.info.run_id):
         mlflow.onnx.log_model(
             onnx.load(folder / "model.onnx"),
             name=f"{said['suite']}-{said['method']}".replace(".", "-"),  # MLflow allows no dots
-            signature=ModelSignature(Schema([images]), Schema([probabilities])),
             input_example=examples,
-            pip_requirements=[requirement(folder, said, package) for package in ("onnx", "onnxruntime")],
-            metadata={key: said[key] for key in ("suite", "method", "seed", "classes", "onnx_sha256")},
+            pip_requirements=mlflow.onnx.get_default_pip_requirements(),
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
         )
-
-
-def requirement(folder: Path, said: Mapping[str, Any], package: str) -> str:
-    """Name a package with the version that export.json says: what serves the model installs it.
-
-    Raises:
-        UserError: If that is no version.
-    """
-    if not VERSION.fullmatch(version := str(said["versions"].get(package))):
-        raise UserError(
-            f"{folder / EXPORT}: versions.{package}: found {version!r}, expected such as 1.2.3; export again"
-        )
-    return f"{package}=={version}"

@@ -9,6 +9,7 @@ import fcntl
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -31,7 +32,7 @@ POLL, IDLE, AGAIN = 1.0, 30.0, 20.0  # seconds between two looks, to the end wit
 OF_A_FILE = UserError, ValueError  # errors that stay as long as a file is as it is
 HUNG = 600  # seconds after which a store that says nothing ends the process
 
-State = frozenset[tuple[str, float, int, bool]]  # of files: path, last change, size, whether a process is writing it
+State = set[tuple[str, float, int, bool]]  # of files: path, last change, size, whether a process is writing it
 KINDS: dict[str, tuple[str, int, Callable[..., bool]]] = {  # what to look for, how far up is what is mirrored as one
     "runs": (RECORD, 1, mirror_seeds),
     "logs": (f"seed-*{live.SUFFIX}", 0, mirror_seeds),
@@ -70,18 +71,17 @@ def _lock(root: Path) -> FileLock:
 
 def due(root: Path, seen: Mapping[Path, State]) -> Iterator[tuple[Path, State, Callable[[], bool]]]:
     """Give the folders in which something has changed, the state of their files, and what logs them."""
-    files: dict[Path, set[tuple[str, float, int, bool]]] = {}
+    files = defaultdict[Path, State](set)
     for kind, (pattern, up, _) in KINDS.items():
-        for path in Path(kind).rglob(pattern):
+        for path in [path for path in Path(kind).rglob(pattern) if ".partial" not in str(path)]:
             folder = Path("runs" if kind == "logs" else kind, path.parents[up].relative_to(kind))
             with suppress(FileNotFoundError):
-                file = (str(path), path.stat().st_mtime, path.stat().st_size, kind == "logs" and live.is_alive(path))
-                if ".partial" not in str(path):
-                    files.setdefault(folder, set()).add(file)
+                stat, is_written = path.stat(), kind == "logs" and live.is_held(path)
+                files[folder].add((str(path), stat.st_mtime, stat.st_size, is_written))
     for folder, found in sorted(files.items()):
-        if seen.get(folder) != (state := frozenset(found)):
+        if found != seen.get(folder):
             logs, task = Path("logs", *folder.parts[1:]), KINDS[folder.parts[0]][2]
-            yield folder, state, partial(task, root, folder, logs)
+            yield folder, found, partial(task, root, folder, logs)
 
 
 def relog(root: Path) -> bool:
@@ -112,15 +112,20 @@ def _twice(task: Callable[[], bool]) -> bool:
 
 def follow(root: Path, since: float) -> None:
     """Mirror what is live, and what is newer than a time, until no stage is at work and nothing new comes."""
-    seen, at_work = dict[Path, State](), True
-    for folder, state, _ in due(root, {}):
-        if all(changed < since - 1 and not path.endswith(live.SUFFIX) for path, changed, *_ in state):
-            seen[folder] = state
+    at_work, seen = True, {folder: state for folder, state, _ in due(root, {}) if not _is_news(state, since)}
     with suppress(Timeout):  # another process does it
         while at_work:
             with _lock(root):
                 _follow(root, seen)
             at_work = _is_stage_at_work()  # one that came at the end has met the lock, and relies on this process
+
+
+def _is_stage_at_work() -> bool:
+    return live.is_held(LOCKS / AT_WORK, fcntl.LOCK_EX)  # stages share theirs
+
+
+def _is_news(state: State, since: float) -> bool:
+    return any(changed >= since - 1 or path.endswith(live.SUFFIX) for path, changed, *_ in state)
 
 
 def _follow(root: Path, seen: dict[Path, State]) -> None:
@@ -146,11 +151,4 @@ def _warn(reason: str) -> bool:
     with suppress(OSError), Path("logs", "mlflow.log").open("a", encoding="utf-8") as file:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         file.write(f"{now} warning: not logged to MLflow ({reason}); `make relog` adds it later\n")
-    return True
-
-
-def _is_stage_at_work() -> bool:
-    with suppress(BlockingIOError), (LOCKS / AT_WORK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
     return True

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
 from tripletkd.errors import UserError
+from tripletkd.files import flat
+from tripletkd.tracking.live import Block
 from tripletkd.training.identity import NAME
 
 if TYPE_CHECKING:
@@ -45,12 +47,8 @@ SETTINGS = {  # a server out of reach is given up soon, MLflow prints nothing, t
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",  # uv.lock is the project's, not an exported model's
 }
-METRICS_A_CALL = 1000  # the store's limit
-DIGEST = 36  # likewise, of the characters of a data set's hash
+DIGEST = 36  # the store's limit, of the characters of a data set's hash
 SECONDS_TO_WAIT = 120  # for another process that logs to the same store
-
-Log = Mapping[str, Any]  # what differs from one computation of the same thing to the next: time, commit, machine
-Rows = Mapping[int, Mapping[str, float]]  # metrics by epoch
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class Entry:
         place: A name for the file or folder that it is of.
         record: A hash of what it mirrors; None until that is there.
         log: When and where that was computed, as far as it is known.
+        rows: Metrics by epoch.
         status: As MLflow calls it.
         files: Files, and folders whose files are meant.
     """
@@ -71,10 +70,10 @@ class Entry:
     key: str
     place: str
     record: str | None
-    log: Log
+    log: Block
     tags: Mapping[str, str]
     params: Mapping[str, object]
-    rows: Rows
+    rows: Mapping[int, Mapping[str, float]]
     status: str = "FINISHED"
     files: Sequence[Path] = field(default_factory=list)
 
@@ -89,6 +88,14 @@ def address(root: Path) -> str:
     # by the encoded one.
     database = f"sqlite+pysqlite:///{quote(str(root.resolve() / 'mlflow.db'))}"
     return os.environ.get("MLFLOW_TRACKING_URI") or database
+
+
+def connect(root: Path) -> MlflowClient:
+    """Connect with the store."""
+    os.environ.update(SETTINGS | os.environ)
+    from mlflow import MlflowClient
+
+    return MlflowClient(address(root))
 
 
 @contextmanager
@@ -108,14 +115,10 @@ def open_store(root: Path, suite: str, tag: str, value: str) -> Iterator[Runs]:
         raise UserError(
             f"suite: found {suite!r} as a name, expected letters, digits and _ - . in it; run its stage again"
         )
-    for name, setting in SETTINGS.items():
-        os.environ.setdefault(name, setting)
-    from mlflow import MlflowClient
-
     lock = root / ".locks" / "mlflow-store"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=SECONDS_TO_WAIT):
-        client = MlflowClient(tracking_uri=address(root))
+        client = connect(root)
         yield Runs(client, _experiment(client, suite, root.resolve()), f"tags.`{tag}` = '{value}'")
 
 
@@ -180,44 +183,28 @@ class Runs:
 
     def _write(self, run: Run, entry: Entry, finish: Callable[[Run], None] | None) -> None:
         """Log what a run lacks; the tag of the record last: a process that is killed before leaves work."""
+        from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+
+        run_id, images = run.info.run_id, entry.tags.get("data.sha256")
         if entry.record or not run.data.params:
-            self.describe(run, entry.params, entry.tags)
-        self.log(run, entry.rows)
+            params = [Param(key, str(value)) for key, value in flat(entry.params)]
+            self.client.log_batch(run_id, params=params, tags=[RunTag(*pair) for pair in entry.tags.items()])
+            if images:  # in MLflow's own column
+                data = Dataset(entry.tags["suite"], images[:DIGEST], source_type="local", source=entry.tags["suite"])
+                self.client.log_inputs(run_id, [DatasetInput(data)])
+        known, now = max((metric.step for metric in run.data.to_proto().metrics), default=-1), int(1000 * time.time())
+        new = [(epoch, row) for epoch, row in entry.rows.items() if epoch > known]  # none can be logged over
+        self.client.log_batch(run_id, [Metric(name, row[name], now, epoch) for epoch, row in new for name in row])
         for path in entry.files:
-            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-            log(run.info.run_id, str(path))
+            (self.client.log_artifacts if path.is_dir() else self.client.log_artifact)(run_id, str(path))
         if finish:
             finish(run)
-        self.set_status(run, entry.status, entry.log)
+        if entry.status != "RUNNING" and (entry.log or entry.status != run.info.status):
+            self.client.set_terminated(run_id, entry.status, span(entry.log)[1])
+        elif entry.status != run.info.status:
+            self.client.update_run(run_id, entry.status)
         if entry.record:
-            self.client.set_tag(run.info.run_id, RECORD_TAG, entry.record)
-
-    def describe(self, run: Run, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Log parameters, tags and, in MLflow's own column, the suite's images."""
-        from mlflow.entities import Dataset, DatasetInput, Param, RunTag
-
-        texts, marks = [Param(*pair) for pair in flat(params)], [RunTag(*pair) for pair in tags.items()]
-        self.client.log_batch(run.info.run_id, params=texts, tags=marks)
-        if images := tags.get("data.sha256"):
-            data = Dataset(tags["suite"], images[:DIGEST], source_type="local", source=tags["suite"])
-            self.client.log_inputs(run.info.run_id, [DatasetInput(data)])
-
-    def log(self, run: Run, rows: Rows) -> None:
-        """Log the metrics of the epochs that a run lacks: none can be logged over."""
-        from mlflow.entities import Metric
-
-        known = max((metric.step for metric in run.data.to_proto().metrics), default=-1)
-        now, new = int(1000 * time.time()), [(epoch, row) for epoch, row in rows.items() if epoch > known]
-        points = [Metric(name, value, now, epoch) for epoch, row in new for name, value in row.items()]
-        for start in range(0, len(points), METRICS_A_CALL):
-            self.client.log_batch(run.info.run_id, points[start : start + METRICS_A_CALL])
-
-    def set_status(self, run: Run, status: str, log: Log) -> None:
-        """Set the status of a run and, where that ends it, when it ended."""
-        if status == "RUNNING" != run.info.status:
-            self.client.update_run(run.info.run_id, status)
-        elif status != "RUNNING" and (log or status != run.info.status):
-            self.client.set_terminated(run.info.run_id, status, span(log)[1])
+            self.client.set_tag(run_id, RECORD_TAG, entry.record)
 
     def delete(self, run: Run) -> None:
         """Delete a run and the models that were logged in it."""
@@ -237,32 +224,23 @@ def place(path: Path) -> str:
     return f"{path.resolve()} of {Path().stat().st_ino}"
 
 
-def span(log: Log) -> tuple[int, int]:
+def span(log: Block) -> tuple[int, int]:
     """Return begin and end in milliseconds since 1970; now, where no log says."""
     now = int(1000 * time.time())
     begin = int(1000 * datetime.fromisoformat(log["started"]).timestamp()) if "started" in log else now
     return begin, begin + int(1000 * log["seconds"]) if "seconds" in log else now
 
 
-def stage_tags(stage: str, log: Log, said: Mapping[str, object]) -> dict[str, str]:
+def stage_tags(stage: str, log: Block, said: Mapping[str, object]) -> dict[str, str]:
     """Return as tags what a stage made, and what its log says; the commit also where MLflow looks for it."""
     found = {"stage": stage, "mlflow.source.name": f"stages.{stage}", "mlflow.source.git.commit": log.get("commit")}
     found |= {("" if key == "environment" else "log.") + key: value for key, value in log.items()}
-    return {key: text for key, text in flat({**found, **said}) if text != "None"}
+    return {key: str(value) for key, value in flat({**found, **said}) if value is not None}
 
 
-def experiment_suffix(log: Log) -> str:
+def experiment_suffix(log: Block) -> str:
     """Return what DVC calls the experiment that something was computed in, for the name of a run."""
     return f" [{log['experiment']}]" if log.get("experiment") else ""
-
-
-def flat(block: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Give the values of nested blocks, each under its dotted name: comparable in the store's tables."""
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
 
 
 def first_line(error: object) -> str:
