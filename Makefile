@@ -106,7 +106,7 @@ pictures: env ## the README's pictures of pages again, with Chromium
 	python docs/pictures.py
 
 clean: ## what the pipeline made, except results/ and DVC's cache
-	rm -rf data runs logs checkpoints exports
+	rm -rf data weights runs logs checkpoints exports
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: {sys.executable} is Python {v.major}.{v.minor}; 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'

@@ -276,7 +276,7 @@ def test_the_command_line_changes_blocks_and_one_of_another_name_starts_anew() -
     changes = "{optimizer: {name: adamw, lr: 0.001, weight_decay: 0}, schedule: {name: cosine, warmup_epochs: 2}}"
     suite = digits(f"+{SUITE}.student.recipe={changes}", "run.ablations=[margin]")
     assert suite.student.recipe == Recipe(28, 50, AdamW(lr=0.001, weight_decay=0), Cosine(warmup_epochs=2))
-    assert isinstance(suite.teacher.recipe.optimizer, SGD)
+    assert suite.teacher.recipe and isinstance(suite.teacher.recipe.optimizer, SGD)
 
 
 def test_an_ablation_varies_parameters_and_the_recipe_by_its_leaves() -> None:

@@ -185,9 +185,8 @@ def train_again(stage: Stage) -> str:
     Raises:
         UserError: If a seed's weights or history has other bytes.
     """
-    from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
-    from tripletkd.pipeline.train import Training
-    from tripletkd.training.job import build_trainer
+    from tripletkd.pipeline.jobs import Runs, load_teacher, make_trainer, set_up
+    from tripletkd.pipeline.train import Training, take
     from tripletkd.training.loop import fit
     from tripletkd.training.progress import ProgressBar
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder, write_seeds
@@ -207,8 +206,11 @@ def train_again(stage: Stage) -> str:
         groups[tuple(log.get("trained_with", together))].append(folder)
     dataset = setup.data.dataset
     for group, folders in groups.items():
-        trainer = build_trainer(job, group, setup.data, setup.compute, teacher)
-        result = fit(trainer, training.monitoring(ProgressBar(str(job.identity))))
+        if job.recipe.epochs:
+            trainer = make_trainer(stage, setup, job, group, teacher)
+            result = fit(trainer, training.monitoring(ProgressBar(str(job.identity))))
+        else:
+            result = take(training, group)
         with tempfile.TemporaryDirectory() as scratch:
             write_seeds(Path(scratch), job, dataset.image_shape, len(dataset.classes), result)
             for path in [path for folder in folders for name in (WEIGHTS, HISTORY) for path in folder.glob(name)]:

@@ -105,7 +105,7 @@ def _keys(loc: tuple[int | str, ...], cls: Any) -> list[str]:
         if dataclasses.is_dataclass(cls):
             cls = typing.get_type_hints(cls)[str(part)]
         else:
-            members = typing.get_args(cls)
+            members = [member for member in typing.get_args(cls) if member is not type(None)]
             cls = next((member for member in members if getattr(member, "name", None) == part), members[-1])
     return [item.name for item in dataclasses.fields(cls)]
 

@@ -32,6 +32,7 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "vgg13": partial(VGG, depths=(2, 2, 2, 2, 2)),
 }
 TORCHVISION = "torchvision/"  # precedes the name of an image classifier of torchvision.models
+COLLECTIONS = (TORCHVISION,)
 
 
 def known(name: str) -> bool:

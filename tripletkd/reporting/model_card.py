@@ -101,7 +101,7 @@ def markdown(exported: Exported, sources: Sources) -> str:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"dataset.json of {exported.suite}: cannot be read ({error!r}); run the fetch stage") from None
     parameters = {"method": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}
-    optimizer = identity.recipe["optimizer"]["name"]
+    optimizer = identity.recipe["optimizer"]["name"] if identity.recipe else ""
     return render(
         TEMPLATE,
         exported=exported,

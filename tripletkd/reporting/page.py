@@ -111,6 +111,7 @@ def _run(measured: Measurement) -> dict[str, str]:
         "precision": identity.precision,
         "data, sha256": identity.data_sha256,
         "teacher's weights, sha256": identity.teacher_sha256 or "none",
+        **({"starts from weights, sha256": identity.initial_sha256} if identity.initial_sha256 else {}),
         "code, sha256": ", ".join(measured.code),
         **{
             f"seed {seed}": f"{accuracies[seed]:.2f} %, weights sha256 {digest}"

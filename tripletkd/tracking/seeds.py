@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from tripletkd.tracking.store import (
     place,
     stage_tags,
 )
-from tripletkd.training.identity import RunIdentity
+from tripletkd.training.identity import RunIdentity, as_block
 from tripletkd.training.run_record import HISTORY, RECORD, read_history, read_log, read_records, seed_folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Seed:
     @property
     def cell(self) -> str:
         """A hash of what all seeds of its cell have in common."""
-        return fingerprint(asdict(self.identity), self.about["code"])
+        return fingerprint(as_block(self.identity), self.about["code"])
 
     @cached_property
     def rows(self) -> Rows:
@@ -82,6 +82,7 @@ class Seed:
         stage = "train_teacher" if identity.is_teacher else "ablate" if "/" in identity.name else "distill"
         said = {key: getattr(identity, key) for key in ("suite", "split", "name", "method", "network")}
         said |= {"data.sha256": identity.data_sha256, "teacher.sha256": identity.teacher_sha256, CELL_TAG: self.cell}
+        said |= {"initial.sha256": identity.initial_sha256} if identity.initial_sha256 else {}
         said |= {key: self.about[key] for key in ("code", "versions")}
         names = ("recipe", "inputs", "precision", "deterministic", "evaluate_every")
         params = {"method": identity.params, **{name: getattr(identity, name) for name in names}}
@@ -96,7 +97,7 @@ class Seed:
         return replace(
             of,
             name=f"{of.name}/seed-{self.number}",
-            key=fingerprint(asdict(self.identity), *(self.about[key] for key in ("code", "versions", "seed"))),
+            key=fingerprint(as_block(self.identity), *(self.about[key] for key in ("code", "versions", "seed"))),
             place=place(self.live),
             record=self.record,
             tags={**of.tags, "seed": str(self.number), **({"failed": self.failed} if self.failed else {})},

@@ -14,7 +14,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tripletkd.errors import UserError
 from tripletkd.files import read_json, whole, write_csv, write_json
 from tripletkd.provenance import sha256, versions
-from tripletkd.training.identity import RunIdentity
+from tripletkd.training.identity import RunIdentity, as_block
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +100,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
                 weights_sha256=None if network is None else _write_weights(beside / WEIGHTS, network),
                 history_sha256=sha256(beside / HISTORY),
             )
-            write_json(beside / RECORD, asdict(record))
+            write_json(beside / RECORD, as_block(record))
         written.append(record)
     return written
 
