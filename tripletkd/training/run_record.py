@@ -156,10 +156,10 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
 
 def _check_end(path: Path, history: Sequence[Mapping[str, float]], record: Record) -> None:
     """Raise UserError if a history does not end where its record says that the seed ended, or failed."""
-    last = int(record.identity.recipe["epochs"])
+    first, last = min(1, epochs := int(record.identity.recipe.get("epochs", 0))), epochs  # 0: not trained here
     if failed := re.search(r"(at|after) epoch (\d+)", record.failed or ""):
         last = int(failed[2]) - (failed[1] == "at")
-    if [row["epoch"] for row in history] != list(range(1, last + 1)):
+    if [row["epoch"] for row in history] != list(range(first, last + 1)):
         reason = f"failed: {record.failed}" if record.failed else "whole"
         raise UserError(f"{path}: does not end at epoch {last}, {RECORD} says {reason}; run the stage again")
 
