@@ -130,7 +130,8 @@ def code_of(method: str, choices: Sequence[Definition]) -> str:
         choices: The classes of the networks, of the optimizer and of the schedule.
     """
     roots = [Definition(*name.split(":")) for name in COMPUTES]
-    return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without=REGISTRIES)
+    without = [definition for definition in REGISTRIES if definition not in choices]
+    return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without)
 
 
 # What computing begins with. tests/test_meaning.py compares what these reach with what is called while a run trains.
@@ -148,7 +149,7 @@ COMPUTES = (
 # Lists of what can be chosen from: what is chosen counts, the rest of the list does not.
 REGISTRIES = (
     Definition("tripletkd.models", "NETWORKS"),
-    Definition("tripletkd.models", "TorchvisionNetwork"),
+    Definition("tripletkd.models.torchvision", "TorchvisionNetwork"),
     Definition("tripletkd.training.optim", "OptimizerSettings"),
     Definition("tripletkd.training.optim", "ScheduleSettings"),
 )
