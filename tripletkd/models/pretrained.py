@@ -1,6 +1,8 @@
 """Weights that somebody else trained: read as tensors and nothing else, and fitted to a network of ours."""
 
 import pickle
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from tripletkd.errors import UserError
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, and of a wrapper's attribute
 COUNTER = "num_batches_tracked"  # of batch norm; PyTorch before 0.4.1 had none
+MALFORMED = (ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError)  # as a pickle may end
+WANTS_MORE = re.compile(r"Unsupported (global|class).*|Trying to call reduce for .*|Can only (build|create new) .*")
 SHOWN = 3  # keys in a message
 
 Tensors = dict[str, Tensor]
@@ -40,13 +44,13 @@ class Fit:
     Attributes:
         network: With the number of classes of the data set, in the precision that the weights get.
         name: Of the network, for messages.
-        classes: The file's classes that are those of the data set, in its order; None: they are the same.
+        selected: The file's classes that are those of the data set, in its order; None: they are the same.
         is_trained: Whether the network is trained on: only then may it get a new head.
     """
 
     network: nn.Module
     name: str
-    classes: Sequence[int] | None = None
+    selected: Sequence[int] | None = None
     is_trained: bool = False
 
 
@@ -74,13 +78,14 @@ def read(path: Path, source: str) -> tuple[Tensors, list[str]]:
         except (SafetensorError, ValueError) as error:
             raise UserError(f"{source}: cannot be read as safetensors ({error}); expected a whole file") from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of the pickle's protocol
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError, *MALFORMED) as error:
         text = str(error)
-        if "weights_only" in text.lower() and "nsupported" in text:
-            wanted = next((line.strip() for line in text.splitlines() if "nsupported" in line), "")
+        if wanted := WANTS_MORE.search(text):
             raise UserError(
-                f"{source}: holds more than tensors ({wanted[:150]}), and to load that would run its code; expected "
+                f"{source}: holds more than tensors ({wanted[0][:150]}), and to load that would run its code; expected "
                 "the tensors alone: where the file is trusted, save them with torch.save(network.state_dict(), FILE)"
             ) from None
         reason = text.splitlines()[0][:150] if text else type(error).__name__
@@ -88,9 +93,6 @@ def read(path: Path, source: str) -> tuple[Tensors, list[str]]:
             f"{source}: cannot be read ({reason}); expected a file of safetensors, or of torch.save"
         ) from None
     return _state_dict(found, source)
-
-
-MALFORMED = (ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError)  # as a pickle may end
 
 
 def _state_dict(found: object, source: str) -> tuple[Tensors, list[str]]:
@@ -134,9 +136,9 @@ def fit(found: Tensors, source: str, to: Fit) -> Fitted:
     if stripped:
         mended.append(f"{stripped!r} taken from before every key")
     theirs_of_head = [theirs for theirs, name in ours.items() if name.rpartition(".")[0] == head]
-    if to.classes is not None:
-        found = found | _rows(found, theirs_of_head, to.classes, source)
-        mended.append(f"of the last layer the rows {', '.join(map(str, to.classes))}")
+    if to.selected is not None:
+        found = found | _rows(found, theirs_of_head, to.selected, source)
+        mended.append(f"of the last layer the rows {', '.join(map(str, to.selected))}")
     [weight] = [theirs for theirs in theirs_of_head if theirs.endswith("weight")]
     has, wants = _outputs(found, weight), len(expected[weight])
     if new_head := has != wants:
