@@ -241,9 +241,10 @@ def _check_weights(key: str, network: TeacherSettings | StudentSettings) -> None
             "its hash in git (git_blob, `git hash-object FILE`)"
         )
     is_named = weights.source.startswith(models.COLLECTIONS)
-    if is_named and weights.source != network.network:
+    if is_named and weights.source != network.network.partition(":")[0]:
         raise UserError(
-            f"{key}.weights.source: found {weights.source!r} for {key}.network {network.network!r}; expected the same"
+            f"{key}.weights.source: found {weights.source!r} for {key}.network {network.network!r}; expected the "
+            "network's own name"
         )
     if weights.tag is not None and not is_named:
         raise UserError(

@@ -160,14 +160,14 @@ def _of_torchvision(name: str, tag: str | None, key: str) -> Origin:
 
 def _of_timm(name: str, tag: str | None, key: str) -> Origin:
     """Ask timm, which says for most of its weights where they are on Hugging Face's hub; HF_ENDPOINT names a mirror."""
+    from timm import list_pretrained
     from timm.models import get_pretrained_cfg
 
-    said = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
-    if said is None or not (said.hf_hub_id or said.url) or (tag and said.tag != tag):
-        from timm import list_pretrained
-
-        offered = [each.partition(".")[2] for each in list_pretrained(f"{name}.*")]
+    offered = [each.partition(".")[2] for each in list_pretrained(f"{name}.*")]
+    if not offered or tag not in (None, *offered):
         raise UserError(f"{key}.tag: found {tag}, expected one of {', '.join(offered) or 'none: there are no weights'}")
+    said = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    assert said
     about = {word: str(getattr(said, theirs)) for word, theirs in OFFERED if getattr(said, theirs, None)}
     if not said.hf_hub_id:
         return Origin(str(said.url), (), about)
