@@ -4,6 +4,7 @@ PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
 PAPER := [scratch,kd,triplet]
+CIFAR10 := $(if $(TEACHER),cifar10_authors,cifar10)
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
@@ -41,11 +42,12 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 	@$(LEFT)
 
 # Runs that were pulled need no images; a training that was begun here has them, and goes on
-paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work
-	@$(if $(wildcard runs/cifar10),,tripletkd plan cifar10 'run.methods=$(PAPER)' 'run.ablations=[]' \
+paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work; TEACHER=authors: under the authors' weights, which it fetches
+	@$(if $(filter-out authors,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, or nothing))
+	@$(if $(wildcard runs/$(CIFAR10)),,tripletkd plan $(CIFAR10) 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
-	dvc exp run $(if $(wildcard data/cifar10/images.npy),,$(if $(wildcard runs/cifar10),--allow-missing)) \
-		--set-param 'run.suites=[cifar10]' --set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' \
+	dvc exp run $(if $(wildcard data/$(CIFAR10)/images.npy),,$(if $(wildcard runs/$(CIFAR10)),--allow-missing)) \
+		--set-param 'run.suites=[$(CIFAR10)]' --set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' \
 		--set-param 'run.splits=[test]'
 	@$(LEFT)
 
@@ -110,7 +112,7 @@ pictures: env ## the README's pictures of pages again, with Chromium
 	python docs/pictures.py
 
 clean: ## what the pipeline made, except results/ and DVC's cache
-	rm -rf data runs logs checkpoints exports
+	rm -rf data weights runs logs checkpoints exports
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: {sys.executable} is Python {v.major}.{v.minor}; 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'

@@ -12,6 +12,7 @@ def main(stage: Stage) -> None:
     from tripletkd.evaluation.measure import measure, output_map, sound
     from tripletkd.files import write_csv
     from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, refuse_failure, set_up
+    from tripletkd.pipeline.weights import read_initial
     from tripletkd.provenance import sha256
 
     method, split = stage.config.method, stage.config.split
@@ -23,7 +24,7 @@ def main(stage: Stage) -> None:
     measured = measure(trained, setup.data, teacher.test_logits)
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"
     write_csv(history, trained.history)
-    write_csv(mapped, output_map(trained, teacher.test_logits, setup.data))
+    write_csv(mapped, output_map(trained, teacher.test_logits, setup.data, read_initial(stage, "student")))
     about = (methods.load(method).__doc__ or "").partition("\n")[0].rstrip(".") or None
     measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped), about=about)
     measurement.write(place / f"{method}.json", measured)

@@ -52,6 +52,7 @@ class Server(ThreadingHTTPServer):
     fault: str
     closing: threading.Event
     silent: threading.Event  # it has sent that share and says no more
+    asked: list[tuple[str, str | None]]  # the paths, and the ranges of bytes
     sound: int = 0
     share: float = 0.5
 
@@ -66,10 +67,15 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.files.get(self.path)
         fault = self.server.fault if self.server.sound == 0 else ""
         self.server.sound = max(self.server.sound - 1, 0)
+        self.server.asked.append((self.path, self.headers["Range"]))
         if content is None or fault == "404":
             self.send_error(404)
             return
-        self.send_response(200)
+        if fault == "cut off once":
+            fault, self.server.fault = "cut off", ""
+        begin = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        content = content[begin:]
+        self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if fault in ("cut off", "silence"):
@@ -90,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 def serving() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
         server.files, server.fault, server.closing, server.silent = {}, "", threading.Event(), threading.Event()
+        server.asked = []
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield server

@@ -75,14 +75,16 @@ NOTHING: dict[str, Callable[[Path], None]] = {
 
 
 def test_what_computes_nothing_changes_nothing(copy: Path) -> None:
-    """All at once; of the stage only the list of networks counts, for it could be asked for each of them."""
+    """All at once; of the stage every network counts, for it could be asked for each of them."""
     before = hashes(copy)
     for change in NOTHING.values():
         change(copy)
     assert hashes(copy) == before
-    edit(copy / MODELS, r"'paper_teacher':", "'x': PaperTeacher, 'paper_teacher':")
-    after = hashes(copy)
-    assert after[0] == before[0] and after[1] != before[1]
+    for path, text in ((MODELS, "'paper_teacher':"), ("tripletkd/models/torchvision.py", "weights=None")):
+        edit(copy / path, text, f"'x': PaperTeacher, {text}" if path == MODELS else "weights=False")
+        after = hashes(copy)
+        assert after[0] == before[0] and after[1] != before[1]
+        before = after
 
 
 CHANGES = {

@@ -25,6 +25,7 @@ def test_the_plan_counts_the_epochs_that_will_run(
     words = [*SHORT, "suites.digits.seeds=[1,2]", "run.ablations=[longer]"]
     plan.main(words, ask=True)  # minutes are not asked about
     digits = load(ROOT, words).for_suite("digits")
+    assert digits.teacher.recipe
     expected = {
         "teacher": (2 * digits.teacher.recipe.epochs, 1),
         "scratch": (digits.student.recipe.epochs, 2),

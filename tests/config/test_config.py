@@ -42,11 +42,21 @@ WRONG = {
     "foo=1": "foo: unknown key; expected one of suite, method, ablation, split, run",
     "suites.digit.holdout=3": "suites.digit: unknown key; expected one of digits, digits_resnet",
     f"{SUITE}.holdout.x=1": f"{SUITE}.holdout.x: unknown key; expected one of none: it is a single value",
-    f"{SUITE}.student.recpe.epochs=1": f"{SUITE}.student.recpe: unknown key; expected one of network, recipe; did",
+    f"{SUITE}.student.recpe.epochs=1": f"{SUITE}.student.recpe: unknown key; expected one of network, weights, recipe",
     f"{SUITE}.student.recipe.optimizr.lr=1": f"{SUITE}.student.recipe.optimizr: unknown key",
     f"{RECIPE}.schedule.gamma=1": f"{RECIPE}.schedule.gamma: unknown key; expected one of name, decay_epochs",
     f"{RECIPE}.optimizer.name=adamw": f"{RECIPE}.optimizer.momentum: unknown key; expected one of name, lr",
+    f"{SUITE}.teacher.weights.sha=1": "weights.sha: unknown key; expected one of source, sha256",
     "methods.triplet.margn=1": "methods.triplet.margn: unknown key; expected one of ce, triplet, margin, standardize",
+    # weights
+    f"{SUITE}.teacher.weights=a.pth": f"{SUITE}.teacher.weights: found 'a.pth', expected a block of parameters",
+    f"{SUITE}.teacher.weights={{source: a.pth}}": f"{SUITE}.teacher.weights.sha256: missing; expected one of them",
+    f"{SUITE}.teacher.weights={{source: a, sha256: x}}": f"{SUITE}.teacher.weights.sha256: found 'x', expected text of",
+    f"{SUITE}.teacher.weights={{source: a, sha256: '{64 * '0'}', git_blob: '{40 * '0'}'}}": "found beside git_blob",
+    f"{SUITE}.teacher.weights={{source: a, tag: V1, sha256: '{64 * '0'}'}}": "weights.tag: found with 'a'; expected",
+    f"{SUITE}.teacher.weights={{source: timm/resnet18, sha256: '{64 * '0'}'}}": "weights.source: found 'timm/resnet18'",
+    f"{SUITE}.teacher.recipe=null": f"{SUITE}.teacher.recipe: found no value; expected {SUITE}.teacher.weig",
+    f"{SUITE}.student.recipe=null": f"{SUITE}.student.recipe: found no value, expected one",
     "triplet.margin=1": "claims; did you mean methods.triplet.margin?",
     "suite.digits.seeds=[1]": "did you mean suites.digits.seeds?",
     "run/device=cpu": "run/device: unknown key",
@@ -229,7 +239,7 @@ def test_every_example_suite_is_valid(tmp_path: Path) -> None:
     (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")  # with the published figures
     settings = load(tmp_path, [f"run.suites=[{','.join(examples['suites'])}]", "run.ablations=[margin]"])
     suites = {name: settings.for_suite(name) for name in settings.suites}
-    assert sum(len(suite.published) for suite in suites.values()) == 2 + 5 * 14
+    assert sum(len(suite.published) for suite in suites.values()) == 2 * 2 + 5 * 14
     nckd = [getattr(suites[name].methods["dkd"], "nckd") for name in ("digits", "cifar100_vgg13_vgg8")]  # noqa: B009
     assert nckd == [8.0, 6.0]
 
@@ -276,7 +286,7 @@ def test_the_command_line_changes_blocks_and_one_of_another_name_starts_anew() -
     changes = "{optimizer: {name: adamw, lr: 0.001, weight_decay: 0}, schedule: {name: cosine, warmup_epochs: 2}}"
     suite = digits(f"+{SUITE}.student.recipe={changes}", "run.ablations=[margin]")
     assert suite.student.recipe == Recipe(28, 50, AdamW(lr=0.001, weight_decay=0), Cosine(warmup_epochs=2))
-    assert isinstance(suite.teacher.recipe.optimizer, SGD)
+    assert suite.teacher.recipe and isinstance(suite.teacher.recipe.optimizer, SGD)
 
 
 def test_an_ablation_varies_parameters_and_the_recipe_by_its_leaves() -> None:

@@ -1,5 +1,6 @@
 """The networks: sizes, features, initial weights, what they refuse; dropout."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from torch import nn
 
 from tripletkd import models
 from tripletkd.errors import UserError
+from tripletkd.models import pretrained
 from tripletkd.models.cifar import ResNet
-from tripletkd.models.dropout import Dropout
+from tripletkd.models.dropout import Dropout, StochasticDepth
 from tripletkd.models.torchvision import TorchvisionNetwork
 
 # Of RepDistiller's models for 3 x 32 x 32 images and 100 classes; of the paper's networks by hand.
@@ -99,8 +101,13 @@ def test_initial_weights_are_the_study_s(name: str) -> None:
 
 
 def test_names_and_what_they_stand_for() -> None:
-    assert all(models.known(name) for name in [*models.NETWORKS, "torchvision/resnet18"])
-    assert not any(models.known(name) for name in ("resnet18", "torchvision/", "torchvision/resnet19", ""))
+    named = ("torchvision/resnet18", "torchvision/resnet18:layer1", "timm/resnet18", "timm/resnet18:layer2,layer3")
+    assert all(models.known(name) for name in [*models.NETWORKS, *named])
+    wrong = ("resnet18", "torchvision/", "torchvision/resnet19", "", "resnet8:conv1", "timm/", "timm/nothing")
+    assert not any(models.known(name) for name in wrong)
+    assert models.layers("timm/resnet18:layer2,layer3") == ("stage1", "stage2", "embedding")
+    with pytest.raises(UserError, match=r"found 4 modules, expected at most 3: stage1, stage2, stage3"):
+        models.known("timm/resnet18:a,b,c,d")
     assert models.definition("resnet20") == (ResNet, (), {"depth": 20})
     assert models.definition("torchvision/resnet18") == (TorchvisionNetwork, ("resnet18",), {})
 
@@ -115,11 +122,65 @@ def test_torchvision_networks() -> None:
     for name, shape, message in (
         ("resnet18", (28, 28, 1), "takes RGB images, the data set has 1 channel"),
         ("alexnet", (32, 32, 3), "does not take images of 32 x 32 pixels"),
-        ("efficientnet_b0", (32, 32, 3), "drops whole blocks"),
         ("squeezenet1_1", (64, 64, 3), "is not usable here"),
     ):
         with pytest.raises(UserError, match=f"torchvision/{name} {message}"):
             models.build(f"torchvision/{name}", shape, 10, seed=1)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+@torch.no_grad()
+def test_a_foreign_network_s_stages_are_the_outputs_of_the_modules_that_are_named(name: str) -> None:
+    network = models.build(f"{name}:layer1,layer3", (32, 32, 3), 10, seed=1).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen: dict[str, torch.Tensor] = {}
+    for stage, path in (("stage1", "body.layer1"), ("stage2", "body.layer3")):
+        module = network.get_submodule(path)
+        module.register_forward_hook(lambda *given, stage=stage: seen.update({stage: given[2]}))
+    features = network(images).features
+    assert list(features) == ["stage1", "stage2", "embedding"]
+    assert all(torch.equal(features[stage], seen[stage]) for stage in seen) and seen["stage1"].shape == (2, 64, 8, 8)
+    with pytest.raises(UserError, match=f"{name}: found no module 'layer9', expected one such as conv1, bn1"):
+        models.build(f"{name}:layer9", (32, 32, 3), 10, seed=1)
+    with pytest.raises(UserError, match=f"{name}: fc returns .*, expected maps"):
+        models.build(f"{name}:fc", (32, 32, 3), 10, seed=1)
+
+
+def test_timm_networks() -> None:
+    """Of as many channels as the images have; the logits are those that timm computes with these weights."""
+    network, again = (models.build("timm/resnet10t", (32, 32, 1), 10, seed=1) for _ in range(2))
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs = network.eval()(images)
+    assert outputs.logits.shape == (2, 10) and outputs.features["embedding"].shape == (2, 512)
+    assert torch.equal(outputs.logits, again.eval()(images).logits)
+    torch.testing.assert_close(outputs.logits, network.get_submodule("body")(images))
+    assert pretrained.head_of(network) == "body.fc"
+    with pytest.raises(UserError, match=r"timm/mobilenetv3_small_050_nothing: found no such network"):
+        models.build("timm/mobilenetv3_small_050_nothing", (32, 32, 3), 10, seed=1)
+
+
+def test_without_timm_a_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"timm/resnet18: timm is not installed; .*uv sync --extra timm"):
+        models.known("timm/resnet18")
+
+
+def test_stochastic_depth_comes_from_the_seed_and_spares_whole_images() -> None:
+    """In a network that has it, and in ours: dropped images are 0, kept ones are scaled."""
+    networks = [models.build("torchvision/efficientnet_b0", (32, 32, 3), 10, seed=1) for _ in range(2)]
+    assert any(isinstance(module, StochasticDepth) for module in networks[0].modules())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    first = networks[0](images).logits
+    torch.manual_seed(2)
+    assert torch.equal(first, networks[1](images).logits) and not torch.equal(first, networks[1](images).logits)
+    layer = models.seeded(1, partial(StochasticDepth, 0.25))
+    kept = torch.stack([layer(torch.ones(100, 3, 2))[:, 0, 0] for _ in range(20)])
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (kept > 0).double().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert not torch.equal(kept[0], kept[1])
+    together = models.seeded(1, partial(StochasticDepth, 0.5, together=True))
+    assert all(len(together(torch.ones(8, 2)).unique()) == 1 for _ in range(10))
 
 
 def test_dropout_drops_anew_each_step_and_apart_for_each_seed() -> None:

@@ -77,7 +77,8 @@ def print_plan(stage: Stage) -> float:
     print(f"{name} on {setup.compute.device}, from a few steps of each run; the data takes {disk:.1f} MiB of disk:")
     total = 0.0
     for label, job, epochs in parts(stage):
-        seconds = len(epochs) * OVERHEAD_S + sum(epochs) * seconds_an_epoch(setup, job, teacher, sizes)
+        an_epoch = seconds_an_epoch(setup, job, teacher, sizes) if any(epochs) else 0.0
+        seconds = len(epochs) * OVERHEAD_S + sum(epochs) * an_epoch
         print(f"  {label:12} {sum(epochs)} epochs, {len(job.seeds)} seed(s): about {readable(seconds)}", flush=True)
         total += seconds
     return total
@@ -85,8 +86,8 @@ def print_plan(stage: Stage) -> float:
 
 def parts(stage: Stage) -> Iterator[tuple[str, Job, list[int]]]:
     """List what is trained, for how many epochs in each run: the teacher on every split, the methods, the ablations."""
-    run, suite, runs = stage.config.run, stage.suite, Runs(stage, "made up")
-    yield "teacher", runs.teacher(), [suite.teacher.recipe.epochs] * len(run.splits)
+    run, suite, runs = stage.config.run, stage.suite, Runs(stage, "made up", fetched=False)
+    yield "teacher", runs.teacher(), [suite.teacher.recipe.epochs if suite.teacher.recipe else 0] * len(run.splits)
     for method in run.methods:
         yield method, runs.student(method), [suite.student.recipe.epochs]
     if epochs := [variant.recipe.epochs for name in run.ablations for variant in suite.ablations[name]]:

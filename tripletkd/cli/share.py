@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOCK = Path("dvc.lock")
 KINDS = {  # of files that are shared; none of them is run or imported
     "runs": (".csv", ".json", ".safetensors"),
+    "weights": (".json", ".safetensors"),
     "exports": (".json", ".md", ".onnx"),
     "data": (".json",),
 }

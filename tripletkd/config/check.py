@@ -107,6 +107,8 @@ def _keys(loc: tuple[int | str, ...], cls: Any) -> list[str]:
         else:
             members = typing.get_args(cls)
             cls = next((member for member in members if getattr(member, "name", None) == part), members[-1])
+        if type(None) in (members := typing.get_args(cls)):  # a block that may be left out
+            [cls] = [member for member in members if member is not type(None)]
     return [item.name for item in dataclasses.fields(cls)]
 
 

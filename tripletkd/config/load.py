@@ -11,7 +11,17 @@ from tripletkd import methods, models
 from tripletkd.config import published
 from tripletkd.config.check import check, near
 from tripletkd.config.compose import compose, merged
-from tripletkd.config.schema import ABLATED, MAX_SEEDS, Block, Settings, SuiteBlock, SuiteConfig, Variant
+from tripletkd.config.schema import (
+    ABLATED,
+    MAX_SEEDS,
+    Block,
+    Settings,
+    StudentSettings,
+    SuiteBlock,
+    SuiteConfig,
+    TeacherSettings,
+    Variant,
+)
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams
 from tripletkd.streams import check_distinct
@@ -208,10 +218,39 @@ def _check_suite(key: str, block: SuiteBlock) -> None:
                 f"{key}.{kind}.network: found {network.network!r}, expected one of {', '.join(models.NETWORKS)}, "
                 f"{models.TORCHVISION}NAME{near(network.network, list(models.NETWORKS))}"
             )
+        _check_weights(f"{key}.{kind}", network)
+        if network.recipe is None:
+            continue
         epochs = _fitting(network.recipe, f"{key}.{kind}.recipe").epochs
         if block.evaluate_every > epochs:
             found = block.evaluate_every
             raise UserError(f"{key}.evaluate_every: found {found}, expected at most {epochs}, the {kind}'s epochs")
+
+
+def _check_weights(key: str, network: TeacherSettings | StudentSettings) -> None:
+    """Refuse weights whose file nothing identifies, or that are of another network than the one they are for."""
+    weights = network.weights
+    if weights is None:
+        if network.recipe is None:
+            raise UserError(f"{key}.recipe: found no value; expected {key}.weights, or a recipe that trains them")
+        return
+    if (weights.sha256 is None) == (weights.git_blob is None):
+        found = "missing" if weights.sha256 is None else "found beside git_blob"
+        raise UserError(
+            f"{key}.weights.sha256: {found}; expected one of them: the file's sha256 (`sha256sum FILE`), or "
+            "its hash in git (git_blob, `git hash-object FILE`)"
+        )
+    is_named = weights.source.startswith(models.COLLECTIONS)
+    if is_named and weights.source != network.network.partition(":")[0]:
+        raise UserError(
+            f"{key}.weights.source: found {weights.source!r} for {key}.network {network.network!r}; expected the "
+            "network's own name"
+        )
+    if weights.tag is not None and not is_named:
+        raise UserError(
+            f"{key}.weights.tag: found with {weights.source!r}; expected with a source of "
+            f"{' or '.join(f'{name}NAME' for name in models.COLLECTIONS)}"
+        )
 
 
 def _check_layers(suite: SuiteConfig, method: str) -> None:

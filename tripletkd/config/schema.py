@@ -92,17 +92,36 @@ class InputSettings:
 
 
 @dataclass(frozen=True)
-class StudentSettings:
-    """The student of a suite. Its recipe is the suite's, but for what its own block changes."""
+class WeightsSettings:
+    """Weights that somebody else trained, from which a network starts in every seed."""
+
+    source: Text  # a file, an address (https://...), torchvision/NAME or timm/NAME
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of the file; this or git_blob
+    git_blob: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None  # of the file, as git has it
+    tag: Text | None = None  # which of a name's weights, such as IMAGENET1K_V1
+    classes: Annotated[Distinct[int | str], MinLen(1)] | None = None  # of the file, in the data set's order
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """What the blocks of a teacher and of a student have in common."""
 
     network: str
+    weights: WeightsSettings | None = None  # drawn from the seed where it is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSettings(NetworkSettings):
+    """The student of a suite. Its recipe is the suite's, but for what its own block changes."""
+
     recipe: Recipe
 
 
-@dataclass(frozen=True)
-class TeacherSettings(StudentSettings):
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings(NetworkSettings):
     """The teacher of a suite, likewise."""
 
+    recipe: Recipe | None  # None: taken as its weights are
     seed: Annotated[int, Ge(0)]
 
 

@@ -118,7 +118,9 @@ def measure_seed(
     )
 
 
-def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") -> list[dict[str, float]]:
+def output_map(
+    run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData", initial: Mapping[str, Tensor] | None = None
+) -> list[dict[str, float]]:
     """Project the first test images of every class to a plane, by the teacher's and a student's outputs.
 
     The plane is spanned by the two main directions of the teacher's logits on the test split (PCA). The student is that
@@ -128,6 +130,7 @@ def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") ->
         run: the student's run.
         teacher_logits: t(x) of the test split, [N, classes].
         data: the images.
+        initial: weights that the student starts from, in the place of those that its seed draws.
 
     Returns:
         A row an image: its label, and the coordinates teacher_x, teacher_y, before_x, ... after_y to four digits; no
@@ -138,6 +141,7 @@ def output_map(run: "TrainedRun", teacher_logits: Tensor, data: "DeviceData") ->
     seed, student = next(iter(run.networks.items()))
     record, labels = run.records[0], data.test.labels
     untrained = models.build(record.identity.network, record.image_shape, record.classes, seed)
+    untrained.load_state_dict({**untrained.state_dict(), **(initial or {})})
     logits = {
         "teacher": teacher_logits.double(),
         "before": predict(untrained, data.test).double(),

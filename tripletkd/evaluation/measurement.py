@@ -1,13 +1,13 @@
 """What is measured of a run, and its file: results/<suite>/measured/<split>/<name>.json."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tripletkd.errors import UserError
 from tripletkd.files import read_json, write_json
-from tripletkd.training.identity import RunIdentity
+from tripletkd.training.identity import RunIdentity, as_block
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ def _check_hits(seed: SeedMeasurement, images: int) -> None:
 
 def write(path: Path, measurement: Measurement) -> None:
     """Write the measurement of a method or of the teacher."""
-    write_json(path, _applicable(asdict(measurement), Measurement))
+    write_json(path, _applicable(as_block(measurement), Measurement))
 
 
 def write_ablation(path: Path, variants: Sequence[VariantMeasurement]) -> None:
     """Write the measurements of an ablation's variants, in their order."""
-    blocks = [asdict(variant) for variant in variants]
+    blocks = [as_block(variant) for variant in variants]
     write_json(path, [b | {"measurement": _applicable(b["measurement"], Measurement)} for b in blocks])
 
 

@@ -48,6 +48,30 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+class StochasticDepth(Dropout):
+    """Drops a block's output for whole images, by noise as Dropout has it.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+
+    Args:
+        p: the probability that an image's is dropped.
+        together: whether all images of a batch are dropped or kept together.
+    """
+
+    def __init__(self, p: float, together: bool = False) -> None:
+        super().__init__(p)
+        self.together = together
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop images of x, [B, ...] of one seed, and scale up the others, in training mode."""
+        if not self.training or self.p == 0.0:
+            return x
+        index = torch.arange(1 if self.together else len(x), device=x.device)
+        keep = _uniform((self.step << 32) + index, self.key) >= self.p
+        self.step.add_(1)
+        return x * keep.view(-1, *(1 for _ in x.shape[1:])) / (1.0 - self.p)
+
+
 def _uniform(counter: Tensor, key: Tensor) -> Tensor:
     """Compute numbers in [0, 1), of 24 bits each, from int64 counters and keys."""
     x = y = counter * key

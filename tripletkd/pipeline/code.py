@@ -12,6 +12,7 @@ from tripletkd.meaning import Definition, everything_in, meaning, versions_of
 from tripletkd.training.identity import COMPUTES
 
 CODE = Path("code.json")
+FETCHES = ("fetch", "fetch_weights")
 COMPUTES_NOTHING = (  # names of code, and what logs
     "tripletkd.training.identity:COMPUTES",
     "tripletkd.training.identity:REGISTRIES",
@@ -31,7 +32,7 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
     roots = everything_in(f"stages.{stage}")
     roots += everything_in(f"tripletkd.methods.{by_name}") if by_name not in (None, "teacher") else []
     # What a stage calls through the objects that params.yaml makes
-    roots += [Definition(*name.split(":")) for name in COMPUTES if stage != "fetch" or "config" in name]
+    roots += [Definition(*name.split(":")) for name in COMPUTES if stage not in FETCHES or "config" in name]
     without = [Definition(*name.split(":")) for name in COMPUTES_NOTHING]
     return {"code": meaning(roots, without), **versions_of(roots, without)}
 
@@ -39,7 +40,7 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
 def main() -> None:
     """Write what the code of every stage means, and of every method where a stage loads one by its name."""
     found: dict[str, object] = {}
-    for stage in ("fetch", "train_teacher", "ablate", "tabulate", "export"):
+    for stage in (*FETCHES, "train_teacher", "ablate", "tabulate", "export"):
         found[stage] = code_of_stage(stage)
     for stage in ("distill", "evaluate"):
         found[stage] = {method: code_of_stage(stage, method) for method in methods.names()}

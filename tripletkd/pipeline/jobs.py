@@ -10,14 +10,16 @@ from tripletkd.data.batches import DeviceData
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams, scratch
 from tripletkd.pipeline.stage import Stage
+from tripletkd.pipeline.weights import Kind, initial_of, read_initial
 from tripletkd.provenance import versions
 from tripletkd.training import run_record
 from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.identity import RunIdentity, described, refuse_unlike
-from tripletkd.training.job import Job
+from tripletkd.training.initial import start_from
+from tripletkd.training.job import NO_TRAINING, Job, build_trainer
 from tripletkd.training.optim import Recipe
 from tripletkd.training.run_record import Record, TrainedRun
-from tripletkd.training.trainer import Teacher
+from tripletkd.training.trainer import Teacher, Trainer
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,20 @@ class Runs:
         stage: Whose suite and split it is.
         data_sha256: The images that the runs are trained and measured on.
         teacher_sha256: The teacher's weights; None as long as nobody needs them.
+        fetched: Whether weights that a network starts from are here, so that their hash counts.
     """
 
     stage: Stage
     data_sha256: str
     teacher_sha256: str | None = None
+    fetched: bool = True
 
     def teacher(self) -> Job:
         """Describe the training of the suite's teacher."""
         teacher = self.stage.suite.teacher
         params = scratch.Params(ce=1.0)
-        identity = self._identity("teacher", "scratch", teacher.network, params, teacher.recipe)
-        return Job(identity, params, teacher.recipe, [teacher.seed])
+        identity = self._identity("teacher", "scratch", params, teacher.recipe)
+        return Job(identity, params, teacher.recipe or NO_TRAINING, [teacher.seed])
 
     def student(self, method: str) -> Job:
         """Describe the training of the suite's student by a method."""
@@ -88,26 +92,44 @@ class Runs:
 
     def _student(self, name: str, method: str, params: MethodParams, recipe: Recipe) -> Job:
         suite = self.stage.suite
-        identity = self._identity(name, method, suite.student.network, params, recipe)
+        identity = self._identity(name, method, params, recipe)
         return Job(identity, params, recipe, suite.seeds, suite.teacher.network)
 
-    def _identity(self, name: str, method: str, network: str, params: MethodParams, recipe: Recipe) -> RunIdentity:
-        suite = self.stage.suite
+    def _identity(self, name: str, method: str, params: MethodParams, recipe: Recipe | None) -> RunIdentity:
+        suite, kind = self.stage.suite, kind_of(name)
+        initial = initial_of(self.stage, kind) if self.fetched else None
         return RunIdentity(
             suite=suite.name,
             split=self.stage.config.split,
             name=name,
             method=method,
-            network=network,
+            network=getattr(suite, kind).network,
             params={} if name == "teacher" else described(params),
-            recipe=described(recipe),
+            recipe=described(recipe) if recipe else {},
             inputs=described(suite.inputs),
             precision=suite.precision,
             deterministic=self.stage.config.run.deterministic,
             evaluate_every=suite.evaluate_every,
             data_sha256=self.data_sha256,
             teacher_sha256=None if name == "teacher" else self.teacher_sha256,
+            initial_sha256=initial.sha256 if initial else None,
         )
+
+
+def kind_of(name: str) -> Kind:
+    """Say which of a suite's networks a run of that name trains."""
+    return "teacher" if name == "teacher" else "student"
+
+
+def make_trainer(stage: Stage, setup: Setup, job: Job, seeds: Sequence[int], teacher: Teacher | None) -> Trainer:
+    """Make the trainer of a job for some of its seeds, which start from the suite's weights where it names any.
+
+    Raises:
+        UserError: If these weights are not there, or the network or the method does not fit the images.
+    """
+    trainer = build_trainer(job, seeds, setup.data, setup.compute, teacher)
+    start_from(trainer, read_initial(stage, kind_of(job.identity.name)))
+    return trainer
 
 
 def is_of(stage: Stage, job: Job, record: Record) -> bool:

@@ -5,9 +5,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,24 +16,28 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from tripletkd import models
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.files import whole
-from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, set_up
+from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
+from tripletkd.pipeline.weights import read_initial
 from tripletkd.provenance import environment, fingerprint, versions
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
 from tripletkd.training.compute import CORES
-from tripletkd.training.job import Job, build_trainer
+from tripletkd.training.identity import as_block
+from tripletkd.training.job import Job
 from tripletkd.training.loop import Monitoring, TrainResult, fit
 from tripletkd.training.progress import ProgressBar, Unseen, Watch
 from tripletkd.training.run_record import TrainedRun
-from tripletkd.training.trainer import Teacher
+from tripletkd.training.trainer import Teacher, accuracy, predict
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ def train_run(training: Training) -> TrainedRun:
     if not only:
         remove_others(training.stage, training.folder, {f"seed-{seed}" for seed in job.seeds})
     due = _due(training, wanted)
+    if due and not job.recipe.epochs:
+        _write(training, take(training, due))
+        return run_record.read_run(training.folder, wanted)
     if due:
         _warn_of_bfloat16(training)
     groups, side_by_side = _plan(training, wanted, due)
@@ -107,6 +115,23 @@ def train_run(training: Training) -> TrainedRun:
     if side_by_side:
         _train_side_by_side(training, side_by_side)
     return run_record.read_run(training.folder, wanted)
+
+
+def take(training: Training, seeds: Sequence[int]) -> TrainResult:
+    """Take a teacher as its weights are; the history has one row for each seed, of epoch 0."""
+    job, data, compute, started = training.job, training.setup.data, training.setup.compute, time.monotonic()
+    networks, history = dict[int, nn.Module](), []
+    for seed in seeds:
+        networks[seed] = models.build(job.identity.network, data.dataset.image_shape, len(data.dataset.classes), seed)
+        networks[seed].load_state_dict(read_initial(training.stage, "teacher"))
+        networks[seed].to(compute.dtype)
+        shares = {
+            f"{name}_accuracy": accuracy(predict(networks[seed], split), split.labels).item()
+            for name, split in (("train", data.train), ("test", data.test))
+        }
+        history.append({"seed": seed, "epoch": 0, **shares})
+    here = environment(compute.device.type) | {"cuda_graph": False}
+    return TrainResult(networks, history, {}, time.monotonic() - started, [here])
 
 
 def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
@@ -237,7 +262,7 @@ def _log_path(training: Training, seed: int) -> Path:
 def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) -> None:
     """Train seeds together, from a checkpoint where one is left, and write their records and logs."""
     stage, setup, job = training.stage, training.setup, training.job
-    trainer = build_trainer(job, seeds, setup.data, setup.compute, training.teacher)
+    trainer = make_trainer(stage, setup, job, seeds, training.teacher)
     path = _checkpoint_path(training, seeds)
     here = environment(setup.compute.device.type) | {"cuda_graph": setup.compute.cuda_graph}
     checkpoint = Checkpoint(path, job.group_fingerprint(seeds), seeds, here, _save_policy(training))
@@ -257,7 +282,7 @@ def _about(training: Training, seeds: Sequence[int]) -> dict[int, dict[str, Any]
     """Describe seeds that are in training, for the mirror in MLflow."""
     job, log = training.job, training.stage.log(seconds=None)
     said = {
-        "identity": asdict(job.identity),
+        "identity": as_block(job.identity),
         "code": job.code,
         "versions": versions("torch", "numpy"),
         "log": {key: value for key, value in log.items() if value is not None},
@@ -310,7 +335,7 @@ def _keep_earlier(training: Training, seeds: Sequence[int]) -> None:
 
 def _aside(training: Training, record: run_record.Record) -> Path:
     """Name where a seed is kept that another one replaces."""
-    return training.checkpoints / f"seed-{record.seed}.{fingerprint(asdict(record))[:8]}"
+    return training.checkpoints / f"seed-{record.seed}.{fingerprint(as_block(record))[:8]}"
 
 
 def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tripletkd.provenance import fingerprint, sha256
@@ -23,7 +23,7 @@ from tripletkd.tracking.store import (
     place,
     stage_tags,
 )
-from tripletkd.training.identity import RunIdentity
+from tripletkd.training.identity import RunIdentity, as_block
 from tripletkd.training.run_record import HISTORY, RECORD, read_history, read_log, read_records, seed_folder
 
 CELL_TAG = "tripletkd.cell"  # what all seeds of a cell have in common, as a hash
@@ -38,7 +38,7 @@ def read_seeds(runs: Path, logs: Path) -> dict[Path, Entry]:
     for record in read_records(runs):
         folder = seed_folder(runs, record.seed)
         log, rows = read_log(logs / f"{folder.name}.json", folder / RECORD), read_history(folder / HISTORY)
-        entry = _entry(asdict(record), log, rows, logs)
+        entry = _entry(as_block(record), log, rows, logs)
         status, content = "FAILED" if record.failed else "FINISHED", sha256(folder / RECORD)
         seeds[folder] = replace(entry, status=status, record=content, files=[folder])
     for path in sorted(logs.glob(f"seed-*{live.SUFFIX}")):
@@ -62,12 +62,14 @@ def _entry(about: Block, log: Block, history: Sequence[Block], logs: Path) -> En
     said = {key: getattr(identity, key) for key in ("suite", "split", "name", "method", "network")}
     said |= {"data.sha256": identity.data_sha256, "teacher.sha256": identity.teacher_sha256}
     said |= {key: about.get(key) for key in ("code", "versions", *OF_A_SEED)}
-    said[CELL_TAG] = fingerprint(asdict(identity), about["code"])
+    if identity.initial_sha256:
+        said["initial.sha256"] = identity.initial_sha256
+    said[CELL_TAG] = fingerprint(as_block(identity), about["code"])
     names = ("recipe", "inputs", "precision", "deterministic", "evaluate_every")
     params = {"method": identity.params, "seed": seed, **{name: getattr(identity, name) for name in names}}
     split = "" if identity.split == "test" else f" ({identity.split})"
     name = f"{identity.suite}/{identity.name.rpartition('/')[2]}{split}{experiment_suffix(log)}/seed-{seed}"
-    key = fingerprint(asdict(identity), about["code"], about["versions"], seed)
+    key = fingerprint(as_block(identity), about["code"], about["versions"], seed)
     rows = {
         row["epoch"]: {re.sub("^test_", f"{identity.split}_", n): row[n] for n in row if n not in ("seed", "epoch")}
         for row in history

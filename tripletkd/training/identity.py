@@ -24,6 +24,7 @@ class RunIdentity:
         split: The part of the data that the run is measured on and has not seen.
         name: "teacher", a method, or "ablations/<ablation>/<variant>".
         method: The module of tripletkd.methods that computes the loss.
+        initial_sha256: Of the weights that every seed starts from; None where each draws its own.
     """
 
     suite: str
@@ -39,6 +40,7 @@ class RunIdentity:
     evaluate_every: int
     data_sha256: str
     teacher_sha256: str | None
+    initial_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be read or written outside the folders that a run belongs to."""
@@ -54,6 +56,19 @@ class RunIdentity:
     def is_teacher(self) -> bool:
         """Tell whether the run is the suite's teacher."""
         return self.name == "teacher"
+
+
+def as_block(holder: object) -> dict[str, Any]:
+    """Return a dataclass, in which identities may be, as JSON has it.
+
+    An identity leaves out what was added to it later and does not apply: the block of a run of before stays as it was.
+    """
+    assert dataclasses.is_dataclass(holder) and not isinstance(holder, type)
+    return asdict(holder, dict_factory=_without_absent)
+
+
+def _without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if (key, value) != ("initial_sha256", None)}
 
 
 def described(settings: object) -> dict[str, Any]:
@@ -86,7 +101,7 @@ def refuse_unlike(place: object, found: RunIdentity, expected: RunIdentity, sour
     Raises:
         UserError: If they differ. The message names the first key that does, with both values.
     """
-    if difference := first_difference(asdict(found), asdict(expected)):
+    if difference := first_difference(as_block(found), as_block(expected)):
         key, one, other = difference
         raise UserError(
             f"{place}: made with {key} {one}, params.yaml ({source}) has {other}; run its stages again, or write into "
@@ -115,7 +130,8 @@ def code_of(method: str, choices: Sequence[Definition]) -> str:
         choices: The classes of the networks, of the optimizer and of the schedule.
     """
     roots = [Definition(*name.split(":")) for name in COMPUTES]
-    return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without=REGISTRIES)
+    without = [definition for definition in REGISTRIES if definition not in choices]
+    return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without)
 
 
 # What computing begins with. tests/test_meaning.py compares what these reach with what is called while a run trains.
@@ -133,7 +149,7 @@ COMPUTES = (
 # Lists of what can be chosen from: what is chosen counts, the rest of the list does not.
 REGISTRIES = (
     Definition("tripletkd.models", "NETWORKS"),
-    Definition("tripletkd.models", "TorchvisionNetwork"),
+    Definition("tripletkd.models.torchvision", "TorchvisionNetwork"),
     Definition("tripletkd.training.optim", "OptimizerSettings"),
     Definition("tripletkd.training.optim", "ScheduleSettings"),
 )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
@@ -14,9 +14,13 @@ from tripletkd.meaning import definition_of
 from tripletkd.provenance import fingerprint, versions
 from tripletkd.streams import torch_seed
 from tripletkd.training.compute import Compute
-from tripletkd.training.identity import RunIdentity, code_of
-from tripletkd.training.optim import Recipe
+from tripletkd.training.identity import RunIdentity, as_block, code_of
+from tripletkd.training.initial import start_from
+from tripletkd.training.optim import SGD, MultiStep, Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
+
+# Of a network that is taken as it is
+NO_TRAINING = Recipe(0, 1, SGD(lr=1, momentum=0, weight_decay=0), MultiStep(decay_epochs=(), decay_factor=1))
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,13 @@ class Job:
         """Hash what computes the weights and the history, as it is now."""
         networks = [models.definition(name) for name in (self.identity.network, self.teacher_network) if name]
         chosen = [type(self.recipe.optimizer), type(self.recipe.schedule), *(network for network, *_ in networks)]
-        code = code_of(self.identity.method, list(map(definition_of, chosen)))
+        how_it_starts = [start_from] if self.identity.initial_sha256 else []
+        code = code_of(self.identity.method, list(map(definition_of, [*chosen, *how_it_starts])))
         return fingerprint(code, [arguments for _, *arguments in networks])
 
     def fingerprint(self, seed: int) -> str:
         """Hash all that a seed's files should depend on: not the device, nor what else is trained beside it."""
-        return fingerprint(asdict(self.identity), self.code, versions("torch", "numpy"), seed)
+        return fingerprint(as_block(self.identity), self.code, versions("torch", "numpy"), seed)
 
     def group_fingerprint(self, seeds: Sequence[int]) -> str:
         """Hash what the checkpoint of several seeds depends on."""

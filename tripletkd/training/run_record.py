@@ -14,7 +14,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tripletkd.errors import UserError
 from tripletkd.files import read_json, whole, write_csv, write_json
 from tripletkd.provenance import sha256, versions
-from tripletkd.training.identity import RunIdentity
+from tripletkd.training.identity import RunIdentity, as_block
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +100,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
                 weights_sha256=None if network is None else _write_weights(beside / WEIGHTS, network),
                 history_sha256=sha256(beside / HISTORY),
             )
-            write_json(beside / RECORD, asdict(record))
+            write_json(beside / RECORD, as_block(record))
         written.append(record)
     return written
 
@@ -156,10 +156,10 @@ def read_run(folder: Path, seeds: Sequence[int]) -> TrainedRun:
 
 def _check_end(path: Path, history: Sequence[Mapping[str, float]], record: Record) -> None:
     """Raise UserError if a history does not end where its record says that the seed ended, or failed."""
-    last = int(record.identity.recipe["epochs"])
+    first, last = min(1, epochs := int(record.identity.recipe.get("epochs", 0))), epochs  # 0: not trained here
     if failed := re.search(r"(at|after) epoch (\d+)", record.failed or ""):
         last = int(failed[2]) - (failed[1] == "at")
-    if [row["epoch"] for row in history] != list(range(1, last + 1)):
+    if [row["epoch"] for row in history] != list(range(first, last + 1)):
         reason = f"failed: {record.failed}" if record.failed else "whole"
         raise UserError(f"{path}: does not end at epoch {last}, {RECORD} says {reason}; run the stage again")
 
