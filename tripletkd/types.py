@@ -12,7 +12,7 @@ from tripletkd.errors import UserError
 
 # What a row of the history, or of its copy in MLflow, holds beside the terms of the loss.
 COLUMNS = ("seed", "epoch", "lr", "loss", "train_accuracy", "test_accuracy", "validation_accuracy")
-RESERVED = (*COLUMNS, "anchor_positive", "anchor_negative", "violated_triplets")
+RESERVED = (*COLUMNS, "train_loss", "test_loss", "anchor_positive", "anchor_negative", "violated_triplets")
 
 
 class Outputs(NamedTuple):

@@ -44,8 +44,9 @@ def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Chec
     """Train all seeds to the last epoch. The test split is measured, never used to choose.
 
     The history has a row for each seed and epoch: the terms (means over the epoch's images, before each update), and
-    with every evaluation the accuracy on either split, in eval mode over all its images, and what `metrics_fn` makes of
-    the test split's logits. A seed whose loss is not finite fails alone: its rows end before that epoch.
+    with every evaluation the accuracy and the loss on either split, in eval mode over all its images, and what
+    `metrics_fn` makes of the test split's logits. A seed whose loss is not finite fails alone: its rows end before that
+    epoch.
 
     Raises:
         checkpoint.Paused: if the run was stopped at a checkpoint.
@@ -93,13 +94,16 @@ def _train_epoch(step: Callable[[Plan], Terms], plan: Plan, trainer: Trainer, wa
 
 
 def _measure(trainer: Trainer, metrics_fn: MetricsFn | None) -> dict[str, list[float]]:
-    """Compute the accuracy of every seed on either split, and the further metrics."""
+    """Compute the accuracy of every seed on either split, the loss where it is of logits alone, and further metrics."""
     data = trainer.data
-    logits = trainer.predictions(data.test)
+    train_logits, logits = trainer.predictions(data.train), trainer.predictions(data.test)
     figures = {
-        "train_accuracy": accuracy(trainer.predictions(data.train), data.train.labels).tolist(),
+        "train_accuracy": accuracy(train_logits, data.train.labels).tolist(),
         "test_accuracy": accuracy(logits, data.test.labels).tolist(),
     }
+    if trainer.objective.is_of_logits:
+        figures["train_loss"] = trainer.evaluated_loss(train_logits, data.train).tolist()
+        figures["test_loss"] = trainer.evaluated_loss(logits, data.test).tolist()
     return figures | (metrics_fn(logits) if metrics_fn else {})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tripletkd.data.batches import DeviceData, DeviceSplit, Drawing, Plan, Sampler
+from tripletkd.data.batches import DeviceData, DeviceSplit, Drawing, Inputs, Plan, Sampler
 from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
@@ -79,6 +79,11 @@ class Objective:
     adapters: Sequence[nn.Module] | None = None  # one a seed, trained with the student and dropped afterwards
     draw: Callable[[Drawing], Tensor] | None = None  # what the method draws for a batch beside
     method: str = "the method"  # whose loss it is, for messages
+
+    @property
+    def is_of_logits(self) -> bool:
+        """Tell whether the loss is a function of logits and labels alone."""
+        return not self.needs & {"features", "index"} and self.adapters is None and self.draw is None
 
     @property
     def draws_negatives(self) -> bool:
@@ -203,6 +208,33 @@ class Trainer:
         terms = self.objective.loss(Batch(**seen, epoch=self.epoch))
         values = {"loss": total(terms, self.objective.method), **{name: term.value for name, term in terms.items()}}
         return values, {name: state[name] for name in adapter_buffers}
+
+    @torch.no_grad()
+    def evaluated_loss(self, logits: Tensor, split: DeviceSplit) -> Tensor:
+        """Compute the loss in eval mode over the training or the test split, of an objective that `is_of_logits`.
+
+        Each image has one x', drawn from the images of other classes, the same for all students and epochs.
+
+        Args:
+            logits: s(x), [S, N, classes], in the split's order.
+            split: whose images they are of.
+
+        Returns:
+            The weighted sum of the terms of each seed, [S].
+        """
+        drawn = Sampler(split.split.labels, Inputs(), negatives=True).draw(seed=0, epoch=0).index
+        index, other = drawn.to(split.device)
+        teacher, seen = self.objective.teacher, dict[str, Any]()
+        if teacher and self.objective.needs & {"teacher", "teacher_negative"}:
+            said = teacher.train_logits if split is self.data.train else teacher.test_logits
+            seen = {"teacher": Outputs(said[index], {}), "teacher_negative": Outputs(said[other], {})}
+
+        def of_seed(student: Tensor) -> Tensor:
+            outputs = {"student": Outputs(student[index], {}), "negative": Outputs(student[other], {})}
+            batch = Batch(split.labels[index], **outputs, **seen, epoch=self.epoch)
+            return total(self.objective.loss(batch), self.objective.method)
+
+        return torch.stack([of_seed(student) for student in logits])
 
     def tensors(self) -> dict[str, Tensor]:
         """Name all that changes in training: parameters, buffers, the optimizer's state; as they are, not copies."""
