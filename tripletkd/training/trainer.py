@@ -230,7 +230,7 @@ class Trainer:
             seen = {"teacher": Outputs(said[index], {}), "teacher_negative": Outputs(said[other], {})}
 
         def of_seed(student: Tensor) -> Tensor:
-            outputs = {"student": Outputs(student[index], {}), "negative": Outputs(student[other], {})}
+            outputs: dict[str, Any] = {"student": Outputs(student[index], {}), "negative": Outputs(student[other], {})}
             batch = Batch(split.labels[index], **outputs, **seen, epoch=self.epoch)
             return total(self.objective.loss(batch), self.objective.method)
 
