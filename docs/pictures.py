@@ -54,11 +54,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db"
         environment = os.environ | {"MLFLOW_TRACKING_URI": store}
-        words = [sys.executable, "-m", "tripletkd.tracking.mlflow", "runs/digits", "results/digits"]
-        subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+        tracking = [sys.executable, "-m", "tripletkd.tracking"]
+        subprocess.run(tracking, cwd=ROOT, env=environment, check=True, capture_output=True)
         with served(store) as port:
-            words = [sys.executable, "-m", "tripletkd.tracking.store", f"http://127.0.0.1:{port}"]
-            page = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout.split()[-1]
+            named = environment | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+            done = subprocess.run([*tracking, "ui", "0"], env=named, check=True, capture_output=True, text=True)
+            [page] = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("digits: ")]
             photograph(browser, page, HERE / "mlflow.png", 1500, 700)
         with Image.open(HERE / "mlflow.png") as picture:
             picture.crop((0, 0, picture.width - SIDE_PANEL, picture.height)).save(HERE / "mlflow.png")
