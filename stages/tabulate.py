@@ -73,7 +73,23 @@ def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = ""
     path = place / f"{name}{of}.csv"
     if not path.is_file() or sha256(path) != written:
         raise UserError(f"{path}: not the file that {name}.json was written with; run evaluate again")
-    return [row for row in read_history(path) if row.get("seed") not in measured.failed]
+    rows = [row for row in read_history(path) if row.get("seed") not in measured.failed]
+    if not of:
+        refuse_other_history(path, measured, rows)
+    return rows
+
+
+def refuse_other_history(path: Path, measured: Measurement, rows: list[dict[str, float]]) -> None:
+    """Raise UserError if the figures of a seed are not those of its history."""
+    from tripletkd.evaluation.measure import TOLERANCE
+
+    for seed in measured.seeds:
+        tested = [row for row in rows if row["seed"] == seed.seed and "test_accuracy" in row]
+        best = max(tested, key=lambda row: row["test_accuracy"], default={})
+        found = (best.get("test_accuracy"), best.get("epoch"))
+        gaps = [abs(getattr(seed, name) - tested[-1][name]) for name in ("test_accuracy", "train_accuracy") if tested]
+        if found != (seed.best_test_accuracy, seed.best_epoch) or max(gaps) > TOLERANCE:
+            raise UserError(f"{path}: seed {seed.seed} has other accuracies there than beside it; run evaluate again")
 
 
 def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:

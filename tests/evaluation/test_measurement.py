@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measurements import MEASURED, VARIANTS, measured, of_seed
+from measurements import HASH, MEASURED, VARIANTS, measured, of_seed
 
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
@@ -53,7 +53,14 @@ def test_where_nothing_was_measured_the_stage_is_named(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"test_images": 99}, "test_correct is not of 99 images"),
-        ({"seeds": [asdict(of_seed(3, 80.0, test_accuracy=0.81))]}, "test_accuracy 0.81, test_correct has 802"),
+        ({"seeds": [asdict(of_seed(3, 80.0, test_accuracy=0.81))]}, "test_accuracy 0.81, test_correct has 800"),
+        ({"weights_sha256": {"1": HASH, "2": HASH}}, "two have the same weights"),
+        ({"seeds": [asdict(of_seed(3, 0.0, test_correct="f" * 250))]}, "test_accuracy 0.0, test_correct has 1000"),
+        (
+            {"test_images": 999, "seeds": [asdict(of_seed(3, 0.0, test_correct=249 * "0" + "1"))]},
+            "is not of 999 images",
+        ),
+        ({"seeds": [asdict(of_seed(3, 80.0, train_accuracy=float("nan")))]}, "train_accuracy nan"),
         ({"seeds": []}, "measurements of no seed"),
         ({"seeds": [{"seed": 1}]}, "seeds.0.train_accuracy"),
     ],

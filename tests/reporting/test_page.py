@@ -29,7 +29,7 @@ def test_the_report_is_in_the_order_of_a_paper(html: str) -> None:
         "<table>",
         "The teacher is one paper_student.",
         "<dt><b>scratch</b></dt><dd>trained on the labels alone</dd>\n<dt><b>kd</b>",
-        "One teacher, one set of 1,003 test images",
+        "One teacher, one set of 1,000 test images",
         "numbers for classes (0 a cat &amp; $dog$ of $x, 1 猫): the teacher",
         "environment.json beside this file",
         "<dt>recipe</dt><dd>epochs 28, optimizer.name sgd, optimizer.lr 0.01</dd>",

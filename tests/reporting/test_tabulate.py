@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from measurements import HISTORY, POINT, measured
+from measurements import POINT, history_of, measured
 
 from stages import tabulate
 from tripletkd.config.load import load
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         measurement.write(at / "teacher.json", of_job(runs.teacher(), class_names=("0", "1")))
         for name in METHODS:
             history, mapped = at / f"{name}.csv", at / f"{name}_map.csv"
-            write_csv(history, HISTORY)
+            write_csv(history, history_of(of_job(runs.student(name))))
             write_csv(mapped, [POINT])
             files = {"history_sha256": sha256(history), "map_sha256": sha256(mapped)}
             measurement.write(at / f"{name}.json", of_job(runs.student(name), **files))
@@ -80,7 +80,8 @@ def test_runs_as_params_yaml_says_make_a_table_without_seeds_that_failed(project
     assert list(results.measured) == ["teacher", *METHODS] and [line.reference for line in results.ablations["margin"]]
     runs = len(results.measured) + len(results.ablations["margin"])
     assert len(everything) == runs + 1  # the teacher of the ablation's split
-    assert (results.histories["scratch"], results.histories["kd"]) == (HISTORY, HISTORY[:2])
+    of_seeds = {name: {row["seed"] for row in results.histories[name]} for name in ("scratch", "kd")}
+    assert of_seeds == {"scratch": {1, 2, 3}, "kd": {1}}
     assert tabulate.gather(stage_of("test", "run.methods=[kd]", "run.ablations=[]"))[0].rows[-1].method == "kd"
 
 
@@ -111,6 +112,17 @@ def test_a_table_of_unlike_runs_is_refused(
     (project / file).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"{MEASURED_AT}/{file}: {message}"):
         tabulate.gather(stage_of("test"))
+
+
+@pytest.mark.fault
+def test_figures_that_the_history_does_not_have_are_refused(project: Path) -> None:
+    path = project / "test/kd.json"
+    for name, value in (("best_epoch", 3), ("best_test_accuracy", 0.9), ("train_accuracy", 0.5)):
+        content = json.loads(path.read_text())
+        content["seeds"][1][name] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"kd.csv: seed 2 has other accuracies there than beside it"):
+            tabulate.gather(stage_of("test"))
 
 
 @pytest.mark.fault

@@ -89,3 +89,21 @@ def test_a_record_that_cannot_be_true_is_refused(changes: dict[str, Any], messag
     path.write_text(json.dumps(record | changes))
     with pytest.raises(UserError, match=message):
         run_record.read_record(path.parent)
+
+
+@pytest.mark.fault
+def test_a_record_with_its_weights_or_its_history_against_it_is_refused(tmp_path: Path) -> None:
+    """Thirty million classes are compared with the weights before a network of them is built."""
+    written(tmp_path)
+    for seed, found, altered, message in (
+        (1, '"classes": 10', '"classes": 30000000', "fc2.weight is not of the shape that record.json says"),
+        (1, '"epochs": 1', '"epochs": 9', "history.csv: does not end at epoch 9, record.json says whole"),
+        (2, "at epoch 2", "at epoch 9", "history.csv: does not end at epoch 8, record.json says failed"),
+    ):
+        path = tmp_path / f"seed-{seed}/record.json"
+        before = path.read_text()
+        assert found in before
+        path.write_text(before.replace(found, altered))
+        with pytest.raises(UserError, match=message):
+            run_record.read_run(tmp_path, [seed])
+        path.write_text(before)

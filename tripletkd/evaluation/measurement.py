@@ -1,5 +1,6 @@
 """What is measured of a run, and its file: results/<suite>/measured/<split>/<name>.json."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +31,8 @@ class SeedMeasurement:
     train_accuracy: float
     train_cross_entropy: float | None = None
     test_accuracy: float
-    test_correct: str  # hexadecimal: a bit an image in the split's order, set where its class was predicted
+    # Hexadecimal: a bit an image, first image first, set where its class was predicted; the last byte is filled with 0
+    test_correct: str
     test_cross_entropy: float
     test_calibration_error: float
     test_calibration: Calibration
@@ -72,6 +74,8 @@ class Measurement:
             raise ValueError("measurements of no seed")
         for seed in self.seeds:
             _check_hits(seed, self.test_images)
+        if len(set(self.weights_sha256.values())) < len(self.weights_sha256):
+            raise ValueError(f"of the seeds {', '.join(map(str, self.weights_sha256))}, two have the same weights")
 
     @property
     def all_seeds(self) -> list[int]:
@@ -100,12 +104,13 @@ class VariantMeasurement:
 
 def _check_hits(seed: SeedMeasurement, images: int) -> None:
     """Raise ValueError if a seed's hits are not of as many images as were tested, or not its accuracy."""
-    hits = bytes.fromhex(seed.test_correct)
-    if len(hits) != -(-images // 8):  # eight to a byte
+    hits = int.from_bytes(bytes.fromhex(seed.test_correct))
+    if len(seed.test_correct) != 2 * -(-images // 8) or hits % 2 ** (-images % 8):  # eight to a byte, the last padded
         raise ValueError(f"seed {seed.seed}: test_correct is not of {images} images")
-    right = int.from_bytes(hits).bit_count()
-    if abs(right - seed.test_accuracy * images) >= 0.5:
-        raise ValueError(f"seed {seed.seed}: test_accuracy {seed.test_accuracy}, test_correct has {right}")
+    if not math.isclose(hits.bit_count(), seed.test_accuracy * images, abs_tol=1e-6):
+        raise ValueError(f"seed {seed.seed}: test_accuracy {seed.test_accuracy}, test_correct has {hits.bit_count()}")
+    if not 0 <= seed.train_accuracy <= 1:  # nor is NaN
+        raise ValueError(f"seed {seed.seed}: train_accuracy {seed.train_accuracy}")
 
 
 def write(path: Path, measurement: Measurement) -> None:
