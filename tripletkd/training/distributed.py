@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tripletkd.data.batches import DeviceSplit, Plan, normalise
-from tripletkd.errors import UserError
+from tripletkd.errors import Paused, UserError
 from tripletkd.models.dropout import Dropout
 from tripletkd.training.checkpoint import Checkpoint, Progress
 from tripletkd.training.compute import Compute
@@ -70,6 +70,16 @@ class Processes:
         dist.all_reduce(whole)
         return torch.cat([whole[:, : at.start], own, whole[:, at.stop :]], dim=1)
 
+    def widen(self, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Give a layer that draws noise the whole batch, with zeros in the place of the others' parts."""
+        [x], at = inputs, self.part(self.batch)
+        around = [0, 0] * (x.dim() - 1) + [at.start, self.batch - at.stop]
+        return (F.pad(x, around),) if layer.training else None
+
+    def narrow(self, layer: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor | None:
+        """Keep of such a layer's output the own part."""
+        return output[self.part(self.batch)] if layer.training else None
+
     def agreed(self, decide: Callable[[], T]) -> T:
         """Return what the first process decides."""
         found: list[Any] = [None if self.rank else decide()]
@@ -84,6 +94,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
     Raises:
         UserError: if one of them has ended.
+        Paused: if all of them were stopped at a checkpoint.
     """
     on_gpu = device.type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
@@ -96,6 +107,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
             "another process of this training has ended, and so does this one; the same command goes on from the last "
             "checkpoint"
         ) from error
+    except Paused:
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
@@ -159,33 +173,20 @@ class WholeBatchNorm(_BatchNorm):
         return normalized
 
 
-class PartialDropout(Dropout):
-    """Takes its part of the noise of the whole batch."""
-
-    def __init__(self, p: float, processes: Processes) -> None:
-        super().__init__(p)
-        self.processes = processes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop units of x, a part of the batch, [b, units, ...]."""
-        if not self.training or self.p == 0.0:
-            return x
-        at = self.processes.part(self.processes.batch)
-        around = [0, 0] * (x.dim() - 1) + [at.start, self.processes.batch - at.stop]
-        return super().forward(F.pad(x, around))[at]
-
-
 def _divide(network: nn.Module, processes: Processes, compute: Compute) -> None:
-    """Replace the layers that look at the whole batch; an ensemble holds the numbers of all layers itself."""
+    """Change the layers that look at the whole batch; an ensemble holds the numbers of all layers itself."""
     for name, old in list(network.named_modules()):
-        new: nn.Module
-        if isinstance(old, _BatchNorm):
+        if isinstance(old, Dropout):
+            old.register_forward_pre_hook(processes.widen)
+            old.register_forward_hook(processes.narrow)
+        elif type(old) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             new = WholeBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
-        elif isinstance(old, Dropout):
-            new = PartialDropout(old.p, processes)
-        else:
-            continue
-        network.set_submodule(name, new.to(device=compute.device, dtype=compute.dtype))
+            network.set_submodule(name, new.to(device=compute.device, dtype=compute.dtype))
+        elif isinstance(old, _BatchNorm):
+            raise UserError(
+                f"torchrun: the network's {name} is a {type(old).__name__}, a batch norm whose statistics are not "
+                "summed over processes; train this network in one process"
+            )
 
 
 class Part(DeviceSplit):
@@ -206,7 +207,7 @@ class Part(DeviceSplit):
         return super()._send(at[..., self.processes.part(at.shape[-1])] if isinstance(at, Tensor) else at)
 
     def own_chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the places and the inputs of every so manieth chunk, not augmented, for evaluation."""
+        """Yield the places and the inputs of this process's share of the chunks, not augmented, for evaluation."""
         places = [slice(start, start + size) for start in range(0, len(self), size)]
         places = places[self.processes.rank :: self.processes.count]
         chunks = self._arriving(places) if self.images is None else (self.images[at] for at in places)
