@@ -190,7 +190,7 @@ def _divide(network: nn.Module, processes: Processes, compute: Compute) -> None:
 
 
 class Part(DeviceSplit):
-    """Makes inputs of this process's part of each batch, and of its chunks of the split."""
+    """Makes inputs of this process's part of each batch, and of its part of the split."""
 
     def __init__(self, split: DeviceSplit, processes: Processes) -> None:
         """Share the images of a split."""
@@ -207,9 +207,9 @@ class Part(DeviceSplit):
         return super()._send(at[..., self.processes.part(at.shape[-1])] if isinstance(at, Tensor) else at)
 
     def own_chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the places and the inputs of this process's share of the chunks, not augmented, for evaluation."""
-        places = [slice(start, start + size) for start in range(0, len(self), size)]
-        places = places[self.processes.rank :: self.processes.count]
+        """Yield the places and the inputs of this process's part of the split, not augmented, for evaluation."""
+        own = self.processes.part(len(self))
+        places = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
         chunks = self._arriving(places) if self.images is None else (self.images[at] for at in places)
         for at, images in zip(places, chunks, strict=True):
             yield at, normalise(images, self.mean, self.std)
