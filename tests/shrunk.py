@@ -94,7 +94,8 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def with_faults(folder: Path) -> str:
-    """A PYTHONPATH with which FAULT and FAULT_IN work in every Python process."""
-    (folder / "sitecustomize.py").write_text("import faults\nfaults.install_from_environment()\n")
+def with_faults(folder: Path, rank: str = "") -> str:
+    """A PYTHONPATH with which FAULT and FAULT_IN work in every Python process, or in torchrun's of that number."""
+    text = f"import os, faults\nif os.environ.get('RANK', '') == '{rank}':\n    faults.install_from_environment()\n"
+    (folder / "sitecustomize.py").write_text(text)
     return os.pathsep.join(map(str, (folder, ROOT / "tests")))

@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
-from shrunk import ENVIRONMENT, change, shrink, with_faults
+from safetensors.torch import load_file
+from shrunk import ENVIRONMENT, change, command, shrink, with_faults
+from torch.testing import assert_close
 
 from tripletkd.provenance import sha256
 
@@ -99,3 +102,33 @@ def test_seeds_side_by_side_give_the_bytes_of_one_process_also_when_they_were_st
     assert stage(project, *APART, "2").count("going on after epoch 1") == 2
     assert hashes(project) == together and record.read_text() == recorded and trained_with(project, 2) == [2]
     assert kept == {*project.glob("checkpoints/**/weights.*")}  # nothing was lost, so that nothing is kept
+
+
+def test_two_processes_of_one_training_end_together_and_go_on_together(project: Path, tmp_path: Path) -> None:
+    """One is killed in the second epoch of the second seed; the weights are those of one process but for rounding."""
+    run = project / "runs" / RUN
+    expected = {seed: load_file(run / f"seed-{seed}/weights.safetensors") for seed in (1, 2)}
+    one = json.loads((run / "seed-2/record.json").read_text())
+    shutil.rmtree(run)
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", *DISTILL, "run.checkpoint_minutes=0.000001")
+    variables: dict[str, Any] = {"PYTHONPATH": f"{with_faults(tmp_path, rank='1')}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    fault = {"FAULT": "kill tripletkd.training.trainer:Trainer.step 77", "FAULT_IN": "stages.distill"}
+    command(project, *torchrun, check=False, **(variables | fault))
+    assert list(hashes(project)) == ["seed-1"]
+    printed = command(project, *torchrun, **variables)
+    assert printed.count("triplet: seeds 1 are there") == printed.count("going on after epoch 1") == 1
+    for seed, weights in expected.items():
+        assert_close(load_file(run / f"seed-{seed}/weights.safetensors"), weights, rtol=1e-4, atol=1e-5)
+        assert trained_with(project, seed) == [seed]
+    several = json.loads((run / "seed-2/record.json").read_text())
+    assert {key for key in one if one[key] != several[key]} == {"weights_sha256", "history_sha256"}
+    assert not list(project.glob("checkpoints/digits/**/*.safetensors")) and not list(project.glob(".locks/*"))
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "torchrun: stages.evaluate is for one process"), ("1", "")])
+def test_torchrun_starts_no_stage_that_does_not_train_and_the_first_process_says_so(
+    rank: str, said: str, project: Path
+) -> None:
+    variables: dict[str, Any] = {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    printed = command(project, sys.executable, "-m", "stages.evaluate", *DISTILL[1:], check=False, **variables)
+    assert said in printed and bool(said) == bool(printed)

@@ -9,11 +9,12 @@ from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams, scratch
-from tripletkd.pipeline.stage import Stage
+from tripletkd.pipeline.stage import Stage, torchrun
 from tripletkd.pipeline.weights import Kind, initial_of, read_initial
 from tripletkd.provenance import versions
 from tripletkd.training import run_record
 from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
+from tripletkd.training.distributed import on_own_device
 from tripletkd.training.identity import RunIdentity, described, refuse_unlike
 from tripletkd.training.initial import start_from
 from tripletkd.training.job import NO_TRAINING, Job, build_trainer
@@ -51,6 +52,8 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
         dataset = dataset.with_holdout(suite.holdout)
     height, _, channels = dataset.image_shape
     compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
+    if torchrun()[1] > 1:
+        compute = on_own_device(compute)
     set_up_process(compute, suite.precision, run.deterministic, height)
     resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
     data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype, resident)

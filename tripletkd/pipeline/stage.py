@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tripletkd.config.schema import Split, SuiteConfig
 
 CODE = ["stages", "tripletkd", "dvc.yaml", "params.yaml", "pyproject.toml", "uv.lock"]  # what a run's numbers depend on
+DIVIDED = ("distill", "train_teacher")  # stages that torchrun may start
 EX_TEMPFAIL = 75  # of sysexits.h: the same command does it later. It stopped at a checkpoint, or another was at work
 
 
@@ -177,6 +178,13 @@ def tracking_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
+def torchrun() -> tuple[int, int]:
+    """Return the number of this process and how many there are, where torchrun started them; else 0 and 1."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def run(
     main: Callable[[Stage], None],
     needs: Sequence[str] = ("suite",),
@@ -194,11 +202,18 @@ def run(
     assert isinstance(main, FunctionType)
     name = Path(main.__code__.co_filename).stem
     overrides, options = parse(name, main.__globals__["__doc__"], needs, trains)
+    if follows := torchrun()[0] > 0:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # the first process says everything
     with errors_for_people():
+        if torchrun()[1] > 1 and name not in DIVIDED:
+            raise UserError(f"torchrun: stages.{name} is for one process, expected one of {', '.join(DIVIDED)}")
         stage = open_stage(name, overrides, needs, options, allow_teacher)
         stage.dependencies  # noqa: B018  # those of the start
         words = [name, *(getattr(stage.config, need) for need in needs)]
-        with nullcontext() if options.only_seeds else exclusive(*words), mirror.start(tracking_root()):
+        with ExitStack() as stack:
+            if not follows:
+                stack.enter_context(nullcontext() if options.only_seeds else exclusive(*words))
+                stack.enter_context(mirror.start(tracking_root()))
             main(stage)
         refuse_changes(stage)
 
@@ -235,13 +250,16 @@ def open_stage(
 @contextmanager
 def errors_for_people() -> Iterator[None]:
     """Turn what a person can mend into one message and an exit code that is not 0."""
+    follows = torchrun()[0] > 0  # the first process of a training says for all what all of them meet
     try:
         yield
     except Paused as paused:
-        print(f"paused: {paused}", file=sys.stderr)
+        if not follows:
+            print(f"paused: {paused}", file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not follows:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(EX_TEMPFAIL if isinstance(error, Busy) else 1)
     except OSError as error:  # no room, no rights: what was there before is whole, see files.whole
         place = f"{error.filename}: " if error.filename else ""

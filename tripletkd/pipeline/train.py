@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,13 +26,14 @@ from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.files import whole
 from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, set_up
 from tripletkd.pipeline.locks import exclusive
-from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people
+from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people, torchrun
 from tripletkd.pipeline.weights import read_initial
 from tripletkd.provenance import environment, fingerprint, versions
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
 from tripletkd.training.compute import CORES
+from tripletkd.training.distributed import CommonCheckpoint, ParallelTrainer, Processes, joined
 from tripletkd.training.identity import as_block
 from tripletkd.training.job import Job
 from tripletkd.training.loop import Monitoring, TrainResult, fit
@@ -50,6 +52,7 @@ class Training:
         job: What is to be trained.
         teacher: For the methods that need one.
         more: Whether the stage has more to train after this.
+        processes: That train it together, where torchrun started several.
     """
 
     stage: Stage
@@ -57,6 +60,7 @@ class Training:
     job: Job
     teacher: Teacher | None = None
     more: bool = False
+    processes: Processes | None = None
 
     @property
     def folder(self) -> Path:
@@ -96,25 +100,29 @@ def train_run(training: Training) -> TrainedRun:
     if unknown := sorted(set(only) - set(job.seeds)):
         raise UserError(f"--only-seeds: {unknown[0]} is not there; expected some of {', '.join(map(str, job.seeds))}")
     wanted = [seed for seed in job.seeds if not only or seed in only]
-    if not only:
-        remove_others(training.stage, training.folder, {f"seed-{seed}" for seed in job.seeds})
-    due = _due(training, wanted)
-    if due and not job.recipe.epochs:
-        _write(training, take(training, due))
-        return run_record.read_run(training.folder, wanted)
-    if due:
-        _warn_of_bfloat16(training)
-    groups, side_by_side = _plan(training, wanted, due)
+    if torchrun()[1] == 1:
+        _train(training, wanted)
+    else:
+        with joined(training.setup.compute.device) as processes:
+            _train(replace(training, processes=processes), wanted)
+        if processes.rank:
+            sys.exit()  # what is left to do, the first process does
+    return run_record.read_run(training.folder, wanted)
+
+
+def _train(training: Training, wanted: Sequence[int]) -> None:
+    """Train those of the seeds that are not finished."""
+    processes = training.processes
+    groups, side_by_side = processes.agreed(partial(_plan, training, wanted)) if processes else _plan(training, wanted)
     for group in groups:
         more = training.more or bool(side_by_side) or group is not groups[-1]
         _train_group(
             replace(training, more=more),
             group,
-            None if training.stage.options.quiet else ProgressBar(str(job.identity)),
+            None if training.stage.options.quiet else ProgressBar(str(training.job.identity)),
         )
     if side_by_side:
         _train_side_by_side(training, side_by_side)
-    return run_record.read_run(training.folder, wanted)
 
 
 def take(training: Training, seeds: Sequence[int]) -> TrainResult:
@@ -192,21 +200,29 @@ def _unfit(training: Training, seed: int) -> str | None:
     return None if is_finished else "of other parameters, data, teacher, code or versions of packages"
 
 
-def _plan(training: Training, wanted: Sequence[int], due: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+def _plan(training: Training, wanted: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     """Say which seeds are trained together in this process, and which side by side in processes of their own.
 
     Groups that an earlier call has begun go on as they were, but for those of one seed where seeds are trained side by
-    side: the process of a seed finds its checkpoint.
+    side: the process of a seed finds its checkpoint. Several processes of one training train one seed after the other.
     """
+    if not training.stage.options.only_seeds:
+        remove_others(training.stage, training.folder, {f"seed-{seed}" for seed in training.job.seeds})
+    due = _due(training, wanted)
+    if due and not training.job.recipe.epochs:
+        _write(training, take(training, due))
+        return [], []
+    if due:
+        _warn_of_bfloat16(training)
     groups = _resumable(training, due, wanted)
-    apart = _processes(training, due) > 1
+    apart = _processes(training, due) > 1 and not training.processes
     if apart:
         groups = [group for group in groups if len(group) > 1 or group[0] not in due]
     begun = {seed for group in groups for seed in group}
     rest = [seed for seed in due if seed not in begun]
     if apart or not rest:
         return groups, rest
-    return [*groups, rest], []
+    return [*groups, *([seed] for seed in rest)] if training.processes else [*groups, rest], []
 
 
 def _processes(training: Training, seeds: Sequence[int]) -> int:
@@ -265,7 +281,16 @@ def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) 
     trainer = make_trainer(stage, setup, job, seeds, training.teacher)
     path = _checkpoint_path(training, seeds)
     here = environment(setup.compute.device.type) | {"cuda_graph": setup.compute.cuda_graph}
+    processes = training.processes
+    if processes:
+        here |= {"processes": processes.count}
+        trainer = ParallelTrainer(trainer, processes)
     checkpoint = Checkpoint(path, job.group_fingerprint(seeds), seeds, here, _save_policy(training))
+    if processes:
+        checkpoint = CommonCheckpoint(checkpoint, processes)
+    if processes and processes.rank:
+        fit(trainer, training.monitoring(Unseen()), checkpoint)
+        return
     live = Live(watch or Unseen(), training.logs, _about(training, seeds))
     with ExitStack() as locks:
         for seed in seeds:

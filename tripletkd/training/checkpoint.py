@@ -105,14 +105,18 @@ class Checkpoint:
 
     def after_epoch(self, tensors: Mapping[str, Tensor], progress: Progress, epochs: int) -> None:
         """Save if it is time to, or the last epoch; raises Paused if it is time to stop and there is more to train."""
-        now = time.monotonic()
-        stop = self.signal or self.policy.reason_to_stop(now)
-        if progress.epoch == epochs or stop or now - self.saved >= 60 * self.policy.minutes:
+        due, stop = self.decide()
+        if progress.epoch == epochs or stop or due:
             self.save(tensors, progress)
         if stop and (progress.epoch < epochs or self.policy.more):
             raise Paused(
                 f"stopped at epoch {progress.epoch} of {epochs} ({stop}); the same command goes on from {self.path}"
             )
+
+    def decide(self) -> tuple[bool, str | None]:
+        """Say whether it is time to save, and why to stop; None where there is no reason."""
+        now = time.monotonic()
+        return now - self.saved >= 60 * self.policy.minutes, self.signal or self.policy.reason_to_stop(now)
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         """Write the file, in the place of an earlier one."""
