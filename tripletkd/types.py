@@ -65,7 +65,7 @@ def absent(name: str) -> Any:
 class Batch:
     """Holds one seed's batch as a loss sees it; what the method did not ask for in its NEEDS is Absent."""
 
-    labels: Tensor  # y, [B], int64
+    labels: Tensor  # y, [B], int64; shares of the classes, [B, classes], where the recipe smooths or mixes labels
     student: Outputs  # s(x)
     teacher: Outputs = field(default=absent("teacher"))  # t(x): eval mode, no gradient
     negative: Outputs = field(default=absent("negative"))  # s(x'): for each x an image of another class

@@ -31,6 +31,11 @@ class Inputs:
         """Tell whether an image is another one each time it is taken."""
         return self.flip or self.crop_padding > 0
 
+    def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+        """Draw how so many images are augmented, [count] each, by the name that a Plan has for it."""
+        corner = random.integers(0, 2 * self.crop_padding, (count, 2), endpoint=True)
+        return {"row": corner[:, 0], "column": corner[:, 1], "flip": (random.random(count) < 0.5) & self.flip}
+
     def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Put mean and std, [C] each, on a device, once: a CUDA graph cannot hold a copy from the host."""
         mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (self.mean, self.std))
@@ -43,8 +48,9 @@ class Plan:
 
     View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
     index: where the images stand in the split; row, column: where the crop begins in the padded image; flip: whether it
-    is mirrored. draw: of an epoch, draws `drawn` for the images at a slice of N. Of a batch, drawn: what the method
-    drew for it, [..., N, ...]; images: as they are stored, [..., views, N, H, W, C], unless the device has them all.
+    is mirrored; key: what the view of a photograph is drawn from (data.views). draw: of an epoch, draws `drawn` for the
+    images at a slice of N. Of a batch, drawn: what the method drew for it, [..., N, ...], or how it is mixed; images:
+    as they are stored, [..., views, N, H, W, C], unless the device has them all.
     """
 
     index: Tensor
@@ -53,6 +59,7 @@ class Plan:
     flip: Tensor | None = None
     drawn: Tensor | None = None
     images: Tensor | None = None
+    key: Tensor | None = None
     draw: Callable[[slice], Tensor] | None = field(default=None, kw_only=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -148,15 +155,11 @@ class Sampler:
             views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
         # A stream a view: whether there is an x' makes no difference to x.
         augmented = range(len(views)) if self.inputs.augments else ()
-        crops = [self._crop(np.random.default_rng([seed, epoch, AUGMENTATION, view])) for view in augmented]
-        parts = [torch.from_numpy(np.stack(part)) for part in (views, *zip(*crops, strict=True))]
-        plan = Plan(*parts)
-        return replace(plan, draw=partial(self._draw, seed, epoch, order)) if self.draw_batch else plan
-
-    def _crop(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        count = len(self.split.labels)
-        corner = rng.integers(0, 2 * self.inputs.crop_padding, (count, 2), endpoint=True)
-        return corner[:, 0], corner[:, 1], (rng.random(count) < 0.5) & self.inputs.flip
+        randoms = [np.random.default_rng([seed, epoch, AUGMENTATION, view]) for view in augmented]
+        drawn = [self.inputs.draw(random, len(order)) for random in randoms]
+        parts = {"index": views} | {name: [each[name] for each in drawn] for name in (drawn[0] if drawn else ())}
+        stacked: dict[str, Any] = {name: torch.from_numpy(np.stack(part)) for name, part in parts.items()}
+        return Plan(**stacked, draw=partial(self._draw, seed, epoch, order) if self.draw_batch else None)
 
     def other_class(self, index: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
         """Draw for each image one of all images of other classes, uniformly."""
@@ -222,16 +225,20 @@ class DeviceSplit:
 
     def _arriving(self, places: Iterable[Tensor | slice]) -> Iterator[Tensor]:
         """Give the images at each of these places on the device, which is sent the next ones meanwhile."""
-        for images, _ in pairwise(chain(map(self._send, places), [None])):
+        for images, _ in pairwise(chain(map(self._send, self._gathered(places)), [None])):
             assert images is not None
             if self.stream:
                 torch.cuda.current_stream().wait_stream(self.stream)
                 images.record_stream(torch.cuda.current_stream())
             yield images
 
-    def _send(self, at: Tensor | slice) -> Tensor:
-        """Gather images on the host; a GPU gets them on a stream of their own, and nobody waits."""
-        images = torch.from_numpy(self.split.take(at if isinstance(at, slice) else at.numpy()))
+    def _gathered(self, places: Iterable[Tensor | slice]) -> Iterator[Tensor]:
+        """Gather the images at each of these places on the host."""
+        for at in places:
+            yield torch.from_numpy(self.split.take(at if isinstance(at, slice) else at.numpy()))
+
+    def _send(self, images: Tensor) -> Tensor:
+        """Send images to the device; a GPU gets them on a stream of their own, and nobody waits."""
         if self.stream is None:
             return images
         with torch.cuda.stream(self.stream):

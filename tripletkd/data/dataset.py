@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,11 +71,21 @@ class Split:
 
     def select(self, index: NDArray[np.intp]) -> "Split":
         """Keep the images at these places; none is copied."""
-        return Split(self.stored, self.labels[index], index if self.places is None else self.places[index])
+        return replace(self, labels=self.labels[index], places=index if self.places is None else self.places[index])
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        """Yield what the hash of a data set covers: the shape, and the pixels of all images in order."""
+        yield json.dumps(self.shape).encode()
+        for chunk in self.chunks():
+            yield chunk.data
+
+    def items(self) -> Iterator[bytes | memoryview]:
+        """Yield by what each image is known again: its pixels."""
+        return (image.data for chunk in self.chunks() for image in chunk)
 
     def hashes(self) -> NDArray[np.uint8]:
-        """Hash each image's pixels with sha256: [N, 32]."""
-        digests = (hashlib.sha256(image.data).digest() for chunk in self.chunks() for image in chunk)
+        """Hash each of `items` with sha256: [N, 32]."""
+        digests = (hashlib.sha256(item).digest() for item in self.items())
         return np.fromiter(digests, "S32", len(self.labels)).view(np.uint8).reshape(-1, 32)
 
     def per_class(self, count: int) -> NDArray[np.intp]:
@@ -103,9 +113,8 @@ class Dataset:
         """Hash pixels, labels and class names; the order of the images counts."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update(json.dumps(split.shape).encode())
-            for chunk in split.chunks():
-                digest.update(chunk.data)
+            for content in split.contents():
+                digest.update(content)
             digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
         return digest.hexdigest()
 
@@ -169,25 +178,34 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, object]
     Raises:
         UserError: If there is no room for the images.
     """
-    splits = {"train": dataset.train, "test": dataset.test}
-    counts = {part: len(split.labels) for part, split in splits.items()}
-    needed, free = sum(split.nbytes for split in splits.values()), shutil.disk_usage(folder).free
+    splits = [dataset.train, dataset.test]
+    needed, free = sum(split.nbytes for split in splits), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{folder.parent}: the images take {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free: "
             "make room, or take fewer (data.per_class) or smaller ones (data.image_size)"
         )
-    _write(folder / IMAGES, [dataset.train, dataset.test], f"writing {source}")
-    np.save(folder / LABELS, np.concatenate([split.labels for split in splits.values()]).astype("<i8"))
-    layout = {"image_shape": dataset.image_shape, "classes": dataset.classes, "images": counts}
-    dataset = _read(folder, layout)
-    mean, std = _channel_statistics(dataset.train)
+    _write(folder / IMAGES, splits, f"writing {source}")
+    np.save(folder / LABELS, np.concatenate([split.labels for split in splits]).astype("<i8"))
+    dataset = _read(folder, _layout(dataset))
+    return describe(folder, dataset, {"source": source, **(more or {})}, _channel_statistics(dataset.train))
+
+
+def _layout(dataset: Dataset) -> dict[str, Any]:
+    counts = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+    return {"image_shape": dataset.image_shape, "classes": dataset.classes, "images": counts}
+
+
+def describe(
+    folder: Path, dataset: Dataset, more: Mapping[str, object], statistics: tuple[list[float], list[float]]
+) -> dict[str, Any]:
+    """Write dataset.json, and return what it says: `more`, the hashes and counts, and the statistics (mean, std)."""
+    splits, (mean, std) = {"train": dataset.train, "test": dataset.test}, statistics
     description = {
-        "source": source,
-        **(more or {}),
+        **more,
         "sha256": dataset.sha256(),
         "unordered_sha256": dataset.unordered_sha256(),
-        **layout,
+        **_layout(dataset),
         "images_per_class": {
             part: np.bincount(split.labels, minlength=len(dataset.classes)).tolist() for part, split in splits.items()
         },
@@ -213,15 +231,20 @@ def _write(path: Path, splits: Sequence[Split], title: str) -> None:
 
 def _read(folder: Path, description: Mapping[str, Any]) -> Dataset:
     """Map the images and read the labels, which must have the shapes that the description says."""
+    if "photographs" in description:
+        from tripletkd.data import photographs
+
+        return photographs.read(folder, description)
     train, images = description["images"]["train"], sum(description["images"].values())
-    stored = _map(folder / IMAGES, "|u1", (images, *description["image_shape"]))
-    labels = np.array(_map(folder / LABELS, "<i8", (images,)))
+    stored = map_file(folder / IMAGES, "|u1", (images, *description["image_shape"]))
+    labels = np.array(map_file(folder / LABELS, "<i8", (images,)))
     first, rest = slice(train), slice(train, None)
     classes = tuple(description["classes"])
     return Dataset(Split(stored[first], labels[first]), Split(stored[rest], labels[rest]), classes)
 
 
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def map_file(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map a .npy file; UserError unless it has that type and shape."""
     try:
         found = npy.open_memmap(path, mode="r")
         if (found.dtype, found.shape) != (np.dtype(dtype), shape):
@@ -235,9 +258,20 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
 
 def _channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation a channel of pixels / 255, exactly: from a histogram of the 256 values."""
-    values, counts = np.arange(256) / 255, np.zeros((split.shape[3], 256), dtype=np.int64)
+    counts = np.zeros((split.shape[3], 256), dtype=np.int64)
     for chunk in split.chunks():
-        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(chunk, -1, 0)]
+        counts += histogram(chunk)
+    return statistics(counts)
+
+
+def histogram(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count the 256 values of each channel, [C, 256], of images [..., C]."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+
+
+def statistics(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Compute mean and standard deviation of each channel's values / 255 from their histogram [C, 256]."""
+    values = np.arange(256) / 255
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ values
     std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))

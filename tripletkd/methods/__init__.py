@@ -11,6 +11,8 @@ A method's module defines
               dropped afterwards, shaped to the Outputs of both networks for two images; `loss` calls it as
               batch.adapters. Of a method that needs "index" it is adapters(student, teacher, params, images), with the
               number of training images. What the module assigns to its buffers in `forward` is there in the next step
+    by_class  optional: by_class(params) says whether `loss` compares labels beyond the cross-entropy. It then gets no
+              labels that are shares of classes (label smoothing, mixup, cutmix)
     draw      optional: draw(context, params) draws on the host what the method wants for a batch of one seed, from the
               training split by class and a generator (data.batches.Drawing); `loss` finds it as batch.drawn
 """
@@ -68,3 +70,8 @@ def needs(method: Method[P], params: P) -> frozenset[str]:
         Some of "teacher", "negative", "teacher_negative", "features" and "index".
     """
     return method.needs(params) if hasattr(method, "needs") else getattr(method, "NEEDS")  # noqa: B009
+
+
+def by_class(method: Method[P], params: P) -> bool:
+    """Say whether a method compares images by their labels, beyond the cross-entropy."""
+    return hasattr(method, "by_class") and method.by_class(params)

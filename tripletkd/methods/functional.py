@@ -52,11 +52,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: [B, classes].
-        labels: [B], int64.
+        labels: [B], int64; or shares of the classes, [B, classes], for -sum_c labels_ic log softmax(logits_i)_c.
 
     Returns:
         The mean over the batch, a scalar in nats.
     """
+    if labels.dim() == 2:
+        return -(labels * F.log_softmax(logits, dim=1)).sum(1).mean()
     own = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     return -torch.where(own, F.log_softmax(logits, dim=1), 0.0).sum(1).mean()
 

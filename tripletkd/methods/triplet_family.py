@@ -43,6 +43,11 @@ def needs(params: Params) -> frozenset[str]:
     return frozenset(wanted)
 
 
+def by_class(params: Params) -> bool:
+    """Say whether the batch's images are negatives of each other by their labels."""
+    return params.triplet > 0 and params.negatives in IN_BATCH
+
+
 def hinge(near: Tensor, far: Tensor, weight: Tensor, margin: Tensor | float) -> Tensor:
     """Compute the triplet loss with several weighted negatives for each anchor.
 

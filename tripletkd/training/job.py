@@ -10,9 +10,10 @@ from torch import nn
 
 from tripletkd import methods, models
 from tripletkd.data.batches import DeviceData
-from tripletkd.meaning import definition_of
+from tripletkd.meaning import Definition, definition_of
 from tripletkd.provenance import fingerprint, versions
 from tripletkd.streams import torch_seed
+from tripletkd.training import mixing
 from tripletkd.training.compute import Compute
 from tripletkd.training.identity import RunIdentity, as_block, code_of
 from tripletkd.training.initial import start_from
@@ -21,6 +22,8 @@ from tripletkd.training.trainer import Objective, Teacher, Trainer
 
 # Of a network that is taken as it is
 NO_TRAINING = Recipe(0, 1, SGD(lr=1, momentum=0, weight_decay=0), MultiStep(decay_epochs=(), decay_factor=1))
+# What makes inputs of photographs; it counts for no run on images of one size
+PHOTOGRAPHS = [Definition("tripletkd.data.views", "load"), Definition("tripletkd.config.schema", "SuiteInputs")]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Job:
         networks = [models.definition(name) for name in (self.identity.network, self.teacher_network) if name]
         chosen = [type(self.recipe.optimizer), type(self.recipe.schedule), *(network for network, *_ in networks)]
         how_it_starts = [start_from] if self.identity.initial_sha256 else []
-        code = code_of(self.identity.method, list(map(definition_of, [*chosen, *how_it_starts])))
+        how_seen = PHOTOGRAPHS if "size" in self.identity.inputs else []
+        code = code_of(self.identity.method, [*map(definition_of, [*chosen, *how_it_starts]), *how_seen])
         return fingerprint(code, [arguments for _, *arguments in networks])
 
     def fingerprint(self, seed: int) -> str:
@@ -77,10 +81,14 @@ def build_trainer(
     method = methods.load(job.identity.method)
     shape, classes = data.dataset.image_shape, len(data.dataset.classes)
     students = {seed: models.build(job.identity.network, shape, classes, seed) for seed in seeds}
+    mixing.check(job.identity.method, job.params, job.recipe)
+    draw = partial(mixing.draw, recipe=job.recipe) if job.recipe.mixes else None
+    if draw is None and hasattr(method, "draw"):
+        draw = partial(method.draw, params=job.params)
     objective = Objective(
         loss=partial(method.loss, params=job.params),
         needs=methods.needs(method, job.params),
-        draw=partial(method.draw, params=job.params) if hasattr(method, "draw") else None,
+        draw=draw,
         teacher=teacher,
         adapters=_adapters(job, students, data, teacher),
         method=f"method {job.identity.method}",

@@ -144,6 +144,14 @@ class Recipe:
     batch_size: Annotated[int, Ge(1)]
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0  # the share of a label that all classes divide among them
+    mixup: Annotated[float, Ge(0)] = 0.0  # alpha of the shares of two images, see training.mixing; 0: none
+    cutmix: Annotated[float, Ge(0)] = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Tell whether images are mixed: with both keys, either for half of the batches."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1.

@@ -14,6 +14,7 @@ from tripletkd.data.batches import DeviceData, DeviceSplit, Drawing, Inputs, Pla
 from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
 from tripletkd.training.ensemble import Ensemble, State, stack
+from tripletkd.training.mixing import mixed, shares
 from tripletkd.training.optim import Optimizer, Recipe
 from tripletkd.types import Batch, Outputs, Term, total
 
@@ -154,6 +155,12 @@ class Trainer:
         views = train.take(batch)
         index, images = batch.index[:, 0], views[:, 0]
         seen: dict[str, Any] = {"labels": train.labels[index]}
+        if self.recipe.mixes or self.recipe.label_smoothing:
+            classes = len(self.data.dataset.classes)
+            seen["labels"] = shares(seen["labels"], classes, self.recipe.label_smoothing, self.compute.dtype)
+        if self.recipe.mixes:
+            assert batch.drawn is not None
+            images, seen["labels"] = mixed(images, seen["labels"], batch.drawn)
         seen["student"], negative = self._outputs(images, views[:, 1] if "negative" in needs else None)
         if negative is not None:
             seen["negative"] = negative
@@ -163,7 +170,7 @@ class Trainer:
             seen["teacher_negative"] = self._ask_teacher(batch.index[:, 1], views[:, 1])
         if "index" in needs:
             seen["index"] = index
-        if batch.drawn is not None:
+        if batch.drawn is not None and not self.recipe.mixes:
             seen["drawn"] = batch.drawn
         terms: Terms
         terms, remembered = torch.vmap(self._terms)(seen, self.adapter_params, self.adapter_buffers)
@@ -190,7 +197,7 @@ class Trainer:
         """
         teacher, features = self.objective.teacher, "features" in self.objective.needs
         assert teacher is not None
-        if not features and not self.data.train.inputs.augments:
+        if not features and not self.data.train.inputs.augments and not self.recipe.mixes:
             return Outputs(teacher.train_logits[index], {})
 
         def network(images: Tensor) -> Outputs:
