@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tripletkd import export, models
-from tripletkd.config.schema import InputSettings
+from tripletkd.config.check import check
+from tripletkd.config.schema import SuiteInputs
 from tripletkd.data import dataset as canonical
 from tripletkd.data.dataset import Split
 from tripletkd.errors import UserError
@@ -75,12 +76,12 @@ def main(stage: Stage) -> None:
     if method != "teacher":  # whose time is measured in the same minute
         timed["teacher_latency_ms"] = choose(stage, "teacher").to_onnx(sources)
     times = measure_latency(timed, images)
-    folder = stage.path("exports", method)
+    folder, examples = stage.path("exports", method), {"inputs": export.samples(images, EXAMPLES).tolist()}
     with whole(folder) as beside:
         beside.mkdir()
         (beside / "model.onnx").write_bytes(model)
         (beside / "MODEL_CARD.md").write_text(markdown(exported, sources), encoding="utf-8")
-        (beside / "example.json").write_text(json.dumps({"inputs": images.take(slice(EXAMPLES)).tolist()}) + "\n")
+        (beside / "example.json").write_text(json.dumps(examples) + "\n")
         write_json(beside / "export.json", asdict(exported))
         write_log(beside / "log.json", beside / "export.json", stage.log(**times))
     stage.say(
@@ -114,7 +115,7 @@ def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
     if record is None:
         left = ", ".join(map(str, alive))
         raise UserError(f"--seed {seed}: {folder} has no such seed that did not fail; it has {left}")
-    inputs = InputSettings(**record.identity.inputs).build(record.image_shape[2])
+    inputs = check(SuiteInputs, record.identity.inputs, f"{folder}: inputs").build(record.image_shape[2])
     return Chosen(folder, records, record, Classifier(load_network(folder, record).float(), inputs))
 
 
@@ -198,7 +199,7 @@ def measure_latency(exported: dict[str, bytes], images: Split) -> dict[str, floa
     return {
         f"{name}_batch_{batch}": round(milliseconds, 4)
         for batch in BATCHES
-        for name, milliseconds in export.latency(exported, images.take(slice(batch)), batch).items()
+        for name, milliseconds in export.latency(exported, export.samples(images, batch), batch).items()
     }
 
 

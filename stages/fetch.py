@@ -20,14 +20,13 @@ TAKERS = {  # the sources that read a setting of `data`
     "path": ("torchvision", "folder", "archive"),
     "sha256": ("archive",),
     "image_size": ("folder", "archive"),
+    "short_side": ("folder", "archive"),
 }
 TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would hold the stage for ever
 
 
 def main(stage: Stage) -> None:
     """Fetch the images of a suite."""
-    from tripletkd.data import dataset as data
-
     settings, target = stage.suite.data, stage.path("data")
     # Of torchvision's own archive it is the same whether it was downloaded or at hand.
     origin = f"{settings.source} {settings.name or (settings.path and Path(settings.path).name) or ''}".rstrip()
@@ -36,8 +35,21 @@ def main(stage: Stage) -> None:
         with obtain(settings, beside) as whole_set:
             dataset = whole_set.limited(settings.per_class) if settings.per_class else whole_set
             stage.suite.inputs.build(dataset.image_shape[2])
-            description = data.save(dataset, beside, origin, rules(settings))
+            description = save(stage, dataset, beside, origin)
     stage.say(f"{target}: {summary(description)}")
+
+
+def save(stage: Stage, dataset: Dataset, folder: Path, origin: str) -> dict[str, Any]:
+    """Write the images, or encoded photographs; returns the description of the data set."""
+    from tripletkd.data import dataset as data
+    from tripletkd.data import photographs
+    from tripletkd.training.compute import CORES
+
+    more, workers = rules(stage.suite.data), stage.config.run.workers
+    if stage.suite.data.short_side is None:
+        return data.save(dataset, folder, origin, more)
+    view, workers = stage.suite.inputs.view, CORES if workers is None else workers
+    return photographs.save(dataset, folder, {"source": origin, **more}, view, workers)
 
 
 def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Dataset]:
@@ -65,8 +77,8 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
     if not settings.path:
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
-        return nullcontext(sources.folder(existing(settings.path), settings.image_size))
-    return sources.archive(existing(settings.path), settings.sha256, folder, settings.image_size)
+        return nullcontext(sources.folder(existing(settings.path), settings.image_size, settings.short_side))
+    return sources.archive(existing(settings.path), settings.sha256, folder, settings.image_size, settings.short_side)
 
 
 def existing(path: str) -> Path:
@@ -98,8 +110,9 @@ def rules(settings: DataSettings) -> dict[str, Any]:
 def summary(description: dict[str, Any]) -> str:
     """Summarise for a person: counts, shape, a hash to compare by, and images that blur what is measured."""
     images, duplicates = description["images"], description["duplicates"]
+    kind = "photographs, of which networks see" if "photographs" in description else "images of"
     return (
-        f"{images['train']} training and {images['test']} test images of "
+        f"{images['train']} training and {images['test']} test {kind} "
         f"{' x '.join(map(str, description['image_shape']))}, {len(description['classes'])} classes, "
         f"sha256 {description['sha256'][:12]}; {duplicates['train_and_test']} images stand in both splits, "
         f"{duplicates['contradicting_labels']} under several labels"

@@ -2,17 +2,21 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tripletkd.data.batches import Inputs, normalise
 from tripletkd.data.dataset import Split
+from tripletkd.data.photographs import PhotographSplit, View
+from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 
 OPSET = 18  # what PyTorch's exporter writes without converting; onnxruntime reads it since 1.14
@@ -24,7 +28,10 @@ WARM_UP_CALLS, TIMED_CALLS, TIMED_SECONDS = 5, 30, 1.0  # at least so many calls
 
 
 class Classifier(nn.Module):
-    """Turns images into probabilities: normalisation as in training, the network in eval mode, softmax."""
+    """Turns images into probabilities: normalisation as in training, the network in eval mode, softmax.
+
+    Photographs are resized and cropped first, as evaluation sees them but for rounding: there pixels are whole numbers.
+    """
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         """Put a network, on the processor, behind the preprocessing that it was trained with."""
@@ -34,13 +41,51 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images, uint8 [N, H, W, C]; returns float32 [N, classes], rows that sum to 1."""
+        if isinstance(self.inputs, PhotographInputs):
+            images = seen(images, self.inputs.view)
         mean, std = self.inputs.statistics(images.device, torch.float32)
         probabilities: Tensor = self.network(normalise(images, mean, std)).logits.softmax(1)
         return probabilities
 
 
+def seen(images: Tensor, view: View) -> Tensor:
+    """Resize the shorter side and crop the center, as torchvision does with an image.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        view: To which sizes.
+
+    Returns:
+        float32 [N, size, size, C], not rounded.
+    """
+    height, width = images.shape[1:3]
+    short = torch.sym_min(height, width)
+    size: list[Any] = [side * view.resize // short for side in (height, width)]
+    resized = F.interpolate(images.movedim(-1, 1).float(), size, mode="bilinear", antialias=True)
+    for dim, side in enumerate(size, start=2):
+        over = side - view.size
+        resized = resized.narrow(dim, (over + over // 2 % 2) // 2, view.size)  # half of it, to the even number
+    return resized.movedim(1, -1)
+
+
+def samples(split: Split, count: int) -> NDArray[np.uint8]:
+    """Take the first images of a split as a classifier takes them, [count, H, W, C]: of photographs one, whole."""
+    return next(_whole(split)) if isinstance(split, PhotographSplit) else split.take(slice(count))
+
+
+def _whole(split: Split) -> Iterator[NDArray[np.uint8]]:
+    """Yield a split's images as a classifier takes them: [BATCH, H, W, C], or [1, H, W, C] of a photograph."""
+    if not isinstance(split, PhotographSplit):
+        yield from split.chunks(BATCH)
+        return
+    for place in range(len(split.labels)) if split.places is None else split.places.tolist():
+        yield np.array(split.stored.open(place))[None]
+
+
 def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequence[str]) -> bytes:
     """Make an ONNX file of a classifier: input `images`, output `probabilities`, their number free.
+
+    Photographs of one call have one size, which is free too.
 
     Args:
         classifier: What to export.
@@ -50,14 +95,18 @@ def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequenc
     Returns:
         The file's contents; equal weights give equal bytes.
     """
+    free, shape = {0: torch.export.Dim("N")}, list(image_shape)
+    if isinstance(classifier.inputs, PhotographInputs):
+        free |= {1: torch.export.Dim("H"), 2: torch.export.Dim("W")}
+        shape[1] += 1  # no square, from which nothing is to be concluded
     program = torch.onnx.export(
         classifier,
-        (torch.zeros(2, *image_shape, dtype=torch.uint8),),
+        (torch.zeros(2, *shape, dtype=torch.uint8),),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],
         output_names=["probabilities"],
-        dynamic_shapes=({0: torch.export.Dim("N")},),
+        dynamic_shapes=(free,),
         verbose=False,
     )
     assert program is not None
@@ -99,8 +148,8 @@ def verify(model: bytes, classifier: Classifier, split: Split) -> Check:
         UserError: If they disagree on a single image's class, or on a probability by more than TOLERANCE.
     """
     call = _open(model)
-    expected = np.concatenate([classifier(torch.from_numpy(images)).numpy() for images in split.chunks(BATCH)])
-    found = np.concatenate([call(images) for images in split.chunks(BATCH)])
+    expected = np.concatenate([classifier(torch.from_numpy(images)).numpy() for images in _whole(split)])
+    found = np.concatenate([call(images) for images in _whole(split)])
     check = compare(expected, found, split.labels)
     if check.other_class or not check.max_difference <= TOLERANCE:
         raise UserError(

@@ -25,6 +25,7 @@ from tripletkd.config.schema import (
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams
 from tripletkd.streams import check_distinct
+from tripletkd.training import mixing
 from tripletkd.training.optim import Recipe
 
 NOT_METHODS = ("teacher", "ablations")  # folders that stand beside the methods' folders
@@ -125,6 +126,7 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
             suite = config.for_suite(name)
             for method in [config.method] if config.method else config.run.methods:
                 _check_layers(suite, method)
+                _check_labels(suite, method)
             for ablation in config.asked if name in config.run.suites else filter(None, [config.ablation]):
                 suite.ablations[ablation]  # says why one does not fit
     except UserError as problem:  # which may quote anything
@@ -211,6 +213,10 @@ def _check_suite(key: str, block: SuiteBlock) -> None:
             "would begin with some of its teacher's weights, and see the images in its order"
         )
     check_distinct([block.teacher.seed, *block.seeds], f"{key}.seeds")
+    try:
+        block.inputs.check(block.data)
+    except UserError as problem:
+        raise UserError(f"{key}.{problem}") from None
     _fitting(block.recipe, f"{key}.recipe")
     for kind, network in (("teacher", block.teacher), ("student", block.student)):
         if not models.known(network.network):
@@ -262,6 +268,15 @@ def _check_layers(suite: SuiteConfig, method: str) -> None:
                     f"methods.{method}.layers[{i}]: found {layer!r}, but suites.{suite.name}.{kind}.network {network} "
                     f"returns {', '.join(known)}; choose one of these, or leave {method} out of run.methods"
                 )
+
+
+def _check_labels(suite: SuiteConfig, method: str) -> None:
+    """Refuse a method that asks for an image's class where the recipe mixes or smooths labels."""
+    try:
+        if method in suite.methods:
+            mixing.check(method, suite.methods[method], suite.student.recipe)
+    except UserError as problem:
+        raise UserError(f"suites.{suite.name}.{problem}") from None
 
 
 def _fitting(recipe: Recipe, key: str) -> Recipe:

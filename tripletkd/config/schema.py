@@ -11,6 +11,8 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import Field
 
 from tripletkd.data.batches import Inputs
+from tripletkd.data.photographs import View
+from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams
 from tripletkd.methods.functional import Distinct
@@ -22,6 +24,8 @@ MAX_SEEDS = 300  # of a suite: beyond 354, SciPy finds no power for the table
 Block = dict[str, object]  # judged later, when it is known what it belongs to
 Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # of folders, and of DVC's keys
 Split = Literal["test", "validation"]
+Share = Annotated[float, Gt(0), Le(1)]
+MAX_HUE = 0.5  # of a color jitter: half of the circle to either side
 Percent = Annotated[float, Ge(0), Le(100)]
 Text = Annotated[str, MinLen(1)]
 
@@ -54,6 +58,7 @@ class RunSettings:
     fuse_seeds: Literal["auto", "always", "never"]
     checkpoint_minutes: Annotated[float, Gt(0)]
     export: Distinct[str]  # methods, and `teacher`, that are written as ONNX files
+    workers: Annotated[int, Ge(0)] | None = None  # processes that decode photographs; as many as processors by default
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class DataSettings:
     path: str | None = None  # folder, archive: where it is; torchvision: the original archive, in place of a download
     sha256: str | None = None  # archive: what it must be
     image_size: Annotated[int, Ge(8)] | None = None  # folder, archive: pixels of either side, after resize and crop
+    short_side: Annotated[int, Ge(8)] | None = None  # folder, archive: photographs stay encoded, at most so large
     per_class: Annotated[int, Ge(1)] | None = None  # only the first N images of each class, of either split
 
 
@@ -89,6 +95,74 @@ class InputSettings:
                     f"inputs.{name}: {len(values)} values for images of {channels} channel(s); give 1 or {channels}"
                 )
         return Inputs(tuple(self.mean), tuple(self.std), self.crop_padding, self.flip)
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """What training does to a photograph, by torchvision.transforms.v2: the flip is `inputs.flip`."""
+
+    random_resized_crop: Annotated[list[Share], MinLen(2), MaxLen(2)] | None = None  # smallest and largest area
+    color_jitter: Annotated[list[Annotated[float, Ge(0)]], MinLen(4), MaxLen(4)] | None = None  # brightness, ..., hue
+    rand_augment: Annotated[list[Annotated[int, Ge(1), Le(30)]], MinLen(2), MaxLen(2)] | None = None  # ops, magnitude
+    trivial_augment: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """What evaluation does to a photograph, before the square in its center is cropped."""
+
+    resize: Annotated[int, Ge(8)] | None = None  # pixels of the shorter side; the size of the input by default
+
+
+@dataclass(frozen=True)
+class SuiteInputs(InputSettings):
+    """The same, and for photographs (`data.short_side`) the size of a network's input, and how they become one."""
+
+    size: Annotated[int, Ge(8)] | None = None
+    train: TrainView = TrainView()
+    test: EvaluationView = EvaluationView()
+
+    def build(self, channels: int) -> Inputs:
+        """Return the Inputs of images with that many channels.
+
+        Raises:
+            UserError: A list has neither one value nor one a channel.
+        """
+        pixels = super().build(channels)
+        return pixels if self.size is None else PhotographInputs(**vars(pixels), view=self.view, train=vars(self.train))
+
+    @property
+    def view(self) -> View:
+        """What evaluation sees of a photograph."""
+        assert self.size is not None
+        return View(self.test.resize or self.size, self.size)
+
+    def check(self, data: DataSettings) -> None:
+        """Raise UserError, which begins with the key, if photographs and how they become inputs do not go together."""
+        hue = (self.train.color_jitter or [0])[-1]
+        scale = self.train.random_resized_crop or [1, 1]
+        for is_wrong, message in (
+            (data.short_side and data.image_size, "data.image_size: found with data.short_side; expected one of them"),
+            (data.short_side and not self.size, "inputs.size: missing; data.short_side needs the size of an input"),
+            (
+                not data.short_side and (self.size or self.train != TrainView() or self.test != EvaluationView()),
+                "inputs: found size, train or test without data.short_side; expected with photographs only",
+            ),
+            (self.size and self.crop_padding, "inputs.crop_padding: found with photographs; expected 0"),
+            (
+                self.size and not self.size <= self.view.resize <= (data.short_side or 0),
+                f"inputs.test.resize: found {self.test.resize or self.size}; expected at least {self.size}, the size, "
+                f"and at most {data.short_side}, data.short_side",
+            ),
+            (
+                self.train.rand_augment and self.train.trivial_augment,
+                "inputs.train.trivial_augment: found with rand_augment; expected one of them",
+            ),
+            (hue > MAX_HUE, f"inputs.train.color_jitter: found a hue of {hue}; expected at most {MAX_HUE}"),
+            (scale[0] > scale[-1], f"inputs.train.random_resized_crop: found {scale}; expected the smaller one first"),
+        ):
+            if is_wrong:
+                raise UserError(message)
 
 
 @dataclass(frozen=True)
@@ -131,7 +205,7 @@ class Suite:
 
     about: str  # a sentence for the report
     data: DataSettings
-    inputs: InputSettings
+    inputs: SuiteInputs
     seeds: Annotated[Distinct[Annotated[int, Ge(0)]], MinLen(1), MaxLen(MAX_SEEDS)]  # of the students
     precision: Literal["float32", "float64", "tf32", "bfloat16"]
     recipe: Recipe

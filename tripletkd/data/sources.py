@@ -152,7 +152,7 @@ def _by_file_name(part: Any, labels: Sequence[int]) -> list[int]:
 # --- class folders ----------------------------------------------------------------------------------------------------
 
 
-def folder(path: Path, image_size: int | None = None) -> Dataset:
+def folder(path: Path, image_size: int | None = None, short_side: int | None = None) -> Dataset:
     """Read class folders, {train,test}/<class>/<image>; classes and images in the order of their names.
 
     Where there is no test/, val/ is taken for it, as in ImageNet's layout.
@@ -169,9 +169,10 @@ def folder(path: Path, image_size: int | None = None) -> Dataset:
         path: The folder that holds train/ and test/.
         image_size: Pixels of the shorter side after resizing, and of either side after the crop; None to take images
             as they are, which must then have one size.
+        short_side: Pixels of the shorter side of photographs that are to stay encoded, of any sizes; None to decode.
 
     Returns:
-        The images, each decoded when it is asked for.
+        The images, each decoded when it is asked for, or encoded: data.photographs.save writes those.
 
     Raises:
         UserError: With the file's name, for an image that cannot be decoded (some when they are asked for), has several
@@ -183,17 +184,20 @@ def folder(path: Path, image_size: int | None = None) -> Dataset:
     groups = {part: _by_class(path, part) for part in ("train", test)}
     _compare(path, groups)
     files = {part: list(chain.from_iterable(classes.values())) for part, classes in groups.items()}
-    shape = _common_shape(files["train"] + files[test], image_size)
+    shape = _common_shape(files["train"] + files[test], image_size) if short_side is None else (0, 0, 3)
 
     def split(part: str) -> Split:
         counts = [len(images) for images in groups[part].values()]
-        return Split(Decoded(files[part], image_size, shape), np.repeat(np.arange(len(counts), dtype=np.int64), counts))
+        stored = Decoded(files[part], image_size, shape) if short_side is None else Originals(files[part], short_side)
+        return Split(stored, np.repeat(np.arange(len(counts), dtype=np.int64), counts))
 
     return Dataset(split("train"), split(test), tuple(groups["train"]))
 
 
 @contextmanager
-def archive(path: Path, expected_sha256: str | None, place: Path, image_size: int | None = None) -> Iterator[Dataset]:
+def archive(
+    path: Path, expected_sha256: str | None, place: Path, image_size: int | None = None, short_side: int | None = None
+) -> Iterator[Dataset]:
     """Unpack an archive of class folders and read them as `folder` does, for the time of a block.
 
     It is a .zip, or a .tar that may be compressed by gzip, bzip2 or xz: its first bytes count, not its extension.
@@ -204,6 +208,7 @@ def archive(path: Path, expected_sha256: str | None, place: Path, image_size: in
         expected_sha256: Its hash, if it is known.
         place: Where to unpack it to, in a folder that is removed.
         image_size: As in `folder`.
+        short_side: As in `folder`.
 
     Yields:
         The images, each decoded when it is asked for.
@@ -223,7 +228,7 @@ def archive(path: Path, expected_sha256: str | None, place: Path, image_size: in
         inside = [found for found in top.iterdir() if found.is_dir()]
         nested = len(inside) == 1 and inside[0].name not in ("train", "test", "val")
         try:
-            yield folder(inside[0] if nested else top, image_size)
+            yield folder(inside[0] if nested else top, image_size, short_side)
         except UserError as error:  # a person knows the archive, and not where it was unpacked
             raise UserError(str(error).replace(str(top), str(path))) from None
 
@@ -368,7 +373,7 @@ def _common_shape(files: Sequence[Path], image_size: int | None) -> tuple[int, i
     """Find height, width and channels of all images, of which only the heads are read."""
     first, channels = None, 1
     for path in tqdm(files, desc="looking at sizes", unit="image", disable=None, leave=False):
-        with _opened(path) as image:
+        with opened(path) as image:
             width, height = image.size[::-1] if _orientation(image) >= TURNED else image.size
             channels = max(channels, 1 if image.mode in GREYSCALE else 3)
         first = first or (width, height)
@@ -378,6 +383,22 @@ def _common_shape(files: Sequence[Path], image_size: int | None) -> tuple[int, i
                 "have one size: data.image_size: 64 would make them 64 x 64"
             )
     return image_size or height, image_size or width, channels
+
+
+@dataclass(frozen=True)
+class Originals(Images):
+    """Photographs that data.photographs.save encodes; nothing asks for their pixels."""
+
+    files: Sequence[Path]
+    short_side: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return how many there are; of their sizes nothing is known."""
+        return len(self.files), 0, 0, 3
+
+    def __getitem__(self, at: slice | NDArray[np.intp], /) -> NDArray[np.uint8]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -402,11 +423,15 @@ class Decoded(Images):
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Decode an image to pixels [height, width, 1 or 3], upright, resized and cropped where that is asked for."""
-        with _opened(path) as image:
-            upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
-            converted = upright.convert("L" if image.mode in GREYSCALE else "RGB")
+        with opened(path) as image:
+            converted = upright(image).convert("L" if image.mode in GREYSCALE else "RGB")
             pixels = np.asarray(resized(converted, self.image_size) if self.image_size else converted)
         return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image upright as its EXIF orientation tag says."""
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -424,20 +449,29 @@ def resized(image: Image.Image, size: int) -> Image.Image:
     """Resize an image so that its shorter side has `size` pixels, bilinear and antialiased, and crop its centre."""
     from torchvision.transforms import functional
 
+    return functional.center_crop(shorter(image, size), [size])
+
+
+def shorter(image: Image.Image, size: int) -> Image.Image:
+    """Resize an image so that its shorter side has `size` pixels, bilinear and antialiased."""
+    from torchvision.transforms import functional
+
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ValueError("too narrow to be resized")
-    shorter = functional.resize(image, [size], functional.InterpolationMode.BILINEAR, antialias=True)
-    return functional.center_crop(shorter, [size])
+    return functional.resize(image, [size], functional.InterpolationMode.BILINEAR, antialias=True)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image to decode it in a block, with one message for whatever is wrong with it."""
+def opened(path: Path | str, file: IO[bytes] | None = None) -> Iterator[Image.Image]:
+    """Open an image to decode it in a block, with one message for whatever is wrong with it.
+
+    Its bytes are those of `file`, where there is one; messages name the path.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file or path, formats=FORMATS) as image:
                 if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                     raise UserError(f"{path}: several frames, one is expected; keep one")
                 if ";16B" in str(image.tile):  # Pillow itself would drop the lower half of a colour image

@@ -7,13 +7,16 @@ from functools import cached_property
 from tripletkd.config.schema import ABLATED, Variant
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
+from tripletkd.data.photographs import PhotographSplit
+from tripletkd.data.views import PhotographInputs
+from tripletkd.data.views import load as load_photographs
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams, scratch
 from tripletkd.pipeline.stage import Stage, torchrun
 from tripletkd.pipeline.weights import Kind, initial_of, read_initial
 from tripletkd.provenance import versions
 from tripletkd.training import run_record
-from tripletkd.training.compute import Compute, are_resident, select_compute, set_up_process
+from tripletkd.training.compute import CORES, Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.distributed import on_own_device
 from tripletkd.training.identity import RunIdentity, described, refuse_unlike
 from tripletkd.training.initial import start_from
@@ -55,9 +58,12 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
     if torchrun()[1] > 1:
         compute = on_own_device(compute)
     set_up_process(compute, suite.precision, run.deterministic, height)
+    inputs = suite.inputs.build(channels)
+    if isinstance(dataset.train, PhotographSplit) and isinstance(inputs, PhotographInputs):
+        workers = CORES if run.workers is None else run.workers
+        return Setup(load_photographs(dataset, inputs, compute.device, compute.dtype, workers), compute)
     resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
-    data = DeviceData.load(dataset, suite.inputs.build(channels), compute.device, compute.dtype, resident)
-    return Setup(data, compute)
+    return Setup(DeviceData.load(dataset, inputs, compute.device, compute.dtype, resident), compute)
 
 
 @dataclass(frozen=True)

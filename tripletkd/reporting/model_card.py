@@ -100,6 +100,8 @@ def markdown(exported: Exported, sources: Sources) -> str:
     """
     record = next(record for record in sources.records if record.seed == exported.seed)
     identity = record.identity
+    size = identity.inputs.get("size")
+    view = (identity.inputs.get("test", {}).get("resize", size), size) if size else None  # of photographs
     return render(
         TEMPLATE,
         exported=exported,
@@ -108,6 +110,7 @@ def markdown(exported: Exported, sources: Sources) -> str:
         identity=identity,
         parameters=flat({"method": identity.params, "recipe": identity.recipe, "inputs": identity.inputs}),
         data=sources.data,
+        view=view,
         figures=_figures(exported.seed, sources, identity.is_teacher),
         licence=LICENCES.get(sources.data.source, UNKNOWN),
     )
