@@ -234,12 +234,13 @@ def test_every_example_suite_is_valid(tmp_path: Path) -> None:
     params, examples = (read_yaml(ROOT / name) for name in ("params.yaml", "docs/suites.yaml"))
     assert not params["suites"].keys() & examples["suites"].keys()
     params["suites"] |= examples["suites"]
-    params["methods"]["dkd"] |= examples["methods"]["dkd"]
+    for name, block in examples["methods"].items():
+        params["methods"][name] |= block
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")  # with the published figures
     settings = load(tmp_path, [f"run.suites=[{','.join(examples['suites'])}]", "run.ablations=[margin]"])
     suites = {name: settings.for_suite(name) for name in settings.suites}
-    assert sum(len(suite.published) for suite in suites.values()) == 2 * 2 + 5 * 14
+    assert sum(len(suites[name].published) for name in examples["suites"]) == 4 * 14 + 1 + 4
     nckd = [getattr(suites[name].methods["dkd"], "nckd") for name in ("digits", "cifar100_vgg13_vgg8")]  # noqa: B009
     assert nckd == [8.0, 6.0]
 

@@ -18,7 +18,8 @@ from tripletkd.models.torchvision import TorchvisionNetwork
 
 # Of RepDistiller's models for 3 x 32 x 32 images and 100 classes; of the paper's networks by hand.
 COUNTS = {
-    "paper_teacher": 1_267_716, "paper_student": 172_740, "vgg8": 3_965_028, "vgg11": 9_277_284, "vgg13": 9_462_180,
+    "paper_teacher": 1_267_716, "paper_student": 172_740, "paper_second_student": 167_908,
+    "vgg8": 3_965_028, "vgg11": 9_277_284, "vgg13": 9_462_180,
     "wrn_16_1": 180_916, "wrn_16_2": 703_284, "wrn_40_1": 569_780, "wrn_40_2": 2_255_156, "resnet8": 83_892,
     "resnet8x4": 1_233_540, "resnet14": 181_108, "resnet20": 278_324, "resnet32": 472_756, "resnet32x4": 7_433_860,
     "resnet44": 667_188, "resnet56": 861_620, "resnet110": 1_736_564,
@@ -30,9 +31,11 @@ SHAPES = {  # of stage1, stage2, stage3 and embedding, likewise
     "vgg8": [(128, 16, 16), (256, 8, 8), (512, 4, 4), (512,)],
     "paper_student": [(32, 16, 16), (32, 8, 8), (64, 4, 4), (128,)],
     "paper_teacher": [(32, 16, 16), (32, 8, 8), (128, 4, 4), (128,)],
+    "paper_second_student": [(16, 16, 16), (32, 8, 8), (64, 4, 4), (128,)],
 }
 SHALLOW = (
-    "paper_teacher paper_student paper_teacher_quarter paper_student_quarter resnet8 resnet8x4 wrn_16_1 wrn_16_2 vgg8"
+    "paper_teacher paper_student paper_second_student paper_teacher_quarter paper_student_quarter resnet8 resnet8x4 "
+    "wrn_16_1 wrn_16_2 vgg8"
 )
 FEATURES = ["stage1", "stage2", "stage3", "embedding"]
 

@@ -90,13 +90,13 @@ class DevicePhotographs(DeviceSplit):
             return torch.from_numpy(self.split.take(at))
         (index, keys), stored = at.flatten(1).tolist(), self.split.stored
         assert isinstance(stored, Photographs)
-        pixels = torch.empty(len(index), *stored.shape[1:], dtype=torch.uint8)
+        pixels = np.empty((len(index), *stored.shape[1:]), dtype=np.uint8)
         with torch.random.fork_rng(devices=[]):
             for image, place, key in zip(pixels, index, keys, strict=True):
                 torch.default_generator.manual_seed(key)
                 photograph = stored.open(place if self.split.places is None else int(self.split.places[place]))
-                image.copy_(torch.from_numpy(np.array(self.augmentation(photograph))))
-        return pixels.view(*at.shape[1:], *pixels.shape[1:])
+                image[:] = np.asarray(self.augmentation(photograph))
+        return torch.from_numpy(pixels).view(*at.shape[1:], *pixels.shape[1:])
 
 
 def load(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tripletkd.errors import UserError
 from tripletkd.models.cifar import VGG, ResNet, WideResNet
 from tripletkd.models.foreign import STAGES, parse
-from tripletkd.models.paper import PaperStudent, PaperTeacher
+from tripletkd.models.paper import PaperStudent, PaperTeacher, SecondStudent
 from tripletkd.models.timm import TimmNetwork, is_known
 from tripletkd.models.torchvision import TorchvisionNetwork
 from tripletkd.streams import torch_seed
@@ -39,6 +39,7 @@ NETWORKS = Networks(
     {
         "paper_teacher": PaperTeacher,
         "paper_student": PaperStudent,
+        "paper_second_student": SecondStudent,
         "paper_teacher_quarter": partial(PaperTeacher, width=8),
         "paper_student_quarter": partial(PaperStudent, width=8),
         **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},

@@ -1,4 +1,4 @@
-"""The teacher and the student of Oki et al., IJCNN 2020."""
+"""The teacher and the student of Oki et al., IJCNN 2020, and the student of their code's second version."""
 
 from itertools import pairwise
 
@@ -83,6 +83,45 @@ class PaperStudent(nn.Module):
         stage1 = F.relu(F.max_pool2d(self.conv1(x), 2))
         stage2 = F.relu(F.max_pool2d(self.conv2(stage1), 2))
         stage3 = F.relu(F.max_pool2d(self.conv3(stage2), 2))
+        embedding = F.relu(self.fc1(stage3.flatten(1)))
+        return Outputs(
+            self.fc2(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
+        )
+
+
+class SecondStudent(nn.Module):
+    """The student of the second version of the authors' code: three 3x3 convolutions and two linear layers.
+
+    Each convolution is followed by batch norm, relu and pooling. With 3 x 32 x 32 images: conv 3-16, 16-32, 32-64;
+    linear 1024-128-classes. Other image sizes scale it. The features are those of PaperTeacher.
+
+    Args:
+        channels: the images' channels.
+        size: the images' height and width.
+        classes: the number of logits.
+
+    Source: `Net` in utils/networks.py, commit 2c13e23, whose average pooling to 4 x 4 changes nothing for 32 x 32.
+    """
+
+    fusible = True
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        for i, (inputs, outputs) in enumerate(pairwise((channels, 16, 32, 64)), start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, 3, padding=1))
+            self.add_module(f"batchnorm{i}", nn.BatchNorm2d(outputs))
+        self.fc1 = nn.Linear(64 * (size // 8) ** 2, 128)
+        self.fc2 = nn.Linear(128, classes)
+
+    def _stage(self, i: int, x: Tensor) -> Tensor:
+        normed = self.get_submodule(f"batchnorm{i}")(self.get_submodule(f"conv{i}")(x))
+        return F.relu(F.max_pool2d(normed, 2))  # pooled first, as in PaperStudent
+
+    def forward(self, x: Tensor) -> Outputs:
+        """Return the Outputs for images [B, channels, size, size]."""
+        stage1 = self._stage(1, x)
+        stage2 = self._stage(2, stage1)
+        stage3 = self._stage(3, stage2)
         embedding = F.relu(self.fc1(stage3.flatten(1)))
         return Outputs(
             self.fc2(embedding), {"stage1": stage1, "stage2": stage2, "stage3": stage3, "embedding": embedding}
