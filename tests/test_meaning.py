@@ -92,7 +92,7 @@ CHANGES = {
     "a constant of the network": ("tripletkd/models/paper.py", r"2 \* width, 3, padding=1", "2 * width, 5, padding=2"),
     "an argument of the network": (MODELS, r"PaperStudent, width=8", "PaperStudent, width=16"),
     "the teacher's network": ("tripletkd/models/paper.py", r"stage3\.flatten\(1\)\)\)\)", "2 * stage3.flatten(1))))"),
-    "the draw of negatives": ("tripletkd/data/batches.py", r"random\.random\(count\) < 0\.5", "random.random(count) < 0.4"),
+    "the draw of negatives": ("tripletkd/data/batches.py", r"\(count\) < 0\.5", "(count) < 0.4"),
     "the optimizer": ("tripletkd/training/optim.py", r"alpha=self\.weight_decay", "alpha=2 * self.weight_decay"),
     "the schedule": ("tripletkd/training/optim.py", r"epoch > boundary", "epoch >= boundary"),
     "how pixels become inputs": ("tripletkd/data/batches.py", r"/ 255 - mean\) / std\)\.", "/ 256 - mean) / std)."),
