@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def write(folder: Path, images: int) -> None:
 def image_folder(folder: Path, batch: int, workers: int) -> Callable[[], Iterable[Tensor]]:
     """torchvision's way, with workers that stay; pixels are normalised as ours are, a batch at once."""
     transform = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    stay = {"persistent_workers": True} if workers else {}
+    stay: dict[str, Any] = {"persistent_workers": True} if workers else {}
     loader = DataLoader(ImageFolder(str(folder), transform), batch, shuffle=True, num_workers=workers, **stay)
     mean, std = Inputs().statistics(CPU, torch.float32)
     return lambda: (normalise(images.movedim(1, -1), mean, std) for images, _ in loader)

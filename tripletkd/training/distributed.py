@@ -7,7 +7,7 @@ neither in a run's identity nor in its code.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -203,8 +203,9 @@ class Part(DeviceSplit):
         own = replace(plan, images=None, drawn=None).map(lambda t: t[..., at])
         return super().take(replace(own, images=plan.images))
 
-    def _send(self, at: Tensor | slice) -> Tensor:
-        return super()._send(at[..., self.processes.part(at.shape[-1])] if isinstance(at, Tensor) else at)
+    def _gathered(self, places: Iterable[Tensor | slice]) -> Iterator[Tensor]:
+        part = self.processes.part
+        return super()._gathered(at[..., part(at.shape[-1])] if isinstance(at, Tensor) else at for at in places)
 
     def own_chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the places and the inputs of this process's part of the split, not augmented, for evaluation."""
