@@ -1,5 +1,6 @@
 """One training in two processes: the numbers of one process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import divided
@@ -40,6 +41,9 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
         processes.count = 2
         trainer.students.single.add_module("norm", torch.nn.SyncBatchNorm(3))
         with pytest.raises(UserError, match=r"the network's norm is a SyncBatchNorm"):
+            ParallelTrainer(trainer, processes)
+        trainer.recipe = replace(trainer.recipe, mixup=0.2)
+        with pytest.raises(UserError, match=r"recipe: found mixup or cutmix"):
             ParallelTrainer(trainer, processes)
     finally:
         dist.destroy_process_group()
