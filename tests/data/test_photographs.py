@@ -37,6 +37,7 @@ from tripletkd.meaning import reached_from
 from tripletkd.pipeline.stage import run
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy
 from tripletkd.training.compute import Compute
+from tripletkd.training.distributed import Part, Processes
 from tripletkd.training.identity import RunIdentity
 from tripletkd.training.job import PHOTOGRAPHS, Job, build_trainer
 from tripletkd.training.loop import TrainResult, fit
@@ -220,6 +221,19 @@ def test_a_view_is_of_its_seed_epoch_and_photograph_and_leaves_pytorch_s_generat
     by_place = [dict(zip(i[0].tolist(), x[0], strict=True)) for i, x in ((index, images), (other_index, others))]
     assert sum(torch.equal(image, by_place[1][place]) for place, image in by_place[0].items()) < 3
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_processes_of_one_training_divide_the_views_among_them(stored: data.Dataset) -> None:
+    made, parts = trainer(stored, [1], 0), list[Part]()
+    for rank in range(2):
+        processes = Processes.__new__(Processes)
+        processes.rank, processes.count = rank, 2
+        parts.append(Part.of(made.data.train, processes))
+    own = [torch.cat([part.take(batch) for batch in part.batches(made.plan(1), 42)], dim=2) for part in parts]
+    whole = made.data.train.take(next(made.data.train.batches(made.plan(1), 42)))
+    assert torch.equal(torch.cat(own, dim=2), whole)
+    evaluated = torch.cat([images for part in parts for _, images in part.own_chunks(500)])
+    assert torch.equal(evaluated, torch.cat([images for images, _ in made.data.train.chunks(500)]))
 
 
 def test_teacher_and_student_see_the_same_view_and_a_negative_has_its_own(stored: data.Dataset) -> None:

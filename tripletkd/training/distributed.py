@@ -6,19 +6,21 @@ results are those of one process but for the last bits. As the device does, the 
 neither in a run's identity nor in its code.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tripletkd.data.batches import DeviceSplit, Plan, normalise
+from tripletkd.data.batches import DeviceSplit, Plan
 from tripletkd.errors import Paused, UserError
 from tripletkd.models.dropout import Dropout
 from tripletkd.training.checkpoint import Checkpoint, Progress
@@ -192,10 +194,16 @@ def _divide(network: nn.Module, processes: Processes, compute: Compute) -> None:
 class Part(DeviceSplit):
     """Makes inputs of this process's part of each batch, and of its part of the split."""
 
-    def __init__(self, split: DeviceSplit, processes: Processes) -> None:
-        """Share the images of a split."""
-        vars(self).update(vars(split))
-        self.processes = processes
+    processes: Processes
+
+    @staticmethod
+    def of(split: DeviceSplit, processes: Processes) -> "Part":
+        """Return a part of a split of any kind; the images are shared."""
+        made: Any = copy.copy(split)
+        made.__class__ = type("Part", (Part, type(split)), {})
+        made.processes = processes
+        part: Part = made
+        return part
 
     def take(self, plan: Plan) -> Tensor:
         """Take this process's part of the images of a whole batch's plan."""
@@ -209,11 +217,13 @@ class Part(DeviceSplit):
 
     def own_chunks(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the places and the inputs of this process's part of the split, not augmented, for evaluation."""
-        own = self.processes.part(len(self))
-        places = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
-        chunks = self._arriving(places) if self.images is None else (self.images[at] for at in places)
-        for at, images in zip(places, chunks, strict=True):
-            yield at, normalise(images, self.mean, self.std)
+        at, own = self.processes.part(len(self)), copy.copy(self)
+        own.split, own.labels = self.split.select(np.arange(at.start, at.stop)), self.labels[at]
+        own.images = None if self.images is None else self.images[at]
+        begin = at.start
+        for images, labels in own.chunks(size):
+            yield slice(begin, begin + len(labels)), images
+            begin += len(labels)
 
 
 class _SummingOptimizer(Optimizer):
@@ -238,17 +248,23 @@ class ParallelTrainer(Trainer):
         """Take over a trainer that has done no step yet.
 
         Raises:
-            UserError: if the last batch of an epoch has fewer images than there are processes.
+            UserError: if the last batch of an epoch has fewer images than there are processes, images are mixed, or a
+            batch norm is not one of PyTorch's.
         """
         vars(self).update(vars(trainer))
         self.processes = processes
+        if self.recipe.mixes:
+            raise UserError(
+                "recipe: found mixup or cutmix, which mix an image with one that another process may have; expected "
+                "neither, or one process"
+            )
         size, images = self.recipe.batch_size, len(self.data.train)
         if (last := images % size or size) < processes.count:
             raise UserError(
                 f"recipe.batch_size: found {size}, which leaves a batch of {last} of {images} images for "
                 f"{processes.count} processes; expected another, or fewer processes"
             )
-        train, test = (Part(split, processes) for split in (self.data.train, self.data.test))
+        train, test = (Part.of(split, processes) for split in (self.data.train, self.data.test))
         self.data = replace(self.data, train=train, test=test)
         for network in {self.students.single, self.students.template}:
             _divide(network, processes, self.compute)
