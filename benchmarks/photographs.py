@@ -6,12 +6,12 @@ All ways take turns in one process. benchmarks/README.md says how to read what i
 """
 
 import argparse
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +45,9 @@ def write(folder: Path, images: int) -> None:
 
 
 def image_folder(folder: Path, batch: int, workers: int) -> Callable[[], Iterable[Tensor]]:
-    """torchvision's way, with workers that stay; pixels are normalised as ours are, a batch at once."""
+    """torchvision's way; pixels are normalised as ours are, a batch at once."""
     transform = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    stay: dict[str, Any] = {"persistent_workers": True} if workers else {}
-    loader = DataLoader(ImageFolder(str(folder), transform), batch, shuffle=True, num_workers=workers, **stay)
+    loader = DataLoader(ImageFolder(str(folder), transform), batch, shuffle=True, num_workers=workers)
     mean, std = Inputs().statistics(CPU, torch.float32)
     return lambda: (normalise(images.movedim(1, -1), mean, std) for images, _ in loader)
 
@@ -91,15 +90,26 @@ def main() -> None:
             "ours": ours(split, inputs, batch),
             "decoded already": ours(decoded, decoded.inputs, batch),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        taken_by: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for turn in range(options.rounds + 1):
             for name, way in ways.items():
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), processor_seconds()
                 for _ in way():
                     pass
-                rates[name] += [images / (time.perf_counter() - began)] if turn else []  # the first warms up
-        for name, values in rates.items():
-            print(f"{name:34} {statistics.median(values):7.0f} images/s, {min(values):.0f} to {max(values):.0f}")
+                taken = images / (time.perf_counter() - began), 1000 * (processor_seconds() - busy) / images
+                taken_by[name] += [taken] if turn else []  # the first warms up
+        for name, values in taken_by.items():
+            rates, costs = zip(*values, strict=True)
+            print(
+                f"{name:34} {statistics.median(rates):5.0f} images/s, {min(rates):.0f} to {max(rates):.0f}; "
+                f"{statistics.median(costs):.2f} ms of a processor an image, {min(costs):.2f} to {max(costs):.2f}"
+            )
+
+
+def processor_seconds() -> float:
+    """Of this process and of its workers that have ended: what else the machine does counts less in it."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tripletkd.data.batches import ByClass, Drawing
 from tripletkd.errors import UserError
 from tripletkd.methods.functional import cross_entropy
 from tripletkd.training import mixing
+from tripletkd.training.distributed import ParallelTrainer, Processes
 from tripletkd.training.optim import MultiStep
 
 LABELS = torch.tensor([[0, 2, 1, 3, 3], [1, 1, 0, 2, 0]])
@@ -93,3 +94,11 @@ def test_a_method_that_asks_for_classes_gets_no_mixture(method: str, changes: di
     networks = ("resnet14", "resnet8")
     with pytest.raises(UserError, match=message):
         Small(method, networks, recipe=replace(BRIEF, **changes)).trainer(digits(), [1])
+
+
+@pytest.mark.fault
+def test_several_processes_mix_nothing() -> None:
+    """An image would be mixed with one that another process has."""
+    trainer = Small("kd", recipe=replace(BRIEF, mixup=0.2), params=PARAMS["kd"]).trainer(digits(), [1])
+    with pytest.raises(UserError, match="found mixup or cutmix, which mix within one process"):
+        ParallelTrainer(trainer, object.__new__(Processes))
