@@ -46,8 +46,8 @@ def test_what_is_due_is_in_the_order_and_with_the_commands_of_dvc(
     monkeypatch.chdir(project)
     found = {stage.name: stage for stage in due()}
     places = {name: place for place, name in enumerate(found)}
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(places[name] < places[stage.name] for stage in found.values() for name in stage.after)
     distill = found["distill@digits-triplet"]
     assert distill.command == "python -m stages.distill suite=digits method=triplet split=test"
-    assert {*distill.after} == {"fetch@digits", "train_teacher@digits-test"}
+    assert {*distill.after} == {"fetch@digits", "fetch_weights@digits", "train_teacher@digits-test"}

@@ -100,5 +100,5 @@ def test_a_method_that_asks_for_classes_gets_no_mixture(method: str, changes: di
 def test_several_processes_mix_nothing() -> None:
     """An image would be mixed with one that another process has."""
     trainer = Small("kd", recipe=replace(BRIEF, mixup=0.2), params=PARAMS["kd"]).trainer(digits(), [1])
-    with pytest.raises(UserError, match="found mixup or cutmix, which mix within one process"):
+    with pytest.raises(UserError, match="found mixup or cutmix, which mix an image with one"):
         ParallelTrainer(trainer, object.__new__(Processes))

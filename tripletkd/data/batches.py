@@ -34,7 +34,7 @@ class Inputs:
     def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         """Draw how so many images are augmented, [count] each, by the name that a Plan has for it."""
         corner = random.integers(0, 2 * self.crop_padding, (count, 2), endpoint=True)
-        return {"row": corner[:, 0], "column": corner[:, 1], "flip": (random.random(count) < 0.5) & self.flip}
+        return {"row": corner[:, 0], "column": corner[:, 1], "flip": (random.random(count) < 0.5) & self.flip}  # nosec B311
 
     def statistics(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Put mean and std, [C] each, on a device, once: a CUDA graph cannot hold a copy from the host."""

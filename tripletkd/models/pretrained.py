@@ -1,6 +1,6 @@
 """Weights that somebody else trained: read as tensors and nothing else, and fitted to a network of ours."""
 
-import pickle
+import pickle  # nosec B403  # its exceptions
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
