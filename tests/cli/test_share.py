@@ -20,7 +20,7 @@ pytestmark = pytest.mark.smoke
 pytest_plugins = ("pushed",)
 
 CLI = ("python", "-m", "tripletkd.cli")
-ALL_PULLED = "digits: 6 of 6 outputs and 11 logs pulled; "
+ALL_PULLED = "digits: 7 of 7 outputs and 11 logs pulled; "
 TRIPLET = "runs/digits/test/triplet"
 
 
@@ -41,7 +41,7 @@ def test_a_clone_has_the_runs_of_the_repository_itself(origin: Path, fresh: Path
     logs = sorted(path.relative_to(origin) for path in (origin / "logs").rglob("*.json"))
     assert logs and all((fresh / path).read_bytes() == (origin / path).read_bytes() for path in logs)
     assert stages_run(command(fresh, "dvc", "repro", "--allow-missing", "--dry")) == []
-    assert "0 of 6 outputs and 0 logs pulled; the others are here already" in pull(fresh)
+    assert "0 of 7 outputs and 0 logs pulled; the others are here already" in pull(fresh)
     assert stages_run(command(fresh, "dvc", "repro")) == ["fetch@digits"]
     assert command(fresh, "git", "status", "--porcelain") == ""
 
@@ -115,7 +115,7 @@ def test_a_bucket_of_ones_own_takes_and_gives(origin: Path, fresh: Path) -> None
     for folder in (origin, fresh):
         command(folder, "dvc", "remote", "add", "--local", "lab", "s3://lab/tripletkd")
     printed = command(origin, *CLI, "push", "digits", "--remote", "lab")
-    assert printed.startswith("digits: 6 of 6 outputs and 11 logs pushed; ")
+    assert printed.startswith("digits: 7 of 7 outputs and 11 logs pushed; ")
     command(fresh, "dvc", "remote", "default", "--local", "lab")
     assert pull(fresh).startswith(ALL_PULLED)
     assert runs(fresh) == runs(origin)
