@@ -4,7 +4,7 @@ PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
 PAPER := [scratch,kd,triplet]
-CIFAR10 := $(if $(TEACHER),cifar10_authors,cifar10)
+CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER),cifar10)
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9
@@ -42,8 +42,8 @@ resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets
 	@$(LEFT)
 
 # Runs that were pulled need no images; a training that was begun here has them, and goes on
-paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work; TEACHER=authors: under the authors' weights, which it fetches
-	@$(if $(filter-out authors,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, or nothing))
+paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work; TEACHER=scaled: under a teacher with halved logits; TEACHER=authors: under the authors' weights, which it fetches
+	@$(if $(filter-out authors scaled,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, scaled, or nothing))
 	@$(if $(wildcard runs/$(CIFAR10)),,tripletkd plan $(CIFAR10) 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
 	dvc exp run $(if $(wildcard data/$(CIFAR10)/images.npy),,$(if $(wildcard runs/$(CIFAR10)),--allow-missing)) \

@@ -61,7 +61,8 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
         chosen = list(pretrained.by_name(settings.classes, origin.classes, key)) if settings.classes else None
         if chosen is not None and len(chosen) != classes:
             raise UserError(f"{key}.classes: found {len(chosen)}, expected the {classes} of the data set, in its order")
-        fitted = pretrained.fit(found, settings.source, pretrained.Fit(built, network.network, chosen, is_trained))
+        to = pretrained.Fit(built, network.network, chosen, is_trained, settings.temperature)
+        fitted = pretrained.fit(found, settings.source, to)
         target.write_bytes(save(fitted.tensors))
         return Initial(
             source=settings.source,

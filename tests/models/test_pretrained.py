@@ -89,6 +89,18 @@ def test_classes_select_the_rows_of_the_last_layer() -> None:
             list(pretrained.by_name(["cat"], known, "key"))
 
 
+def test_a_temperature_divides_the_logits_and_nothing_else() -> None:
+    fitted = pretrained.fit(TRAINED, "x.pth", to(temperature=2.0))
+    assert {name for name, tensor in TRAINED.items() if not torch.equal(tensor, fitted.tensors[name])} == {
+        "fc3.weight",
+        "fc3.bias",
+    }
+    network, images = models.build(NAME, SHAPE, 10, seed=7).eval(), torch.rand(3, 1, 8, 8)
+    before = network(images).logits
+    network.load_state_dict(fitted.tensors)
+    torch.testing.assert_close(network(images).logits, before / 2)
+
+
 def test_a_last_layer_of_other_classes_is_drawn_anew_only_where_it_is_trained() -> None:
     fitted = pretrained.fit(OF_THIRTY, "x.pth", to(is_trained=True))
     assert fitted.new_head and fitted.tensors.keys() == OF_THIRTY.keys() - {"fc3.weight", "fc3.bias"}

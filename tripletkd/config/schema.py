@@ -174,6 +174,7 @@ class WeightsSettings:
     git_blob: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None  # of the file, as git has it
     tag: Text | None = None  # which of a name's weights, such as IMAGENET1K_V1
     classes: Annotated[Distinct[int | str], MinLen(1)] | None = None  # of the file, in the data set's order
+    temperature: Annotated[float, Gt(0)] = 1.0  # by which the logits are divided, that is the last layer's weights
 
 
 @dataclass(frozen=True, kw_only=True)

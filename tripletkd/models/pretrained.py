@@ -46,12 +46,14 @@ class Fit:
         name: Of the network, for messages.
         selected: The file's classes that are those of the data set, in its order; None: they are the same.
         is_trained: Whether the network is trained on: only then may it get a new head.
+        temperature: By which the logits are divided.
     """
 
     network: nn.Module
     name: str
     selected: Sequence[int] | None = None
     is_trained: bool = False
+    temperature: float = 1.0
 
 
 def read(path: Path, source: str) -> tuple[Tensors, list[str]]:
@@ -154,6 +156,9 @@ def fit(found: Tensors, source: str, to: Fit) -> Fitted:
         mended.append(f"{len(counters)} counters of batch norm set to 0")
         found = found | {key: torch.zeros_like(expected[key]) for key in counters}
     _refuse_others(found, expected, source, to.name)
+    if to.temperature != 1:
+        found = found | {key: found[key] / to.temperature for key in theirs_of_head if key in found}
+        mended.append(f"logits divided by {to.temperature:g}: the last layer's numbers are")
     tensors = {ours[key]: found[key].to(expected[key].dtype).contiguous() for key in expected}
     if kinds := {str(found[key].dtype) for key in expected} - {str(tensor.dtype) for tensor in tensors.values()}:
         mended.append(f"computed with as {next(iter(tensors.values())).dtype}, stored as {', '.join(sorted(kinds))}")
