@@ -72,7 +72,9 @@ def test_without_weights_images_or_a_repository_it_says_what_is_missing(ready: P
     assert "error: data/digits: no images; " in command(ready, *RELEASE, check=False)
     shutil.rmtree(ready / "store/files")
     command(ready, *GIT, "commit", "-qam", "no weights")
-    assert "store/files/md5 has no data/digits/dataset.json, weights/digits, runs/digits/" in command(ready, *RELEASE, check=False)
+    assert "store/files/md5 has no data/digits/dataset.json, weights/digits, runs/digits/" in command(
+        ready, *RELEASE, check=False
+    )
     shutil.rmtree(ready / ".git")
     printed = command(ready, *RELEASE, check=False)
     assert printed.startswith("error: git: ") and printed.count("\n") == 1

@@ -161,7 +161,9 @@ def test_a_remote_without_something_gives_nothing_half(origin: Path, fresh: Path
     assert Path(TRIPLET) not in folders
     for path in (fresh / "store").rglob("*.dir"):
         path.unlink()
-    assert re.fullmatch(r"error: \S+/store/files/md5 has no weights/digits, runs/.+; push that .+\n", pull(fresh, check=False))
+    assert re.fullmatch(
+        r"error: \S+/store/files/md5 has no weights/digits, runs/.+; push that .+\n", pull(fresh, check=False)
+    )
 
 
 # --- what a remote, or a lock, must not bring here --------------------------------------------------------------------
