@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^```(\w+)(?: (in|on|under) ([^\n]+))?\n(.*?)^```$", re.MULT
 
 
 def bash(folder: Path, command: str, **variables: str) -> str:
-    return shrunk.command(folder, "bash", "-c", command, check=True, **variables)
+    return shrunk.command(folder, "bash", "-c", command, check=True, **shrunk.LOGGED | variables)
 
 
 def commands(block: str) -> list[tuple[str, list[str]]]:
