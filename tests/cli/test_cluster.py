@@ -19,8 +19,8 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: apt-get install munge slurmctld slurmd"),
 ]
 STAGES = [
-    "fetch@digits", "fetch_weights@digits", "train_teacher@digits-test", "train_teacher@digits-validation", "distill@digits-triplet",
-    "evaluate@digits-triplet", "ablate@digits-margin", "tabulate@digits",
+    "fetch@digits", "fetch_weights@digits", "train_teacher@digits-test", "train_teacher@digits-validation",
+    "distill@digits-triplet", "evaluate@digits-triplet", "ablate@digits-margin", "tabulate@digits",
 ]  # fmt: skip
 TRIPLET = "digits/test/triplet"
 
