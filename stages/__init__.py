@@ -1,4 +1,4 @@
-"""The seven steps of the pipeline, a script each: python -m stages.<stage>. dvc.yaml has their order and inputs."""
+"""The eight steps of the pipeline, a script each: python -m stages.<stage>. dvc.yaml has their order and inputs."""
 
 import sys
 from importlib.util import find_spec
