@@ -1,5 +1,6 @@
 """Submit the stages that are due to Slurm, a job each, in the order of DVC's graph: docs/cluster.md."""
 
+import logging
 import os
 import re
 import shlex
@@ -182,6 +183,7 @@ def due() -> list[Due]:
     from dvc.repo.reproduce import plan_repro
 
     found: dict[str, Due] = {}
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         with Repo(_wait_for_lock=True) as repo:
             repo.reproduce(ALWAYS, single_item=True)
