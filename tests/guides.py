@@ -1,13 +1,14 @@
 """How a guide is followed to the letter.
 
 A block ```console holds commands after `$ `, continued after `> `; the lines below one must be in what it prints, `...`
-standing for anything, and a number for any number: training gives others elsewhere. What `python -c` computes must be
-the same to the digit. A command that is to fail has a line below it that begins with `error: `. A block ```console on
-MACHINE is for such a machine only. A block ```LANGUAGE in FILE is written to that file; a block ```yaml under KEY: in
-params.yaml goes there.
+standing for anything. Whole numbers must be the same, others nearly: training gives others elsewhere. What `python -c`
+computes must be the same to the digit. A command that is to fail has a line below it that begins with `error: `. A
+block ```console on MACHINE is for such a machine only. A block ```LANGUAGE in FILE is written to that file; a block
+```yaml under KEY: in params.yaml goes there.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 import shrunk
@@ -33,11 +34,19 @@ def commands(block: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def shown(line: str, exact: bool = False) -> re.Pattern[str]:
-    """What a line of a guide stands for; exact: its numbers stand for themselves."""
-    parts = re.split(r"(\.\.\.)" if exact else rf"(\.\.\.|{NUMBER})", line)
-    pattern = "".join(".*" if p == "..." else NUMBER if i % 2 else re.escape(p) for i, p in enumerate(parts))
-    return re.compile(re.sub(r"(?:\\ )+", " +", pattern))  # the width of a column depends on its numbers
+def is_shown(line: str, printed: str, exact: bool = False) -> bool:
+    """Whether a line of a guide is in what a command printed."""
+    parts = re.split(rf"(\.\.\.|{NUMBER})", line)
+    pattern = "".join(".*" if p == "..." else f"({NUMBER})" if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    pattern = re.sub(r"(?:\\ )+", " +", pattern)  # the width of a column depends on its numbers
+    numbers = [part for part in parts[1::2] if part != "..."]
+    return any(all(map(partial(_is_near, exact), numbers, found.groups())) for found in re.finditer(pattern, printed))
+
+
+def _is_near(exact: bool, number: str, other: str) -> bool:
+    if exact or "." not in number:
+        return number == other
+    return abs(float(number) - float(other)) <= 0.1 * abs(float(number)) + 0.5
 
 
 def leads_somewhere(page: Path, link: str) -> bool:
@@ -61,7 +70,7 @@ def follow(folder: Path, text: str, machine: str = "", **variables: str) -> None
                 printed = bash(folder, f"! {{ {command}\n}}" if fails else command, **variables)
                 exact = command.startswith("python -c")
                 for line in lines:
-                    assert shown(line, exact).search(printed), f"$ {command}\nis to print: {line}\nprinted:\n{printed}"
+                    assert is_shown(line, printed, exact), f"$ {command}\nis to print: {line}\nprinted:\n{printed}"
         elif relation == "in":
             (folder / place).write_text(content)
         elif relation == "under":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from tripletkd.tracking import live
 from tripletkd.tracking.live import Block
 from tripletkd.tracking.store import (
     NOTE_TAG,
+    PLACE_TAG,
     RECORD_TAG,
     RUN_TAG,
     Entry,
@@ -118,15 +119,30 @@ def _add_parent(store: Runs, seeds: Sequence[Entry], of: str) -> bool:
         tags |= {"seeds": ", ".join(seed.tags["seed"] for seed in finished), NOTE_TAG: _note(finished, last)}
         state = fingerprint(sorted(str(seed.record) for seed in finished))
         entry = replace(entry, rows=means, log=finished[-1].log, record=state)
+    if entry.record:
+        best = min(_means(store, entry), default=None)
+        if best and best[:2] <= (False, -len(finished)):  # another checkout's run has as many seeds
+            entry = replace(entry, record=best[-1])
     lacked = store.add(entry)
-    current = next(run for run in store.found if entry.is_of(entry.record, run))
-    for run in list(store.found):
-        if run.data.tags.get(RUN_TAG) != PARENT:
-            if run.data.tags.get(PARENT_TAG) != current.info.run_id:
-                store.client.set_tag(run.info.run_id, PARENT_TAG, current.info.run_id)
-        elif entry.record and run is not current and RECORD_TAG in run.data.tags:  # it has the means of other seeds
+    current = next(run for run in store.found if entry.is_of(entry.record, run)).info.run_id
+    if entry.record:  # machines that log different seeds at the same time keep the same run
+        ids = [run_id for *_, run_id, _ in sorted(_means(store, entry))]
+        current = ids[0]
+        for run in [run for run in store.found if run.info.run_id in ids[1:]]:
             store.delete(run)
+    for run in store.found:
+        if run.data.tags.get(RUN_TAG) != PARENT and run.data.tags.get(PARENT_TAG) != current:
+            store.client.set_tag(run.info.run_id, PARENT_TAG, current)
     return lacked
+
+
+def _means(store: Runs, entry: Entry) -> Iterator[tuple[bool, int, str, str]]:
+    """Give the runs of a cell that have means: whether it is out of date, minus its seeds, its id, its record."""
+    for run in store.found:
+        tags = run.data.tags
+        if tags.get(RUN_TAG) == PARENT and RECORD_TAG in tags:
+            is_stale = tags.get(PLACE_TAG) == entry.place and not entry.is_of(entry.record, run)
+            yield is_stale, -len(tags["seeds"].split(", ")), run.info.run_id, tags[RECORD_TAG]
 
 
 def _note(seeds: Sequence[Entry], accuracy: float | None) -> str:
