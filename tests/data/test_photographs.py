@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 from stages import export as export_stage
 from stages import fetch
 from tripletkd import models
+from tripletkd.cli import plan
 from tripletkd.config.load import load
 from tripletkd.data import dataset as data
 from tripletkd.data import photographs, sources, views
@@ -276,8 +277,10 @@ for stage in ("fetch", "train_teacher", "distill", "evaluate"):
 WORDS = ["suite=photos", "method=triplet"]
 
 
-def test_from_fetch_to_export(tmp_path: Path, originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exported file takes a photograph of any size."""
+def test_from_fetch_to_export(
+    tmp_path: Path, originals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exported file takes a photograph of any size; the plan knows how much disk the encoded files take."""
     folder = project(tmp_path / "p")
     shutil.copytree(originals, folder / "photographs")
     printed = command(folder, sys.executable, "-c", PREPARE, *WORDS, "run.workers=2", PYTHONPATH=str(ROOT))
@@ -302,6 +305,9 @@ def test_from_fetch_to_export(tmp_path: Path, originals: Path, monkeypatch: pyte
     assert said["images"] == len(dataset.test.labels) and said["other_class"] == 0
     record = json.loads((folder / "runs/photos/test/triplet/seed-1/record.json").read_text())
     assert record["identity"]["recipe"]["label_smoothing"] == 0.1 and record["image_shape"] == [32, 32, 3]
+    plan.main(["suite=photos", "run.methods=[triplet]", "run.ablations=[]", "run.workers=0"], ask=False)
+    taken = 2 * (folder / "data/photos/images.npy").stat().st_size / 2**20
+    assert f"the data takes {taken:.1f} MiB of disk" in capsys.readouterr().out
 
 
 def read(folder: Path, seed: int) -> list[torch.nn.Module]:

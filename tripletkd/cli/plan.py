@@ -1,11 +1,12 @@
-"""Say what a run will do and how long it will take here: a few steps of each run are timed on made-up images."""
+"""Say what a run will do and how long it will take here: a few steps of each run are timed."""
 
 import json
+import math
 import sys
-import timeit
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import click
@@ -13,6 +14,7 @@ import numpy as np
 
 from tripletkd import models
 from tripletkd.config.schema import ABLATED, Variant
+from tripletkd.data import dataset as canonical
 from tripletkd.data.dataset import DESCRIPTION, Dataset, Split
 from tripletkd.errors import UserError
 from tripletkd.pipeline.jobs import Runs, Setup, set_up
@@ -21,8 +23,8 @@ from tripletkd.training.compute import CORES
 from tripletkd.training.job import Job, build_trainer
 from tripletkd.training.trainer import Teacher
 
-BATCHES = 2  # of made-up images, stepped over again and again
-CALLS = 8  # that are timed
+BATCHES = 2  # of images, stepped over again and again
+CALLS, ENOUGH_S = 8, 10.0  # that are timed, or fewer, but two, where they take that long
 OVERHEAD_S = 6.0  # of a stage beside the training: imports, evaluation, files
 DAYS_S = 48 * 3600.0  # from which on a duration is told in days
 
@@ -34,6 +36,12 @@ class Sizes(NamedTuple):
     test: int
     shape: tuple[int, int, int]  # of an image, [H, W, C]
     classes: int
+    photographs_bytes: int | None = None  # of photographs that stay encoded; None for images of one size
+
+    @property
+    def bytes(self) -> int:
+        """Return how many bytes the images take."""
+        return self.photographs_bytes or (self.train + self.test) * math.prod(self.shape)
 
 
 KNOWN = {  # what will be fetched
@@ -71,9 +79,9 @@ def print_plan(stage: Stage) -> float:
     if sizes is None:
         print(f"{name}: its images are not fetched yet, so nothing can be said of the time it needs")
         return 0.0
-    setup = set_up(stage, made_up(stage.suite.student.recipe.batch_size * BATCHES, sizes))
+    setup = set_up(stage, few_images(stage, sizes))
     teacher = Teacher(models.build(stage.suite.teacher.network, sizes.shape, sizes.classes, 1), setup.data)
-    disk = 2 * (sizes.train + sizes.test) * float(np.prod(sizes.shape)) / 2**20  # and in DVC's cache
+    disk = 2 * sizes.bytes / 2**20  # and in DVC's cache
     print(f"{name} on {setup.compute.device}, from a few steps of each run; the data takes {disk:.1f} MiB of disk:")
     total = 0.0
     for label, job, epochs in parts(stage):
@@ -99,8 +107,9 @@ def size_of_data(stage: Stage) -> Sizes | None:
     description, settings = stage.path("data") / DESCRIPTION, stage.suite.data
     if description.is_file():
         known = json.loads(description.read_text(encoding="utf-8"))
-        height, width, channels = known["image_shape"]
-        return Sizes(**known["images"], shape=(height, width, channels), classes=len(known["classes"]))
+        (height, width, channels), stored = known["image_shape"], known.get("photographs", {})
+        shape, classes = (height, width, channels), len(known["classes"])
+        return Sizes(**known["images"], shape=shape, classes=classes, photographs_bytes=stored.get("bytes"))
     sizes = KNOWN.get(settings.name or settings.source)
     if sizes is None or settings.per_class is None:
         return sizes
@@ -108,8 +117,14 @@ def size_of_data(stage: Stage) -> Sizes | None:
     return sizes._replace(train=min(sizes.train, most), test=min(sizes.test, most))
 
 
-def made_up(images: int, sizes: Sizes) -> Dataset:
-    """Make noise with as many test images to a training image as the real data set has."""
+def few_images(stage: Stage, sizes: Sizes) -> Dataset:
+    """Return some batches of the suite's photographs, whose decoding counts; or noise, for images of one size.
+
+    Noise has as many test images to a training image as the real data set has.
+    """
+    images = stage.suite.student.recipe.batch_size * BATCHES
+    if sizes.photographs_bytes:
+        return canonical.load(stage.path("data")).limited(-(-images // sizes.classes))
     rng, counts = np.random.default_rng(0), (images, round(images * sizes.test / sizes.train))
     train, test = (
         Split(rng.integers(0, 256, (n, *sizes.shape), dtype=np.uint8), np.arange(n, dtype=np.int64) % sizes.classes)
@@ -119,7 +134,7 @@ def made_up(images: int, sizes: Sizes) -> Dataset:
 
 
 def seconds_an_epoch(setup: Setup, job: Job, teacher: Teacher, sizes: Sizes) -> float:
-    """Time steps and an evaluation on the made-up images; compute from them an epoch over as many as `sizes` says.
+    """Time steps and an evaluation on a few images; compute from them an epoch over as many as `sizes` says.
 
     Seeds that are not fused go side by side on the processors there are, a thread each, which is taken to be half as
     fast as all threads.
@@ -128,13 +143,23 @@ def seconds_an_epoch(setup: Setup, job: Job, teacher: Teacher, sizes: Sizes) -> 
     spread = not compute.fuse_seeds and compute.device.type == "cpu" and len(job.seeds) > 1
     trainer = build_trainer(job, job.seeds[:1] if spread else job.seeds, setup.data, compute, teacher)
     trainer.begin_epoch(1)
-    batches = cycle(setup.data.train.batches(trainer.plan(1), job.recipe.batch_size))
-    # Of several calls, the first of which warms up, the least; each until what it returns is there
-    step = min(timeit.repeat(lambda: float(trainer.step(next(batches))["loss"].sum()), number=1, repeat=CALLS))
-    image = min(timeit.repeat(lambda: trainer.predictions(test).cpu(), number=1, repeat=CALLS)) / len(test)
-    epoch = step * -(-sizes.train // job.recipe.batch_size)
+    plan, train, size = trainer.plan(1), setup.data.train, job.recipe.batch_size
+    batches = chain.from_iterable(train.batches(plan, size) for _ in repeat(None))
+    step = least_seconds(lambda: float(trainer.step(next(batches))["loss"].sum()))
+    image = least_seconds(lambda: trainer.predictions(test).cpu()) / len(test)
+    epoch = step * -(-sizes.train // size)
     epoch += image * (sizes.train + sizes.test) / job.identity.evaluate_every
     return epoch * len(job.seeds) * (1 if CORES == 1 else 2 / CORES) if spread else epoch
+
+
+def least_seconds(call: Callable[[], object]) -> float:
+    """Return the least time of several calls, the first of which warms up."""
+    times, end = list[float](), time.perf_counter() + ENOUGH_S
+    while len(times) < 2 or (len(times) < CALLS and time.perf_counter() < end):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
 
 
 def readable(seconds: float) -> str:
