@@ -6,6 +6,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,13 +112,20 @@ def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
     raise UserError(f"{path}: not what this version writes ({reason}); {remedy}")
 
 
+@cache
+def _yaml(text: str) -> Any:
+    """Parse YAML, which takes a tenth of a second for params.yaml, once."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of the project as DVC does, by YAML 1.2: 011 is 11, and `yes` is a text.
 
     Raises:
         UserError: It is not there, is not YAML, or holds no keys or git's marks of a conflict.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
@@ -124,7 +133,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if conflict := re.search("^(<{7}|>{7}) ", text, re.MULTILINE):
             line = text.count("\n", 0, conflict.start()) + 1
             raise UserError(f"{path}, line {line}: a conflict mark of git; resolve the merge first")
-        content = YAML(typ="safe", pure=True).load(text)
+        content = deepcopy(_yaml(text))
     except FileNotFoundError:
         raise UserError(f"{path}: not there; run the command from the project's root") from None
     except MarkedYAMLError as error:

@@ -224,6 +224,7 @@ def _meaning(definition: Definition) -> Meaning:
 
 def reached_from(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> dict[Definition, Meaning]:
     """Find the definitions of this project that the roots reach, the roots among them; not `without`, nor beyond it."""
+    _files()
     found: dict[Definition, Meaning] = {}
     pending = list(roots)
     while pending:
@@ -241,6 +242,7 @@ def definition_of(thing: type | Callable[..., object]) -> Definition:
 
 def everything_in(module: str) -> list[Definition]:
     """List the definitions of a module, for code that is found by its module's name; none where there is no module."""
+    _files()
     found = _module(module)
     return [Definition(module, name) for name in found.definitions] if found else []
 
@@ -262,9 +264,19 @@ def versions_of(roots: Sequence[Definition], without: Sequence[Definition] = ())
 
 
 def read_again() -> None:
-    """Forget what was read: a process that has run for hours asks what the code means now."""
-    for cached in (_module, _meaning, _locked):
-        cached.cache_clear()
+    """Forget what was read, if a file has changed since: a process that has run for hours asks what the code means."""
+    before = _files()
+    _files.cache_clear()
+    if _files() != before:
+        for cached in (_module, _meaning, _locked):
+            cached.cache_clear()
+
+
+@cache
+def _files() -> frozenset[tuple[Path, bytes]]:
+    """Read all that the code is read from, before the first of it is."""
+    code = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if "__pycache__" not in path.parts]
+    return frozenset((path, path.read_bytes()) for path in [*code, ROOT / "uv.lock"] if path.is_file())
 
 
 @cache
