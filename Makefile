@@ -80,7 +80,7 @@ slow: env ## the tests marked slow, the reliability suite among them; an hour an
 	pytest -m 'slow or network'
 
 reliability: env ## kill, starve and mislead it in more than a thousand ways, and write docs/reliability.md: an hour
-	pytest -m 'fault and not network' --reliability docs/reliability.md
+	pytest -m 'fault and not network' --reliability=docs/reliability.md
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files
