@@ -1,4 +1,4 @@
-"""The error that is a message for a person."""
+"""The errors that are messages for a person."""
 
 
 class UserError(Exception):

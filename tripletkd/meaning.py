@@ -1,8 +1,8 @@
 """What code means: a hash that a comment, a docstring, the layout or the name of a file does not change.
 
-The hash covers the syntax tree of every definition that is reached. A definition is reached if it is asked for, or if a
-reached one names it. Annotations, messages of errors and what is printed do not count. Of other packages the version in
-uv.lock counts.
+The hash covers the syntax trees of some definitions, the roots, and of all that these name, directly or not. Statements
+at the top level of their modules and templates count too. Annotations, messages of errors and what is printed do not
+count, but the class that a field's annotation names does. Of other packages, the version in uv.lock counts.
 """
 
 import ast

@@ -8,7 +8,7 @@ import pytest
 from measurements import HISTORY, MEASURED, VARIANTS, drawn, of_seed, results
 
 from tripletkd.analysis import ablation
-from tripletkd.reporting import figures
+from tripletkd.reporting import figures, page
 
 
 def test_figures_are_svg_with_ids_of_their_own() -> None:
@@ -45,6 +45,18 @@ def test_a_published_curve_is_shown_to_its_top_and_many_methods_share_a_label() 
     ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", svg)]
     assert max(ticks) >= 90 and min(tick for tick in ticks if tick > 3) >= 55  # epochs are 3 at most
     assert [name for name in [*methods, "9 others"] if f">{name}</text>" in svg] == ["kd", "9 others"]
+
+
+def test_losses_are_drawn_beside_published_ones() -> None:
+    """Two seeds of three epochs, evaluated at the first and the last."""
+    assert figures.losses(results()) is None
+    rows = [{"seed": s, "epoch": e, "train_loss": 0.5 * s, "test_loss": s + 1.0 / e} for e in (1, 3) for s in (1, 2)]
+    history = [{"seed": 1, "epoch": 2}, *rows]
+    curve = [{"epoch": e, "test_accuracy": 50.0, "train_loss": 2.0, "test_loss": 2.5} for e in (1, 2, 3)]
+    made = results(published_curves={"triplet": curve, "kd": curve}, histories={"triplet": history, "kd": HISTORY})
+    drawn = figures.losses(made) or ""
+    assert "At the end, test images: triplet 1.833, published 2.500." in drawn and ">kd, published<" not in drawn
+    assert {"losses"} < page.pictures(replace(made, published_curves={"triplet": curve})).keys()
 
 
 def test_variants_are_side_by_side_where_not_just_one_number_is_varied() -> None:

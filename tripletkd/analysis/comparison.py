@@ -248,11 +248,13 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
         base: the other.
 
     Returns:
-        None if the difference may decide. "failed seeds" if, of the better of the two, seeds failed: those that came
-        through are a selection in its favour. Where the method is above a baseline other than scratch, "failed
-        baseline" if the baseline is itself below scratch, p < 0.05 uncorrected: beating it is no evidence; "unknown
-        baseline" if that cannot be tested, because scratch was not run, shares fewer than three seeds with the
-        baseline, or differs from it by the same on each.
+        None if the difference may decide, else
+
+        - "failed seeds": seeds of the better method failed, and the remaining ones favor it.
+        - "failed baseline": the method is better than a baseline that is itself worse than scratch (p < 0.05,
+          uncorrected), which is no evidence.
+        - "unknown baseline": that cannot be tested. Scratch was not run, shares fewer than three seeds with the
+          baseline, or differs from it by the same on each.
     """
     gap = difference(measured[method].percent(), measured[base].percent())
     if gap is None or not gap.mean:

@@ -184,7 +184,7 @@ def significant(corrected_p: float | None) -> bool:
 
 
 def verdict(found: Difference | None, corrected_p: float | None) -> str:
-    """Apply the rule of docs/verdicts.md to a difference and its corrected p: reproduced, contradicted or undecided."""
+    """Apply step 3 of docs/verdicts.md to a difference and its corrected p; `comparison.bar` applies steps 4 and 5."""
     if found is None or not significant(corrected_p):
         return "undecided"
     return "reproduced" if found.mean > 0 else "contradicted"

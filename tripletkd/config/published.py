@@ -10,7 +10,8 @@ from tripletkd.config.schema import Percent, Published
 from tripletkd.errors import UserError
 
 FOLDER = Path("tripletkd/published")  # on which dvc.yaml has every table depend
-COLUMNS, CURVE = ("method", "accuracy", "source", "curve"), ("epoch", "test_accuracy")
+COLUMNS = ("method", "accuracy", "source", "curve")
+CURVE, LOSSES = ("epoch", "test_accuracy"), ("train_loss", "test_loss")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Point:
 
     epoch: float
     test_accuracy: Percent
+    train_loss: float | None = None
+    test_loss: float | None = None
 
 
 def read(root: Path, name: str) -> dict[str, Published]:
@@ -37,12 +40,14 @@ def read(root: Path, name: str) -> dict[str, Published]:
         if not method or method in figures:
             raise UserError(f"{key}.method: found {method!r}, expected a name that no other line has")
         figures[method] = check(Published, row | {"curve": curve}, key, strict=False)
-        if curve and not [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE)]:
+        if curve and not [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE, LOSSES)]:
             raise UserError(f"{curve}: found no epoch, expected a line each")
     return figures
 
 
-def _rows(root: Path, name: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _rows(
+    root: Path, name: str, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield the lines of a CSV file, each after its place for a message."""
     if Path(name).parent != FOLDER:
         raise UserError(f"{name}: expected a file in {FOLDER}, on which the tables depend; move it there")
@@ -57,4 +62,5 @@ def _rows(root: Path, name: str, columns: tuple[str, ...]) -> Iterator[tuple[str
     if missing := [column for column in columns if column not in found]:
         raise UserError(f"{name}: found the columns {', '.join(found)}, expected {', '.join(missing)} too")
     for number, row in enumerate(rows, start=2):
-        yield f"{name}, line {number}", {column: row[column] for column in columns}
+        there = [column for column in optional if row.get(column)]
+        yield f"{name}, line {number}", {column: row[column] for column in (*columns, *there)}

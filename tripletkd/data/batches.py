@@ -44,13 +44,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """Holds all randomness of an epoch or a batch, of one seed or of several; every tensor is [..., views, N].
+    """Holds all randomness of an epoch, which `batches` cuts into plans of a batch each; of one seed or of several.
 
-    View 0 is the images x in training order; view 1, where there is one, an x' of another class for each x.
-    index: where the images stand in the split; row, column: where the crop begins in the padded image; flip: whether it
-    is mirrored; key: what the view of a photograph is drawn from (data.views). draw: of an epoch, draws `drawn` for the
-    images at a slice of N. Of a batch, drawn: what the method drew for it, [..., N, ...], or how it is mixed; images:
-    as they are stored, [..., views, N, H, W, C], unless the device has them all.
+    View 0 is the images x in training order. View 1, where there is one, has for each x an x' of another class.
+
+    Attributes:
+        index: Where the images are in the split, [..., views, N], as the next four.
+        row: Where the crop begins in the padded image.
+        column: As row.
+        flip: Whether the image is mirrored.
+        key: What the view of a photograph is drawn from (data.views).
+        drawn: In a batch, what the method drew for it, or how it is mixed, [..., N, ...].
+        images: In a batch, the stored images, [..., views, N, H, W, C]; None where the device holds the whole split.
+        draw: In an epoch, draws `drawn` for a slice of N.
     """
 
     index: Tensor
@@ -101,11 +107,11 @@ class ByClass:
         self.first = np.cumsum(self.count) - self.count
 
     def others(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Count the images of all classes but this one."""
+        """Count the images that are of other classes."""
         return len(self.labels) - self.count[label]
 
     def other(self, label: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.intp]:
-        """Find the image of this rank, from 0 to `others`, among those of all classes but this one."""
+        """Find the image of this rank among those of other classes; 0 <= rank < `others(label)`."""
         return self.order[rank + np.where(rank >= self.first[label], self.count[label], 0)]
 
 
@@ -153,7 +159,7 @@ class Sampler:
         views = [order]
         if self.negatives:
             views.append(self.other_class(order, np.random.default_rng([seed, epoch, NEGATIVES])))
-        # A stream a view: whether there is an x' makes no difference to x.
+        # Each view has its own random stream: x is augmented alike with and without an x'
         augmented = range(len(views)) if self.inputs.augments else ()
         randoms = [np.random.default_rng([seed, epoch, AUGMENTATION, view]) for view in augmented]
         drawn = [self.inputs.draw(random, len(order)) for random in randoms]

@@ -45,7 +45,7 @@ def triplet_margin(
         The mean over the batch, a scalar.
 
     Source: Oki et al., "Triplet Loss for Knowledge Distillation", IJCNN 2020. The authors' code calls PyTorch's
-    triplet_margin_loss, which this equals; that one has no batching rule and would run seed by seed under vmap.
+    triplet_margin_loss. This is equal to it, and can be computed for several seeds at once by torch.vmap.
     """
     if standardize:
         anchor, positive, negative = z_score(anchor), z_score(positive), z_score(negative)

@@ -1,4 +1,4 @@
-"""What the code of each stage means, on which dvc.yaml has the stage depend.
+"""What the code of each stage means, on which dvc.yaml has the stage depend. Seeds: training.identity.code_of.
 
 python -m tripletkd.pipeline.code        # writes code.json
 """

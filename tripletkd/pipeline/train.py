@@ -412,11 +412,11 @@ def _train_side_by_side(training: Training, seeds: Sequence[int]) -> None:
             bar.update(epochs.value - bar.n)
             for seed in [seed for seed, process in running.items() if process.exitcode is not None]:
                 codes[seed] = running.pop(seed).exitcode
-    if stopped or EX_TEMPFAIL in codes.values():
-        raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
     for seed, code in codes.items():
-        if code:
+        if code not in (0, EX_TEMPFAIL, -signal.SIGTERM):
             raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said is above")
+    if waiting or any(codes.values()):
+        raise Paused("every seed that was begun stopped, at its checkpoint; the same command goes on from there")
 
 
 def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: Any) -> None:

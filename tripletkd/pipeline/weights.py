@@ -1,4 +1,4 @@
-"""Where weights trained elsewhere come from, and where they lie: weights/<suite>/, checked by hashes at every step.
+"""Weights that were trained elsewhere: fetched, checked by hashes, kept. models.pretrained fits them to a network.
 
 weights/<suite>/
     weights.json                             what there is, where it came from, and what was changed of it
@@ -37,7 +37,7 @@ OFFERED = (("license", "license"), ("paper", "paper_ids"))  # what timm says of 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a file of weights is, and what those say of it who offer it.
+    """Where a file of weights is, and what its publisher says of it.
 
     Attributes:
         place: A path, or an address.
@@ -62,7 +62,7 @@ class Initial:
     source: str
     source_sha256: str
     source_bytes: int
-    said: dict[str, str]  # by those who offer it
+    said: dict[str, str]  # by its publisher
     mended: list[str]
     new_head: bool
     made_of: str  # a hash of all that the file beside it was made of

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INK = "#010203"  # that of STYLE; in its place, the color of the text around the picture
 STYLE = "figures.mplstyle"
-# Of middle lightness, to be seen on white and on black; with the dashes and markers, told apart in grey too.
+# Of middle lightness, to be seen on white and on black; with the dashes and markers, told apart in gray too.
 COLORS = ["#7f8c8d", "#2f7ed8", "#17a589", "#d68910", "#d1495b", "#8e6bbf", "#a0743b", "#3aa0c9"]
 DASHES = ["-", "--", "-.", ":"]
 EMPHASIS = ("scratch", "kd", "pair", "triplet", "kd_triplet")  # where there are more methods than colors
@@ -64,8 +64,8 @@ def render(name: str, description: str, size: tuple[float, float], paint: Callab
 def _embeddable(svg: str, name: str, description: str, inches: float) -> str:
     """Make an SVG file's text an element of a page.
 
-    The prologue, the metadata and the rules for the page around it go; the ids and the ink become its own; a text
-    alternative is added. It fills the width there is, up to a quarter more than drawn.
+    It loses the prologue, the metadata and rules that would hold for the whole page. Its ids begin with its name, its
+    ink is the text's color, and it has a title. It fills the width there is, up to a quarter more than drawn.
     """
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for pattern, replacement in (
@@ -91,7 +91,7 @@ def standalone(svg: str) -> str:
 def _styles(names: Iterable[str]) -> dict[str, Look]:
     """Choose the style of each method's line, as matplotlib's `plot` takes it.
 
-    Where the methods are more than the colors, all but EMPHASIS are thin and grey and share a label. These have a
+    Where the methods are more than the colors, all but EMPHASIS are thin and gray and share a label. These have a
     "zorder", which puts them behind the rest.
     """
     names, looks = list(names), dict[str, Look]()
@@ -124,8 +124,7 @@ def curves(results: Results) -> str:
             axes.plot(epochs, [point.test_accuracy_percent for point in mine], **look)
         for name, rows in published.items():
             there = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
-            label = f"{one_line(name)}, published".replace("$", r"\$")  # which would begin a formula
-            axes.plot(*there, ":", color=INK, linewidth=1, label=label, zorder=0)
+            axes.plot(*there, ":", color=INK, linewidth=1, label=_published(name), zorder=0)
         emphasized = [point for point in points if "zorder" not in looks[point.method]]
         axes.set_ylim(*_end_of_training(emphasized, last, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{results.split} accuracy, %")
@@ -139,7 +138,7 @@ def curves(results: Results) -> str:
 def _end_of_training(
     points: Sequence[CurvePoint], last: int, published: Collection[Sequence[Mapping[str, float]]]
 ) -> tuple[float, float]:
-    """Choose from where to where accuracies are shown: where methods differ, at the end, and what most epochs reach.
+    """Choose the limits of the axis of accuracies: from below the final ones, or the first quartile of all, to the top.
 
     A learning rate that falls late lifts the ends of all methods far above what their epochs reach before. A published
     curve is shown to its top.
@@ -150,6 +149,52 @@ def _end_of_training(
     top = max([highest, *(row["test_accuracy"] for rows in published for row in rows)])
     plateau = float(np.percentile([point.test_accuracy_percent for point in points], 25))
     return min(lowest - 1.5 * max(highest - lowest, 2), plateau - 2), top + 0.5
+
+
+def losses(results: Results) -> str | None:
+    """Draw the loss on either split by epoch, in eval mode, of the methods that have a published one, which is dotted.
+
+    Means over seeds, with a band from the lowest to the highest. None where there are no such losses.
+    """
+    compared = {}
+    for name, rows in results.published_curves.items():
+        ours = [row for row in results.histories.get(name, ()) if "test_loss" in row]
+        theirs = [row for row in rows if "train_loss" in row and "test_loss" in row]
+        if ours and theirs:
+            compared[name] = {split: _by_epoch(ours, f"{split}_loss") for split in ("train", "test")}, theirs
+    if not compared:
+        return None
+
+    def paint(*panels: Axes) -> None:
+        for axes, split in zip(panels, ("train", "test"), strict=True):
+            for (name, (ours, theirs)), color in zip(compared.items(), COLORS[1:], strict=False):
+                epochs, values = list(ours[split]), list(ours[split].values())
+                axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], alpha=0.2, linewidth=0, color=color)
+                axes.plot(epochs, [float(np.mean(each)) for each in values], color=color, label=name)
+                there = ([row[key] for row in theirs] for key in ("epoch", f"{split}_loss"))
+                axes.plot(*there, ":", color=INK, linewidth=1, label=_published(name))
+            axes.set(xlabel="epoch", title=f"loss on the {split} images", yscale="log")
+        panels[0].legend()
+
+    ends = [
+        f"{name} {np.mean([*ours['test'].values()][-1]):.3f}, published {theirs[-1]['test_loss']:.3f}"
+        for name, (ours, theirs) in compared.items()
+    ]
+    said = f"Loss by epoch, mean over seeds, band from lowest to highest. At the end, test images: {'; '.join(ends)}."
+    return render("losses", said, (9, 3.2), paint, 2)
+
+
+def _by_epoch(rows: Iterable[Mapping[str, float]], key: str) -> dict[int, list[float]]:
+    """Collect over seeds the values of each epoch."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(int(row["epoch"]), []).append(row[key])
+    return found
+
+
+def _published(name: str) -> str:
+    """Label a published curve; a dollar would begin a formula."""
+    return f"{one_line(name)}, published".replace("$", r"\$")
 
 
 def forest(results: Results) -> str:

@@ -25,6 +25,8 @@ def pictures(results: Results) -> dict[str, str]:
     made = {"curves": figures.curves(results)}
     if results.bases():
         made["forest"] = figures.forest(results)
+    if drawn := figures.losses(results):
+        made["losses"] = drawn
     made["triplets"] = figures.triplets(results.histories)
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])

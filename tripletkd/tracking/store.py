@@ -154,10 +154,11 @@ class Runs:
         self.found = sorted(self.client.search_runs([self.experiment], self.query), key=lambda run: run.info.run_id)
 
     def add(self, entry: Entry, finish: Callable[[Run], None] | None = None) -> bool:
-        """Add what the store lacks of a run. What this checkout has begun goes on in the run that it has.
+        """Add what the store lacks of a run. A run that this checkout began earlier is continued.
 
-        No server can be asked to create a run only if it is not there, so several machines may log the same at once,
-        each in a run of its own. Whoever is done looks again: of those that mirror the same record the first stays.
+        A server cannot be asked to create a run only if it is not there, so several machines may log the same at once,
+        each in a run of its own. After writing, each of them searches again, and deletes all but the run with the
+        lowest id.
 
         Args:
             entry: The run.
@@ -182,7 +183,7 @@ class Runs:
         return self.found[-1]
 
     def _write(self, run: Run, entry: Entry, finish: Callable[[Run], None] | None) -> None:
-        """Log what a run lacks; the tag of the record last: a process that is killed before leaves work."""
+        """Log what a run lacks. The tag of the record is set last: without it, the next call finishes the run."""
         from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 
         run_id, images = run.info.run_id, entry.tags.get("data.sha256")

@@ -39,7 +39,7 @@ class SavePolicy:
 
     minutes: float = 5.0  # between two checkpoints
     deadline: float | None = None  # of time.monotonic(), after which the run is stopped
-    more: bool = False  # whether there is more to do after the last epoch, so that a stop still has to be said
+    more: bool = False  # whether other seeds are trained after these: a stop at the last epoch, too, raises Paused
     signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)  # that stop it
 
     def reason_to_stop(self, now: float) -> str | None:
@@ -53,11 +53,13 @@ class SavePolicy:
 class Checkpoint:
     """Saves the tensors that training changes, and the progress, between epochs.
 
-    It is written every `minutes`, after `deadline` (of time.monotonic()), and after the first SIGINT or SIGTERM, which
-    let the epoch end; the last two then raise Paused. A second signal acts at once. Only whole epochs are saved: every
-    random number is a function of seed, epoch and step, so that no generator has a state to save. The last epoch is
-    saved too: training that is done is not done again when the process dies before its results are written. A file
-    whose fingerprint, of all that the run depends on, or hash of its content does not match is moved aside.
+    It is written after an epoch if some minutes have passed, if it was the last one, or if the run is to stop: after
+    SIGINT or SIGTERM, after a deadline, or where the process that started this one is gone. A run that is to stop and
+    has more to train then raises Paused. A second signal acts at once.
+
+    Only whole epochs are saved: every random number is a function of seed, epoch and step, so no generator has a state
+    to save. The last epoch is saved too: where the process dies before its results are written, the training is not
+    done again. A file with another fingerprint, or a damaged one, is renamed and left there.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What identifies a run: all that its weights and its history should depend on, and the one comparison of two runs."""
+"""What identifies a run: all that its weights and history should depend on; and its comparison with params.yaml."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ class RunIdentity:
 def as_block(holder: object) -> dict[str, Any]:
     """Return a dataclass, in which identities may be, as JSON has it.
 
-    An identity leaves out what was added to it later and does not apply: the block of a run of before stays as it was.
+    initial_sha256 is left out where it is None: hashes of runs from before there was such a field stay valid.
     """
     assert dataclasses.is_dataclass(holder) and not isinstance(holder, type)
     return asdict(holder, dict_factory=_without_absent)
@@ -90,7 +90,7 @@ def described(settings: object) -> dict[str, Any]:
 def refuse_unlike(place: object, found: RunIdentity, expected: RunIdentity, source: str) -> None:
     """Compare a run with the one that params.yaml describes.
 
-    Every comparison of runs is this one. If all runs of a table agree with params.yaml, they agree with each other.
+    Runs are compared with params.yaml, not with each other: where all runs of a table agree with it, they agree.
 
     Args:
         place: The file or the folder that says what was found.

@@ -49,7 +49,7 @@ def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Chec
     epoch.
 
     Raises:
-        checkpoint.Paused: if the run was stopped at a checkpoint.
+        errors.Paused: if the run was stopped at a checkpoint.
     """
     shown = monitoring or Monitoring()
     done = checkpoint.load(trainer.tensors()) if checkpoint else Progress()

@@ -72,7 +72,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """Says what a student is trained towards: a loss, and what it uses beside the student's logits for x."""
+    """Says what a student is trained toward: a loss, and what it uses beside the student's logits for x."""
 
     loss: Loss
     needs: frozenset[str] = frozenset()  # of "teacher", "negative", "teacher_negative", "features", "index"
