@@ -416,7 +416,7 @@ def _train_side_by_side(training: Training, seeds: Sequence[int]) -> None:
         if code not in (0, EX_TEMPFAIL, -signal.SIGTERM):
             raise UserError(f"seed {seed}: its process ended with exit code {code}; what it said is above")
     if waiting or any(codes.values()):
-        raise Paused("every seed that was begun stopped, at its checkpoint; the same command goes on from there")
+        raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
 
 
 def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: Any) -> None:
