@@ -219,13 +219,16 @@ def left_over(folder: Path) -> list[Path]:
     """What no stage may leave once it has ended well: parts of files, locks, checkpoints, what follows a training."""
     # But for a seed's lock: who died when it was finished leaves it, and nobody asks for that seed's again.
     found = [path for path in (folder / ".locks").glob("*") if ".seed-" not in path.name]
-    found += [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    # Seeds that were replaced are kept in folders of their own
+    found += [
+        path for path in (folder / "checkpoints").rglob("*") if path.is_file() and "seed-" not in path.parent.name
+    ]
     return [*found, *(path for path in folder.rglob("*") if ".partial" in path.name or ".live." in path.name)]
 
 
 def checkpoint_of(folder: Path, name: str) -> Path:
     """The only one of a run."""
-    [path] = (folder / "checkpoints/digits/test" / name).iterdir()
+    [path] = (folder / "checkpoints/digits/test" / name).glob("*.safetensors")
     return path
 
 
