@@ -27,7 +27,7 @@ help: ## this list
 
 env: .venv/.synced ## the environment, from uv.lock; CPU=1 without the 4 GB of CUDA
 repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUIET=1 prints problems only
-	@$(if $(QUIET),,dvc repro --quiet --single-item code; ! dvc repro --dry | grep -q "^Running stage '.*@" || tripletkd plan)
+	@$(if $(QUIET),,dvc repro --quiet --single-item code; test 0 = $$(dvc repro --dry | grep -c "^Running stage '.*@") || tripletkd plan)
 	dvc repro $(if $(QUIET),--quiet)
 	-@python -m tripletkd.tracking$(if $(QUIET), > /dev/null)
 	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
@@ -92,10 +92,12 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	@git status --short params.yaml dvc.lock code.json results
 	@git diff --quiet HEAD params.yaml || { mkdir -p checkpoints && cp params.yaml checkpoints/params.$$$$.yaml && \
 		echo "params.yaml as it was: checkpoints/params.$$$$.yaml"; }
-	git restore params.yaml dvc.lock code.json results
-	git clean --quiet --force -d results
+	@git restore params.yaml dvc.lock code.json results
 	@# what is in no commit and not in the cache, such as a run that failed, is kept aside
-	dvc checkout --allow-missing || { mkdir -p checkpoints && cp -R runs checkpoints/before-restore.$$$$ && dvc checkout --force --allow-missing; }
+	@test -z "$$(git ls-files --others --exclude-standard results)" || { mkdir -p checkpoints/before-restore.$$$$ && \
+		git ls-files -z --others --exclude-standard results | tar --null -c -T - | tar -x -C checkpoints/before-restore.$$$$ && \
+		git clean --quiet --force -d results && echo "what is in no commit: checkpoints/before-restore.$$$$/results"; }
+	@dvc checkout --allow-missing || { mkdir -p checkpoints && cp -R runs checkpoints/before-restore.$$$$ && dvc checkout --force --allow-missing; }
 	-tripletkd pull $(SUITE)
 
 ui: env ## MLflow's pages, on http://127.0.0.1:5000 or PORT=..., or where MLFLOW_TRACKING_URI is a server's; names those to open

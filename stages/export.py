@@ -61,6 +61,8 @@ def main(stage: Stage) -> None:
     """
     method, seed = stage.config.method, stage.options.seed
     assert method is not None
+    if stage.config.split != "test":
+        raise UserError(f"split: found {stage.config.split}, expected test: to choose parameters no export is needed")
     chosen = choose(stage, method, seed)
     sources = gather(stage, chosen)
     images, made_up = load_images(stage, chosen, sources)
@@ -105,7 +107,8 @@ def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
     suite, folder = stage.suite, stage.path("runs", stage.config.split, method)
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.glob("*") if any(path.glob("seed-*")))
-        raise UserError(f"{folder}: not there; trained are {', '.join(there) or 'none'}: take one, or run `dvc repro`")
+        remedy = "take one, " if there else f"`make pull SUITE={suite.name}` fetches what others trained, "
+        raise UserError(f"{folder}: not there; trained are {', '.join(there) or 'none'}: {remedy}or run `dvc repro`")
     seeds = [suite.teacher.seed] if method == "teacher" else suite.seeds
     records = [read_record(seed_folder(folder, number)) for number in seeds]
     alive = {record.seed: record for record in records if record.failed is None}
@@ -146,9 +149,9 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
 
 
 def load_images(stage: Stage, chosen: Chosen, sources: Sources) -> tuple[Split, bool]:
-    """Load the test images of that run, or the part that was held out if it had one.
+    """Load the test images of that run.
 
-    A run of the test split that was pulled comes without images, but with their description. Then images of noise are
+    A run that was pulled comes without images, but with their description. Then images of noise are
     made up: enough to hold a file against the network that it was made from.
 
     Returns:
@@ -159,13 +162,11 @@ def load_images(stage: Stage, chosen: Chosen, sources: Sources) -> tuple[Split, 
     """
     identity, folder, said = chosen.record.identity, stage.path("data"), sources.data
     is_described = said.sha256 == identity.data_sha256 and said.classes == sources.teacher.class_names
-    if not (folder / canonical.IMAGES).exists() and identity.split == "test" and is_described:
+    if not (folder / canonical.IMAGES).exists() and is_described:
         shape = (MADE_UP, *chosen.record.image_shape)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return Split(noise, np.zeros(MADE_UP, dtype=np.int64)), True
     dataset = canonical.load(folder)
-    if identity.split == "validation":
-        dataset = dataset.with_holdout(stage.suite.holdout)
     if dataset.sha256() != identity.data_sha256:
         raise UserError(f"{chosen.folder}: trained on other images than {folder} holds; run `dvc repro`")
     return dataset.test, False

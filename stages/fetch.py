@@ -28,28 +28,27 @@ TIMEOUT_SECONDS = 60  # torchvision sets none: a server that falls silent would 
 def main(stage: Stage) -> None:
     """Fetch the images of a suite."""
     settings, target = stage.suite.data, stage.path("data")
-    # Of torchvision's own archive it is the same whether it was downloaded or at hand.
-    origin = f"{settings.source} {settings.name or (settings.path and Path(settings.path).name) or ''}".rstrip()
     with whole(target) as beside:
         beside.mkdir()
         with obtain(settings, beside) as whole_set:
             dataset = whole_set.limited(settings.per_class) if settings.per_class else whole_set
             stage.suite.inputs.build(dataset.image_shape[2])
-            description = save(stage, dataset, beside, origin)
+            description = save(stage, dataset, beside)
     stage.say(f"{target}: {summary(description)}")
 
 
-def save(stage: Stage, dataset: Dataset, folder: Path, origin: str) -> dict[str, Any]:
+def save(stage: Stage, dataset: Dataset, folder: Path) -> dict[str, Any]:
     """Write the images, or encoded photographs; returns the description of the data set."""
     from tripletkd.data import dataset as data
     from tripletkd.data import photographs
     from tripletkd.training.compute import CORES
 
-    more, workers = rules(stage.suite.data), stage.config.run.workers
-    if stage.suite.data.short_side is None:
-        return data.save(dataset, folder, origin, more)
+    settings, workers = stage.suite.data, stage.config.run.workers
+    more = rules(settings) | ({"selection": settings.selection} if settings.selection else {})
+    if settings.short_side is None:
+        return data.save(dataset, folder, settings.origin, more)
     view, workers = stage.suite.inputs.view, CORES if workers is None else workers
-    return photographs.save(dataset, folder, {"source": origin, **more}, view, workers)
+    return photographs.save(dataset, folder, {"source": settings.origin, **more}, view, workers)
 
 
 def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Dataset]:

@@ -4,7 +4,7 @@ from __future__ import annotations  # the types' modules import PyTorch
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_json
 from tripletkd.pipeline.stage import Stage, run
-from tripletkd.pipeline.weights import FILE, KINDS, Description, Initial, Kind, at_hand, find, recorded
+from tripletkd.pipeline.weights import FILE, KINDS, Description, Initial, Kind, asked_for, at_hand, find, recorded
 from tripletkd.provenance import fingerprint, sha256
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
     key, network = f"suites.{stage.suite.name}.{kind}.weights", getattr(stage.suite, kind)
     shape, classes, is_trained = *read_shape(stage.path("data", DESCRIPTION)), network.recipe is not None
     rules = meaning(everything_in(pretrained.__name__))
-    made_of = fingerprint(asdict(settings), network.network, shape, classes, is_trained, rules)
+    asked = asked_for(stage, kind)
+    made_of = fingerprint(asked, shape, classes, rules)
     before, here = recorded(stage.path("weights", FILE), kind), stage.path("weights", f"{kind}.safetensors")
     if before and before.made_of == made_of and here.is_file() and sha256(here) == before.sha256:
         shutil.copy(here, target)
@@ -63,6 +64,11 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
             raise UserError(f"{key}.classes: found {len(chosen)}, expected the {classes} of the data set, in its order")
         to = pretrained.Fit(built, network.network, chosen, is_trained, settings.temperature)
         fitted = pretrained.fit(found, settings.source, to)
+        if settings.temperature != 1 and fitted.new_head:
+            raise UserError(f"{key}.temperature: found {settings.temperature:g} with a new last layer; expected 1")
+        if settings.temperature != 1:
+            undivided = pretrained.fit(found, settings.source, replace(to, temperature=1.0))
+            pretrained.check_temperature(to, undivided.tensors, fitted.tensors, shape, f"{key}.temperature")
         target.write_bytes(save(fitted.tensors))
         return Initial(
             source=settings.source,
@@ -71,6 +77,7 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
             said=origin.said,
             mended=[*where, *fitted.mended],
             new_head=fitted.new_head,
+            asked_for=asked,
             made_of=made_of,
             sha256=sha256(target),
         )

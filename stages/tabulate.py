@@ -3,12 +3,11 @@
 from __future__ import annotations  # the types' module imports SciPy
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.stage import Stage, run
-from tripletkd.provenance import sha256
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
@@ -35,6 +34,7 @@ def main(stage: Stage) -> None:
 def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
     """Read what was measured of the configured methods and ablations, whatever else is there."""
     from tripletkd.analysis import ablation, comparison
+    from tripletkd.evaluation.measurement import read_beside
     from tripletkd.training.run_record import read_history
 
     config, methods = stage.config, stage.config.run.methods
@@ -57,39 +57,6 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
     )
     of_variants = [each.measurement for variants in ablated.values() for each in variants]
     return results, [*measured.values(), *ablation_teacher, *of_variants]
-
-
-def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
-    """Read the history, or the map, that was written with a measurement.
-
-    Seeds that failed are left out: a mean over other seeds in every epoch is no curve.
-
-    Raises:
-        UserError: If the file beside it is another.
-    """
-    from tripletkd.training.run_record import read_history
-
-    name, written = measured.identity.name, measured.map_sha256 if of else measured.history_sha256
-    path = place / f"{name}{of}.csv"
-    if not path.is_file() or sha256(path) != written:
-        raise UserError(f"{path}: not the file that {name}.json was written with; run evaluate again")
-    rows = [row for row in read_history(path) if row.get("seed") not in measured.failed]
-    if not of:
-        refuse_other_history(path, measured, rows)
-    return rows
-
-
-def refuse_other_history(path: Path, measured: Measurement, rows: list[dict[str, float]]) -> None:
-    """Raise UserError if the figures of a seed are not those of its history."""
-    from tripletkd.evaluation.measure import TOLERANCE
-
-    for seed in measured.seeds:
-        tested = [row for row in rows if row["seed"] == seed.seed and "test_accuracy" in row]
-        best = max(tested, key=lambda row: row["test_accuracy"], default={})
-        found = (best.get("test_accuracy"), best.get("epoch"))
-        gaps = [abs(getattr(seed, name) - tested[-1][name]) for name in ("test_accuracy", "train_accuracy") if tested]
-        if found != (seed.best_test_accuracy, seed.best_epoch) or max(gaps) > TOLERANCE:
-            raise UserError(f"{path}: seed {seed.seed} has other accuracies there than beside it; run evaluate again")
 
 
 def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:

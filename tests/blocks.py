@@ -87,8 +87,8 @@ def answer(read: Read) -> str:
     counted = [("kd", "reproduced"), ("kd", "contradicted"), ("scratch", "reproduced")]
     better, worse, over = (COUNTS[verdicts.count(each)] for each in counted)
     return (
-        f"**{'No' if better == 'none' else 'In part'}.** It is better than Hinton's distillation (KD) in {better} of "
-        f"our three experiments, and worse in {worse}.\nIt is better than training from scratch in {over}.\n\n"
+        f"**{'No' if better == 'none' else 'In part'}.** Of our three experiments, it is better than Hinton's "
+        f"distillation (KD) in {better} and worse in {worse}.\nIt is better than training from scratch in {over}.\n\n"
     ) + markdown(
         "experiment | seeds | from scratch | KD | triplet | triplet − scratch | triplet − KD", "lrrrrll", lines
     )

@@ -15,8 +15,8 @@ LIBRARY = sorted((ROOT / "tripletkd").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 # From top to bottom the way of the data: a part imports itself and those above it.
 LAYERS = [
-    "errors", "results", "types", "files", "streams", "meaning", "provenance", "data", "models", "methods", "training",
-    "evaluation", "analysis", "reporting", "tracking", "export", "config", "pipeline", "cli",
+    "errors", "types", "files", "streams", "meaning", "provenance", "data", "models", "methods", "training",
+    "evaluation", "results", "analysis", "reporting", "tracking", "export", "config", "pipeline", "cli",
 ]  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def test_the_committed_hashes_of_code_are_those_of_the_code(tmp_path: Path) -> N
     """On which dvc.lock stands; `python -m tripletkd.pipeline.code` writes them."""
     for name in ("tripletkd", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "uv.lock", tmp_path)
+    for name in ("uv.lock", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     subprocess.run([sys.executable, "-m", "tripletkd.pipeline.code"], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "code.json").read_text()) == json.loads((ROOT / "code.json").read_text())
 

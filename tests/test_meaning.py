@@ -114,6 +114,52 @@ def test_what_computes_counts(what: str, copy: Path) -> None:
     assert after[0] != before[0] and after[1] != before[1]
 
 
+HIDDEN = {  # modules of which the loss uses `factor`
+    "a loop over a table": "X = {}\nfor name in 'x':\n    X[name] = 1.0\ndef factor():\n    return X['x']\n",
+    "a registry": "X = []\nadd = X.append\n@add\ndef x():\n    return 1.0\ndef factor():\n    return X[0]()",
+    "what type checkers do not see": "if TYPE_CHECKING:\n    X = 2\nelse:\n    X = 1.0\ndef factor():\n    return X\n",
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_what_no_definition_names_counts(what: str, copy: Path) -> None:
+    loss, own = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/own.py"
+    own.write_text("from typing import TYPE_CHECKING\n" + HIDDEN[what])
+    edit(loss, "\nimport torch\n", "\nimport torch\nfrom tripletkd.methods.own import factor\n")
+    edit(loss, r"near - far \+ margin", "factor() * near - far + margin")
+    before = hashes(copy)
+    edit(own, r"1\.0", "0.0")
+    assert hashes(copy)[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "replacement", "message"),
+    [
+        (
+            "tripletkd/methods/triplet.py",
+            "import torch\n",
+            "import torch\nfrom tripletkd.methods.kd import *\n",
+            "import \\*",
+        ),
+        (
+            "tripletkd/methods/triplet.py",
+            "    near = torch",
+            "    import mylib\n    near = mylib.x * torch",
+            "import mylib: it is not in uv.lock",
+        ),
+        (MODELS, r"partial\(PaperStudent, width=8\)", "lambda *a: PaperStudent(*a, width=8)", "made by a function"),
+    ],
+)
+def test_code_that_cannot_be_hashed_is_refused(
+    name: str, found: str, replacement: str, message: str, copy: Path
+) -> None:
+    (copy / "mylib.py").write_text("")
+    edit(copy / name, found, replacement)
+    with pytest.raises(subprocess.CalledProcessError) as problem:
+        hashes(copy)
+    assert re.search(f"UserError: .*{message}", problem.value.stderr)
+
+
 def test_all_that_is_called_while_a_run_trains_is_in_the_hash() -> None:
     """Or is on the list of what only keeps, shows or limits what was computed."""
     kept = ("errors", "files", "meaning", "provenance", "training.checkpoint", "training.progress", "training.identity")

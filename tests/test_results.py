@@ -1,6 +1,7 @@
 """The results as DataFrames, held against the files that they come from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT
 
 from tripletkd import results
 from tripletkd.errors import UserError
+from tripletkd.provenance import sha256
 
 
 @pytest.mark.parametrize("suite", ["digits", "digits_resnet", "cifar10"])
@@ -29,3 +31,49 @@ def test_they_are_what_the_tables_say(suite: str) -> None:
 def test_a_suite_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nope: no results of the test split"):
         results.load("nope", folder=tmp_path)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "results/digits", tmp_path / "digits")
+    return tmp_path
+
+
+def test_what_the_table_does_not_have_is_not_loaded(copied: Path) -> None:
+    """A method that is no longer run; claims of another split."""
+    table = copied / "digits/table.json"
+    content = json.loads(table.read_text())
+    table.write_text(json.dumps(content | {"rows": [row for row in content["rows"] if row["method"] != "pair"]}))
+    found = results.load("digits", folder=copied)
+    assert "pair" not in {*found.seeds["method"], *found.history["method"]} and len(found.claims) == 6
+    table.write_text(json.dumps(content | {"split": "validation"}))
+    assert results.load("digits", folder=copied).claims.empty
+    held_out = results.load("digits", "validation", ROOT / "results")
+    assert {"validation_accuracy_percent", "best_validation_accuracy_percent"} < {*held_out.seeds}
+    assert not [name for name in held_out.seeds if "test_" in name] and held_out.claims.empty
+
+
+def test_files_that_do_not_belong_together_are_refused_and_failed_seeds_left_out(copied: Path) -> None:
+    place = copied / "digits/measured/test"
+    history = place / "kd.csv"
+    text = history.read_text()
+    history.write_text(text.replace("0.9", "0.8"))
+    with pytest.raises(UserError, match=r"kd.csv: not the file that kd.json was written with"):
+        results.load("digits", folder=copied)
+    history.write_text(text)
+    content = json.loads((place / "kd.json").read_text())
+    failed = {"seeds": content["seeds"][1:], "failed": {"11": "ce is nan at epoch 3, step 1"}}
+    del content["weights_sha256"]["11"]
+    (place / "kd.json").write_text(json.dumps(content | failed))
+    found = results.load("digits", folder=copied)
+    of_kd = [set(frame[frame["method"] == "kd"]["seed"]) for frame in (found.seeds, found.history)]
+    assert of_kd == [set(range(12, 21))] * 2
+
+
+def test_a_term_of_a_loss_keeps_its_unit(copied: Path) -> None:
+    place = copied / "digits/measured/test"
+    history = place / "kd.csv"
+    history.write_text(history.read_text().replace(",ce,", ",agreement,", 1))
+    content = json.loads((place / "kd.json").read_text())
+    (place / "kd.json").write_text(json.dumps(content | {"history_sha256": sha256(history)}))
+    assert "agreement" in results.load("digits", folder=copied).history

@@ -8,6 +8,7 @@ count, but the class that a field's annotation names does. Of other packages, th
 import ast
 import copy
 import hashlib
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import MethodType
 from typing import NamedTuple
+
+from tripletkd.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tripletkd", "stages")
@@ -55,10 +59,26 @@ def _module(name: str) -> Module | None:
     for statement in ast.parse(path.read_bytes()).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             module.imported.update(_imports(statement, module.package))
-        elif not _is_docstring(statement) and not _is_guard(statement):
-            for target in _targets(statement):
-                module.definitions.setdefault(target, []).append(statement)
+        elif _is_guard(statement):
+            assert isinstance(statement, ast.If)
+            _define(module, statement.orelse)
+        elif not _is_docstring(statement):
+            _define(module, [statement])
     return module
+
+
+def _define(module: Module, statements: Sequence[ast.stmt]) -> None:
+    """Note what statements define, in order."""
+    for statement in statements:
+        for target in _targets(statement):
+            module.definitions.setdefault(target, []).append(statement)
+        if any(_is_of_project(module, decorator) for decorator in getattr(statement, "decorator_list", ())):
+            module.definitions.setdefault("*", []).append(statement)  # which may register it
+
+
+def _is_of_project(module: Module, decorator: ast.expr) -> bool:
+    names = [node.id for node in ast.walk(decorator) if isinstance(node, ast.Name)]
+    return any(n in module.definitions or module.imported.get(n, "").split(".")[0] in PACKAGES for n in names)
 
 
 def _imports(statement: ast.Import | ast.ImportFrom, package: str) -> Iterator[tuple[str, str]]:
@@ -70,6 +90,8 @@ def _imports(statement: ast.Import | ast.ImportFrom, package: str) -> Iterator[t
     parts = package.split(".")
     base = parts[: len(parts) - statement.level + 1] if statement.level else []
     source = ".".join([*base, *filter(None, [statement.module])])
+    if any(alias.name == "*" for alias in statement.names):
+        raise UserError(f"{package}: from {source} import *: its code cannot be hashed; name what is imported")
     for alias in statement.names:
         yield alias.asname or alias.name, f"{source}.{alias.name}"
 
@@ -79,7 +101,9 @@ def _targets(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
         return
+    is_block = isinstance(statement, ast.For | ast.AsyncFor)  # whose target is a variable of a loop
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    targets = [] if is_block else targets
     names = [node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)]
     yield from names or ["*"]
 
@@ -236,7 +260,16 @@ def reached_from(roots: Sequence[Definition], without: Sequence[Definition] = ()
 
 
 def definition_of(thing: type | Callable[..., object]) -> Definition:
-    """Name the definition of a function or a class."""
+    """Name the definition of a function or a class.
+
+    Raises:
+        UserError: If it has none at the top level of a module, so that its code cannot be hashed.
+    """
+    if "<" in thing.__qualname__ or isinstance(thing, MethodType):
+        raise UserError(
+            f"{thing.__module__}: {thing.__qualname__}: found what is made by a function; expected a class or a "
+            "function at the top level of a module, or functools.partial of one, whose code can be hashed"
+        )
     return Definition(thing.__module__, thing.__qualname__.partition(".")[0])
 
 
@@ -259,8 +292,17 @@ def meaning(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> 
 def versions_of(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> dict[str, str]:
     """Look up in uv.lock the versions of the packages that the roots, and all that they reach, import."""
     imported = {name for found in reached_from(roots, without).values() for name in found.packages}
-    names = {d.lower() for name in imported - set(sys.stdlib_module_names) for d in _distributions().get(name, ())}
-    return {name: version for name, version in sorted(_locked().items()) if name in names}
+    foreign, locked = imported - set(sys.stdlib_module_names) - set(PACKAGES), _locked()
+    named = {name: set(_distributions().get(name, ())) for name in foreign}
+    here = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
+    is_known = {name: bool(of & locked.keys()) if of else name not in here for name, of in named.items()}
+    if locked and (unknown := sorted(name for name in foreign if not is_known[name])):
+        raise UserError(
+            f"import {unknown[0]}: it is not in uv.lock, so a change of it would not be noticed; move its code into "
+            f"tripletkd/, or add it by `uv add {unknown[0]}`"
+        )
+    names = set().union(*named.values())
+    return {name: version for name, version in sorted(locked.items()) if name in names}
 
 
 def read_again() -> None:
@@ -281,7 +323,10 @@ def _files() -> frozenset[tuple[Path, bytes]]:
 
 @cache
 def _distributions() -> dict[str, list[str]]:
-    return dict(packages_distributions())
+    """Name, as uv.lock does, the distributions that have each package."""
+    return {
+        name: [re.sub(r"[-_.]+", "-", d).lower() for d in found] for name, found in packages_distributions().items()
+    }
 
 
 @cache

@@ -3,7 +3,9 @@
 from __future__ import annotations  # pandas is imported where it is used
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +14,16 @@ from tripletkd.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SHARES = (  # of images, in [0, 1] in the files
+SHARES = (  # of a seed's figures, those that are in [0, 1] in the files
     "train_accuracy",
     "test_accuracy",
-    "validation_accuracy",
     "test_calibration_error",
     "test_top5_accuracy",
     "agreement",
     "violated_triplets",
     "best_test_accuracy",
 )
+SHARES_BY_EPOCH = ("train_accuracy", "test_accuracy", "violated_triplets")  # the others are terms of a loss
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Results:
     Attributes:
         seeds: A row for each method and seed, the teacher among them: the figures of the network of the last epoch.
         history: A row for each method, seed and epoch: learning rate, terms of the loss, and, in the epochs that were
-            evaluated, accuracies.
+            evaluated, accuracies. Seeds that failed are left out, as in the table.
         claims: A row for each claim: `method` and `over`, the difference with its 95 % interval as a half-width, the
-            corrected p-value and the verdict.
+            corrected p-value and the verdict. Empty where the table is of another split.
     """
 
     seeds: pd.DataFrame
@@ -53,25 +55,42 @@ def load(suite: str, split: str = "test", folder: str | Path = "results") -> Res
         folder: The project's results/.
 
     Raises:
-        UserError: If there are no results of that suite and split.
+        UserError: If there are no results of that suite and split, or its files do not belong together.
     """
     import pandas as pd
 
+    from tripletkd.evaluation import measurement
+
+    if not Path(folder).is_dir():
+        raise UserError(f"{Path(folder).absolute()}: not there; expected the project's results/: give it as folder")
     place = Path(folder) / suite
-    files = sorted((place / "measured" / split).glob("*.json"))
+    measured_in = place / "measured" / split
+    files = sorted(measured_in.glob("*.json"))
     if not files or not (place / "table.json").is_file():
-        raise UserError(f"{place}: no results of the {split} split; run `dvc repro` with {suite} in run.suites")
-    rows, histories = [], []
+        there = ", ".join(sorted(path.parent.name for path in Path(folder).glob("*/table.json"))) or "none"
+        raise UserError(
+            f"{place}: no results of the {split} split; there are {there}; `dvc repro` makes others, with {suite} "
+            "in run.suites"
+        )
+    table = json.loads((place / "table.json").read_text(encoding="utf-8"))
+    if table["split"] == split:
+        files = [measured_in / f"{row['method']}.json" for row in table["rows"]]
+    rows, histories = list[dict[str, object]](), list[pd.DataFrame]()
     for file in files:
-        measured = json.loads(file.read_text(encoding="utf-8"))
-        rows += [{"method": file.stem, **_figures(seed)} for seed in measured["seeds"]]
-        if (history := file.with_suffix(".csv")).is_file():
-            histories.append(_in_percent(pd.read_csv(history)).assign(method=file.stem))
-    claims = pd.json_normalize(json.loads((place / "table.json").read_text(encoding="utf-8"))["verdicts"])
-    claims.columns = claims.columns.str.replace("difference_points.", "", regex=False)
+        measured = measurement.read(file, suite, file.stem)
+        rows += [{"method": file.stem, **_figures(asdict(seed))} for seed in measured.seeds]
+        if measured.history_sha256:
+            history = pd.DataFrame(measurement.read_beside(measured_in, measured))
+            if "method" in history:
+                raise UserError(f"{file}: a term of its loss is called method, as a column here; give it another name")
+            histories.append(_in_percent(history, SHARES_BY_EPOCH, split).assign(method=file.stem))
+    claims = pd.json_normalize(table["verdicts"] if table["split"] == split else [])
+    names = {name: name.removeprefix("difference_points.") for name in claims}
     named = {"mean": "difference_points", "half_width": "half_width_points", "std": "std_points"}
     return Results(
-        _in_percent(pd.DataFrame(rows)), pd.concat(histories, ignore_index=True), claims.rename(columns=named)
+        _in_percent(pd.DataFrame(rows), SHARES, split),
+        pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["method", "seed", "epoch"]),
+        claims.rename(columns=names).rename(columns=named),
     )
 
 
@@ -80,8 +99,13 @@ def _figures(seed: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in seed.items() if isinstance(value, int | float)}
 
 
-def _in_percent(frame: pd.DataFrame) -> pd.DataFrame:
-    shares = [name for name in SHARES if name in frame]
-    return frame.assign(**{name: 100 * frame[name] for name in shares}).rename(
-        columns={n: f"{n}_percent" for n in shares}
+def _in_percent(frame: pd.DataFrame, shares: Sequence[str], split: str) -> pd.DataFrame:
+    """Turn shares into percent, and call by its name what was measured on another split than the test split."""
+    there = [name for name in shares if name in frame]
+    frame = frame.assign(**{name: 100 * frame[name] for name in there})
+    frame = frame.rename(columns={name: f"{name}_percent" for name in there})
+    return (
+        frame
+        if split == "test"
+        else frame.rename(columns=lambda name: re.sub(r"\btest_|(?<=_)test_", f"{split}_", name))
     )

@@ -5,6 +5,7 @@ PyTorch, whose generator on a CPU keeps 32 bits of its seed.
 """
 
 import hashlib
+import random
 from collections.abc import Iterable
 
 from tripletkd.errors import UserError
@@ -21,6 +22,18 @@ def torch_seed(seed: int, purpose: str) -> int:
     if purpose == "network":
         return seed
     return int.from_bytes(hashlib.sha256(f"{purpose} of seed {seed}".encode()).digest()[:4], "big")
+
+
+def global_states() -> dict[str, str]:
+    """Hash the states of the generators that no seed of a run sets: Python's, NumPy's and PyTorch's own."""
+    import numpy as np
+    import torch
+
+    states = {"random": repr(random.getstate()).encode(), "numpy.random": repr(np.random.get_state()).encode()}
+    states["torch"] = torch.get_rng_state().numpy().tobytes()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["torch.cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
+    return {name: hashlib.sha256(state).hexdigest() for name, state in states.items()}
 
 
 def check_distinct(seeds: Iterable[int], key: str) -> None:

@@ -205,6 +205,19 @@ def test_the_stages_read_what_dvc_reads(tmp_path: Path) -> None:
     assert suite.seeds == [11, 12, 13] and suite.student.recipe.optimizer.lr == 0.01
 
 
+def test_an_override_that_a_suite_s_own_value_hides_is_refused(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    expected = "methods.crd.negatives: found on the command line, but digits has a value of its own, 294; expected"
+    assert expected in message(tmp_path, "suite=digits", "methods.crd.negatives=100")
+
+
+
+def test_the_split_is_that_of_run_unless_it_is_given(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    assert load(tmp_path, ["run.split=validation"]).split == "validation"
+    assert load(tmp_path, ["run.split=validation", "split=test"]).split == "test"
+
+
 @pytest.mark.parametrize("override", ["methods.triplet.margin=7", "run.ablation_split=test", f"{SUITE}.seeds=1-5"])
 def test_what_dvc_exp_run_sets_changes_one_line(override: str, tmp_path: Path) -> None:
     from dvc.utils.hydra import apply_overrides  # what it calls
@@ -326,6 +339,7 @@ CURVES = {"c": "epoch,accuracy\n1,2\n", "e": "epoch,test_accuracy\n1,x\n", "f": 
         ("kd,1,,", "figures.csv, line 2.source: found '', expected some text"),
         ("kd,1", "figures.csv, line 2.source: found no value, expected one"),
         ("kd,1,y,\nkd,2,y,", "figures.csv, line 3.method: found 'kd', expected a name that no other line has"),
+        ("kd,0.7954,y,", "figures.csv: found no accuracy above 1; expected percent, such as 79.54 and not 0.7954"),
         ("kd,1,y,tripletkd/published/c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
         (
             "kd,1,y,tripletkd/published/d.csv",

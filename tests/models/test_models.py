@@ -15,6 +15,7 @@ from tripletkd.models import pretrained
 from tripletkd.models.cifar import ResNet
 from tripletkd.models.dropout import Dropout, StochasticDepth
 from tripletkd.models.torchvision import TorchvisionNetwork
+from tripletkd.streams import global_states
 
 # Of RepDistiller's models for 3 x 32 x 32 images and 100 classes; of the paper's networks by hand.
 COUNTS = {
@@ -37,6 +38,7 @@ SHALLOW = (
     "paper_teacher paper_student paper_second_student paper_teacher_quarter paper_student_quarter resnet8 resnet8x4 "
     "wrn_16_1 wrn_16_2 vgg8"
 )
+OWN = [name for name in models.NETWORKS if name not in (*COUNTS, *SHALLOW.split())]  # which others have added
 FEATURES = ["stage1", "stage2", "stage3", "embedding"]
 
 
@@ -56,7 +58,7 @@ def test_parameters_and_features_are_the_study_s() -> None:
     assert all([len(shapes[name][key]) for key in FEATURES] == [3, 3, 3, 1] for name in COUNTS)
 
 
-@pytest.mark.parametrize("name", SHALLOW.split())
+@pytest.mark.parametrize("name", [*SHALLOW.split(), *OWN])
 def test_weights_come_from_the_seed_learn_and_are_all_in_the_file(name: str, tmp_path: Path) -> None:
     """On the smallest images; the file has batch norm's statistics too, which a pass in training mode has moved."""
     network, again, other = (models.build(name, (8, 8, 3), 10, seed) for seed in (1, 1, 2))
@@ -64,12 +66,15 @@ def test_weights_come_from_the_seed_learn_and_are_all_in_the_file(name: str, tmp
     assert all(torch.equal(first[key], twin[key]) for key in first)
     assert not any(torch.equal(first[key], others[key]) for key in first if first[key].dim() == 4)
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = global_states()
     network(images)
+    assert global_states() == before  # its noise, too, is a seed's
     save_file(models.weights(network), tmp_path / "weights.safetensors")
     other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     outputs, same = network.eval()(images), other.eval()(images)  # eval: else batch norm takes the bias before it away
     assert torch.equal(outputs.logits, same.logits) and outputs.logits.isfinite().all()
     assert all(torch.equal(feature, same.features[key]) for key, feature in outputs.features.items())
+    assert set(outputs.features) >= ({*FEATURES} if name in SHALLOW.split() else {"embedding"})
     names, parameters = zip(*network.named_parameters(), strict=True)
     gradients = torch.autograd.grad(outputs.logits.square().sum(), parameters, allow_unused=True)
     assert [n for n, g in zip(names, gradients, strict=True) if g is None or not (g.isfinite().all() and g.any())] == []

@@ -71,6 +71,51 @@ def test_only_the_seeds_that_are_missing_are_trained_and_none_is_lost(project: P
     assert [trained_with(project, seed) for seed in (1, 3, 4)] == [[1, 2], [3], [4]]
 
 
+def test_a_seed_that_is_taken_out_twice_is_kept_twice(project: Path) -> None:
+    first = hashes(project)["seed-2"]
+    for words in ((), ("methods.triplet.triplet=1",)):
+        stage(project, *DISTILL, *words)
+        second = hashes(project)["seed-2"]
+        stage(project, *DISTILL, "suites.digits.seeds=[1]", *words)
+    kept = {sha256(path) for path in project.glob(f"checkpoints/{RUN}/seed-2.removed*/weights.safetensors")}
+    assert first != second and kept == {first, second}
+
+
+OWN_CODE = {  # edits of a file, and what the stage says
+    "a loss whose noise no seed determines": (
+        "tripletkd/methods/triplet.py",
+        {"    outputs = batch": "    import numpy as np\n    np.random.rand()\n    outputs = batch"},
+        "a step draws from the generator of numpy.random, which no seed determines",
+    ),
+    "a network whose file does not hold all of it": (
+        "tripletkd/models/paper.py",
+        {
+            "(4 * width, classes)\n": "(4 * width, classes)\n        self.calls = 0\n",
+            "self.fc2(embedding), {": "self.fc2(embedding) * self.count(), {",
+            "class SecondStudent": "def count(self):\n    self.calls += self.training\n    return 1 + self.calls\n"
+            "PaperStudent.count = count\nclass SecondStudent",
+        },
+        "paper_student_quarter has a state that its file does not hold",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OWN_CODE)
+def test_code_of_one_s_own_that_breaks_a_promise_is_refused(what: str, project: Path) -> None:
+    name, edits, said = OWN_CODE[what]
+    for package in ("tripletkd", "stages"):
+        shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "uv.lock", project)
+    text = (project / name).read_text()
+    for found, replacement in edits.items():
+        assert found in text
+        text = text.replace(found, replacement, 1)
+    (project / name).write_text(text)
+    before = hashes(project)
+    printed = stage(project, *DISTILL, code=1, PYTHONPATH=str(project))
+    assert said in printed and hashes(project) == before
+
+
 def test_what_another_parameter_made_is_trained_anew(project: Path) -> None:
     before = hashes(project)
     printed = stage(project, *DISTILL, "methods.triplet.triplet=1")

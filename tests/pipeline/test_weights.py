@@ -17,6 +17,7 @@ from served import Server, address, serving
 from stages import distill, evaluate, fetch, fetch_weights, tabulate, train_teacher
 from tripletkd import models
 from tripletkd.errors import UserError
+from tripletkd.models.paper import PaperStudent
 from tripletkd.pipeline.arguments import Options
 from tripletkd.pipeline.stage import Stage, open_stage
 from tripletkd.training.run_record import read_record
@@ -129,6 +130,32 @@ def test_a_trained_teacher_gives_students_and_a_table() -> None:
 
 
 MAPPED: tuple[dict[str, str], ...] = ({}, {"classes": "[3, 0, 1, 2, 4, 5, 6, 7, 8, 9]"})
+
+
+def test_what_was_fetched_before_an_edit_of_params_is_refused() -> None:
+    content, _ = saved("paper_student_quarter")
+    words = [f"{STUDENT}.weights={block('x.pth', content)}", f"{SUITE}.teacher_floor=0"]
+    fetched(*words)
+    train_teacher.main(stage("train_teacher", *words))
+    distill.main(stage("distill", "method=scratch", *words))
+    warmer = [*words, f"{STUDENT}.weights.temperature=3"]
+    with pytest.raises(UserError, match=r"digits.student, its weights or its network, was changed since"):
+        distill.main(stage("distill", "method=scratch", *warmer))
+    fewer = [*words, f"{SUITE}.data.per_class=20"]
+    with pytest.raises(UserError, match=r"made with all images as they are, params.yaml .* has per_class 20; run"):
+        distill.main(stage("distill", "method=scratch", *fewer))
+
+
+def test_a_temperature_that_does_not_divide_the_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last linear layer is not the one that makes the logits, or is a new one."""
+    content, _ = saved("paper_student_quarter")
+    words = f"{STUDENT}.weights={block('x.pth', content, temperature='2')}"
+    with monkeypatch.context() as patch:
+        patch.setattr(PaperStudent, "head_name", "fc1", raising=False)
+        assert "to divide fc1 does not divide the logits of paper_student_quarter" in refused(words)
+    content, _ = saved("paper_student_quarter", classes=30)
+    words = f"{STUDENT}.weights={block('x.pth', content, temperature='2')}"
+    assert "weights.temperature: found 2 with a new last layer" in refused(words)
 
 
 def test_every_seed_of_a_student_starts_from_its_weights() -> None:

@@ -38,8 +38,13 @@ def results(network: Ensemble, x: Tensor) -> dict[str, Tensor]:
     return outputs | gradients | {name: buffer.clone() for name, buffer in network.buffers.items()}
 
 
+# The last of ours that have those layers, and what others have added
+SMALL = ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
+KNOWN = ("paper_", "resnet", "wrn_", "vgg")
 FUSED: dict[str, Callable[[int, int, int], nn.Module]] = {
-    name: models.NETWORKS[name] for name in ("paper_teacher_quarter", "paper_student_quarter", "resnet8", "wrn_16_1")
+    name: models.NETWORKS[name]
+    for name in models.NETWORKS
+    if name in SMALL or (not name.startswith(KNOWN) and getattr(models.definition(name)[0], "fusible", False))
 } | {"narrow vgg11": partial(VGG, depths=(1, 1, 2, 2, 2), widths=(4, 8, 8, 16, 16))}
 
 

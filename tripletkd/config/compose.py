@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
-SELECTION = {"suite": None, "method": None, "ablation": None, "split": "test"}  # what only the command line says
+SELECTION = {"suite": None, "method": None, "ablation": None, "split": None}  # what only the command line says
 
 
 def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     tree = SELECTION | read_yaml(folder / "params.yaml")
     for override in overrides:
         _apply(tree, override)
+    if tree["split"] is None:
+        tree["split"] = tree["run"].get("split", "test") if isinstance(tree.get("run"), dict) else "test"
     for key, value in _places(tree):
         _check_value(value, key)
     return tree

@@ -122,6 +122,7 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
         for name, block in config.suites.items():
             _check_suite(f"suites.{name}", block)
             config.params(name)
+        _check_heard(config, overrides)
         for name in [config.suite] if config.suite else config.run.suites:
             suite = config.for_suite(name)
             for method in [config.method] if config.method else config.run.methods:
@@ -132,6 +133,23 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
     except UserError as problem:  # which may quote anything
         raise UserError(" ".join(str(problem).split())) from None
     return config
+
+
+def _check_heard(config: Config, overrides: Sequence[str]) -> None:
+    """Refuse an override of a method's parameter that has another value in the suite."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        parts = key.split(".")
+        if parts[0] != "methods" or len(parts) < 3 or parts[2] == "suites":
+            continue
+        special: Any = config.methods.get(parts[1], {})
+        for name in ("suites", config.suite):
+            special = special.get(name) if isinstance(special, dict) else None
+        if isinstance(special, dict) and parts[2] in special:
+            raise UserError(
+                f"{key}: found on the command line, but {config.suite} has a value of its own, {special[parts[2]]}; "
+                f"expected methods.{parts[1]}.suites.{config.suite}.{parts[2]}"
+            )
 
 
 def _written_out(key: str, block: Any) -> Any:

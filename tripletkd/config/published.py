@@ -34,7 +34,7 @@ def read(root: Path, name: str) -> dict[str, Published]:
     Raises:
         UserError: The file or a curve is not there or cannot be read, or a row is not as it must be.
     """
-    figures: dict[str, Published] = {}
+    figures, accuracies = dict[str, Published](), list[float]()
     for key, row in _rows(root, name, COLUMNS):
         method, curve = row.pop("method"), row.pop("curve") or None
         if not method or method in figures:
@@ -42,6 +42,9 @@ def read(root: Path, name: str) -> dict[str, Published]:
         figures[method] = check(Published, row | {"curve": curve}, key, strict=False)
         if curve and not [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE, LOSSES)]:
             raise UserError(f"{curve}: found no epoch, expected a line each")
+        accuracies.append(figures[method].accuracy)
+    if accuracies and max(accuracies) <= 1:
+        raise UserError(f"{name}: found no accuracy above 1; expected percent, such as 79.54 and not 0.7954")
     return figures
 
 

@@ -5,6 +5,7 @@ A choice is a Literal, a range is one of annotated_types, and a key without a de
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
@@ -72,6 +73,17 @@ class DataSettings:
     image_size: Annotated[int, Ge(8)] | None = None  # folder, archive: pixels of either side, after resize and crop
     short_side: Annotated[int, Ge(8)] | None = None  # folder, archive: photographs stay encoded, at most so large
     per_class: Annotated[int, Ge(1)] | None = None  # only the first N images of each class, of either split
+
+    @property
+    def origin(self) -> str:
+        """Name where the images are from; torchvision's own archive is the same, downloaded or at hand."""
+        return f"{self.source} {self.name or (self.path and Path(self.path).name) or ''}".rstrip()
+
+    @property
+    def selection(self) -> str:
+        """Say which images they are, and at which size, where that is said."""
+        said = {name: getattr(self, name) for name in ("image_size", "short_side", "per_class")}
+        return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
 
 
 @dataclass(frozen=True)

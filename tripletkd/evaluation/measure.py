@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tripletkd import models
 from tripletkd.errors import UserError
 from tripletkd.evaluation import metrics
-from tripletkd.evaluation.measurement import Measurement, SeedMeasurement
+from tripletkd.evaluation.measurement import TOLERANCE, Measurement, SeedMeasurement
 from tripletkd.training.trainer import accuracy, predict
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tripletkd.training.run_record import TrainedRun
 
 MAPPED_A_CLASS = 20  # images of each class in the output map
-TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: a few borderline images
 
 
 def sound(run: "TrainedRun", data: "DeviceData") -> "TrainedRun":

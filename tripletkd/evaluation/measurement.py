@@ -4,11 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tripletkd.errors import UserError
 from tripletkd.files import read_json, write_json
+from tripletkd.provenance import sha256
 from tripletkd.training.identity import RunIdentity, as_block
+from tripletkd.training.run_record import read_history
+
+TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: a few borderline images
 
 
 @dataclass(frozen=True)
@@ -172,3 +176,32 @@ def read_ablation(path: Path, suite: str, name: str) -> list[VariantMeasurement]
 def _refuse_other_run(path: Path, measurement: Measurement, suite: str, is_named: bool) -> None:
     if measurement.identity.suite != suite or not is_named:
         raise UserError(f"{path}: measurements of {measurement.identity}; run its stage again")
+
+
+def read_beside(place: Path, measured: Measurement, of: Literal["", "_map"] = "") -> list[dict[str, float]]:
+    """Read the history, or the map, that was written with a measurement.
+
+    Seeds that failed are left out: a mean over other seeds in every epoch is no curve.
+
+    Raises:
+        UserError: If the file beside it is another.
+    """
+    name, written = measured.identity.name, measured.map_sha256 if of else measured.history_sha256
+    path = place / f"{name}{of}.csv"
+    if not path.is_file() or sha256(path) != written:
+        raise UserError(f"{path}: not the file that {name}.json was written with; run evaluate again")
+    rows = [row for row in read_history(path) if row.get("seed") not in measured.failed]
+    if not of:
+        _refuse_other_history(path, measured, rows)
+    return rows
+
+
+def _refuse_other_history(path: Path, measured: Measurement, rows: list[dict[str, float]]) -> None:
+    """Raise UserError if the figures of a seed are not those of its history."""
+    for seed in measured.seeds:
+        tested = [row for row in rows if row["seed"] == seed.seed and "test_accuracy" in row]
+        best = max(tested, key=lambda row: row["test_accuracy"], default={})
+        found = (best.get("test_accuracy"), best.get("epoch"))
+        gaps = [abs(getattr(seed, name) - tested[-1][name]) for name in ("test_accuracy", "train_accuracy") if tested]
+        if found != (seed.best_test_accuracy, seed.best_epoch) or max(gaps) > TOLERANCE:
+            raise UserError(f"{path}: seed {seed.seed} has other accuracies there than beside it; run evaluate again")

@@ -174,6 +174,38 @@ def head_of(network: nn.Module) -> str:
     return str(getattr(network, "head_name", linear[-1]))
 
 
+def check_temperature(
+    to: Fit, undivided: Tensors, divided: Tensors, image_shape: tuple[int, int, int], key: str
+) -> None:
+    """Compare the logits of a network with those that it has when its last layer is divided by a temperature.
+
+    Args:
+        to: The network, and the temperature.
+        undivided: Its weights.
+        divided: Those with a divided layer.
+        image_shape: Height, width and channels.
+        key: Of the temperature in params.yaml.
+
+    Raises:
+        UserError: If the logits are not divided: the layer is not the one that makes them.
+    """
+    height, width, channels = image_shape
+    images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    before, after = (_logits(to.network, tensors, images) for tensors in (undivided, divided))
+    if not torch.allclose(after * to.temperature, before, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
+        raise UserError(
+            f"{key}: found {to.temperature:g}, but to divide {head_of(to.network)} does not divide the logits of "
+            f"{to.name}; expected 1, or a network whose attribute head_name is its linear layer that makes the logits"
+        )
+
+
+@torch.no_grad()
+def _logits(network: nn.Module, tensors: Tensors, images: Tensor) -> Tensor:
+    network.load_state_dict(tensors)
+    logits: Tensor = network.eval()(images).logits
+    return logits
+
+
 def _names(network: nn.Module, found: Tensors) -> dict[str, str]:
     """Give our names by those of the file: a wrapped network's own, or ours where the file was written here."""
     ours = list(network.state_dict())

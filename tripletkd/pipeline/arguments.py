@@ -57,7 +57,7 @@ def parse(name: str, description: str | None, needs: Sequence[str], trains: bool
         parser.add_argument("--seed", type=int, metavar="N", help="export this seed, not the first that did not fail")
     found = vars(parser.parse_intermixed_args())
     overrides, minutes = found.pop("overrides"), found.pop("max_minutes", None)
-    found["quiet"] = found["quiet"] or bool(os.environ.get("TRIPLETKD_QUIET"))
+    found["quiet"] = found["quiet"] or os.environ.get("TRIPLETKD_QUIET", "") not in ("", "0")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     return overrides, Options(deadline=deadline, **found)
 

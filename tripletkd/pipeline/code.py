@@ -38,7 +38,14 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write what the code of every stage means, and of every method where a stage loads one by its name."""
+    """Check params.yaml, and write what the code of every stage means, by method where a stage loads one by its name.
+
+    Raises:
+        UserError: If params.yaml is wrong: no later stage is begun then.
+    """
+    from tripletkd.config.load import load
+
+    load(Path())
     found: dict[str, object] = {}
     for stage in (*FETCHES, "train_teacher", "ablate", "tabulate", "export"):
         found[stage] = code_of_stage(stage)
@@ -49,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tripletkd.pipeline.stage import errors_for_people
+
+    with errors_for_people():
+        main()

@@ -1,5 +1,6 @@
 """The jobs of a suite: its data on the device, the identity of each of its runs, and its teacher."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,9 +51,13 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
         UserError: If the device is not here, or the data is not there or damaged.
     """
     run, suite = stage.config.run, stage.suite
+    if dataset is None:
+        refuse_other_data(stage)
     dataset = dataset or canonical.load(stage.path("data"))
     if stage.config.split == "validation":
         dataset = dataset.with_holdout(suite.holdout)
+        if twice := dataset.duplicates()["train_and_test"]:
+            stage.say(f"warning: {stage.path('data')}: {twice} images are held out and trained on, too: equal files")
     height, _, channels = dataset.image_shape
     compute = select_compute(run.device, suite.precision, run.fuse_seeds, run.cuda_graph, height)
     if torchrun()[1] > 1:
@@ -64,6 +69,31 @@ def set_up(stage: Stage, dataset: canonical.Dataset | None = None) -> Setup:
         return Setup(load_photographs(dataset, inputs, compute.device, compute.dtype, workers), compute)
     resident = are_resident(run.residence, dataset.train.nbytes + dataset.test.nbytes, compute.device)
     return Setup(DeviceData.load(dataset, inputs, compute.device, compute.dtype, resident), compute)
+
+
+def refuse_other_data(stage: Stage) -> None:
+    """Compare the images that were fetched with what params.yaml says of them; warn if only their origin differs.
+
+    Raises:
+        UserError: If they were selected or resized otherwise. What is not there, whoever reads it says.
+    """
+    path, settings = stage.path("data") / canonical.DESCRIPTION, stage.suite.data
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    source, selection, again = (
+        found.get("source"),
+        found.get("selection", ""),
+        f"python -m stages.fetch suite={stage.suite.name}",
+    )
+    said = f"params.yaml (suites.{stage.suite.name}.data) has"
+    if selection != settings.selection:
+        raise UserError(
+            f"{path}: made with {selection or 'all images as they are'}, {said} "
+            f"{settings.selection or 'all images as they are'}; run `{again}`"
+        )
+    if source != settings.origin:
+        stage.say(f"warning: {path}: of {source}, {said} {settings.origin}; `{again}` fetches that")
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ from tripletkd.training.distributed import CommonCheckpoint, ParallelTrainer, Pr
 from tripletkd.training.identity import as_block
 from tripletkd.training.job import Job
 from tripletkd.training.loop import Monitoring, TrainResult, fit
-from tripletkd.training.progress import ProgressBar, Unseen, Watch
+from tripletkd.training.progress import ProgressBar, SeededOnly, Unseen, Watch
 from tripletkd.training.run_record import TrainedRun
-from tripletkd.training.trainer import Teacher, accuracy, predict
+from tripletkd.training.trainer import Teacher, Trainer, accuracy, predict
+
+PROBED, RTOL = 8, 0.05  # images on which a network is compared with its file; the networks may compute in bfloat16
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,8 @@ def remove_others(stage: Stage, folder: Path, expected: set[str]) -> None:
     place = stage.path("checkpoints") / folder.relative_to(stage.path("runs"))
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name not in expected and not path.name.startswith("."):
-            aside = place / f"{path.name}.removed"
-            if aside.is_dir():  # from an earlier time
-                shutil.rmtree(aside)
+            taken = len([*place.glob(f"{path.name}.removed*")])  # from earlier times
+            aside = place / f"{path.name}.removed{f'-{taken + 1}' if taken else ''}"
             aside.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, aside)
             tqdm.write(f"{path}: no part of this run any more; moved to {aside}")
@@ -297,10 +298,30 @@ def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) 
             words = (job.identity.suite, job.identity.split, job.identity.name, f"seed-{seed}")
             locks.enter_context(exclusive(stage.name, *words))
         locks.callback(live.close)
-        result = fit(trainer, training.monitoring(live), checkpoint)
+        result = fit(trainer, training.monitoring(SeededOnly(live, str(job.identity))), checkpoint)
+        _refuse_lost_state(training, trainer, seeds, result)
         _write(training, result)
         live.remove()
         path.unlink(missing_ok=True)
+
+
+def _refuse_lost_state(training: Training, trainer: Trainer, seeds: Sequence[int], result: TrainResult) -> None:
+    """Raise UserError if a network gives other outputs than in training once it is made from what its file holds."""
+    job, data = training.job, training.setup.data
+    images = next(iter(data.test.chunks(PROBED)))[0]
+    with torch.no_grad():
+        trained = dict(zip(seeds, trainer.students.predict(images), strict=True))
+    for seed, network in result.networks.items():
+        again = models.build(job.identity.network, data.dataset.image_shape, len(data.dataset.classes), seed)
+        again.load_state_dict(models.weights(network))
+        first = next(network.parameters())
+        with torch.no_grad():
+            found = again.to(first.device, first.dtype).eval()(images.to(first.dtype)).logits
+        if not torch.allclose(found, trained[seed].to(found), rtol=RTOL, atol=RTOL * float(found.abs().max())):
+            raise UserError(
+                f"{job.identity}, seed {seed}: {job.identity.network} has a state that its file does not hold, and "
+                "gives other outputs without it; register buffers with persistent=True. Nothing was written"
+            )
 
 
 def _about(training: Training, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:

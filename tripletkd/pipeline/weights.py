@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tripletkd.errors import UserError
 from tripletkd.files import read_json
-from tripletkd.provenance import sha256
+from tripletkd.provenance import fingerprint, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,8 @@ class Initial:
     said: dict[str, str]  # by its publisher
     mended: list[str]
     new_head: bool
-    made_of: str  # a hash of all that the file beside it was made of
+    asked_for: str  # a hash of what params.yaml said of it
+    made_of: str  # a hash of that, of the images' shape, of their classes, and of the code
     sha256: str  # of the file beside it
 
 
@@ -80,11 +81,17 @@ class Description:
 # --- what is here -----------------------------------------------------------------------------------------------------
 
 
+def asked_for(stage: "Stage", kind: Kind) -> str:
+    """Hash what params.yaml says of the initial weights of a suite's network."""
+    network = getattr(stage.suite, kind)
+    return fingerprint(asdict(network.weights), network.network, network.recipe is not None)
+
+
 def initial_of(stage: "Stage", kind: Kind) -> Initial | None:
     """Read what is said of the initial weights of a suite's network; None where its seed draws them.
 
     Raises:
-        UserError: If they are not there.
+        UserError: If they are not there, or params.yaml has changed since they were fetched.
     """
     if getattr(stage.suite, kind).weights is None:
         return None
@@ -92,6 +99,9 @@ def initial_of(stage: "Stage", kind: Kind) -> Initial | None:
     if (found := getattr(read_json(path, Description, remedy), kind)) is None:
         raise UserError(f"{path}: no weights of the {kind}; {remedy}")
     initial: Initial = found
+    if initial.asked_for != asked_for(stage, kind):
+        key = f"suites.{stage.suite.name}.{kind}"
+        raise UserError(f"{path}: {key}, its weights or its network, was changed since it was written; {remedy}")
     return initial
 
 

@@ -49,6 +49,12 @@ def _without_p(block: Mapping[str, object]) -> dict[str, object]:
 
 
 def _plain(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row of table.json as a line of table.csv: dotted names, plain numbers of up to four decimals."""
+    """Return a row of table.json as a line of table.csv: dotted names, numbers of four decimals, or digits for a p."""
     values = {name: value for name, value in flat(row) if not name.endswith("one_run") and name != "published"}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+    def plain(name: str, value: object) -> object:
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.4g}") if name.startswith("corrected_p") else round(value, 4)
+
+    return {name: plain(name, value) for name, value in values.items()}

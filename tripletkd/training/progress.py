@@ -6,6 +6,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from tripletkd.errors import UserError
+from tripletkd.streams import global_states
 from tripletkd.training.checkpoint import Progress
 
 LOG_EVERY = 60.0  # seconds, where there is no terminal to show a bar on
@@ -43,6 +45,44 @@ class Unseen:
 
     def end(self) -> None:
         """Show nothing."""
+
+
+class SeededOnly:
+    """Hands on what it is told to another watch, and ends a run whose steps draw numbers that no seed determines."""
+
+    def __init__(self, watch: Watch, of: str) -> None:
+        self.watch, self.of, self.steps, self.states = watch, of, 0, dict[str, str]()
+
+    def begin(self, done: Progress, epochs: int, steps: int) -> None:
+        """Hand on."""
+        self.watch.begin(done, epochs, steps)
+
+    def step(self) -> None:
+        """Compare the generators after the second step of an epoch with those after its first.
+
+        Raises:
+            UserError: If one was used in between.
+        """
+        self.steps += 1
+        if self.steps == 1:
+            self.states = global_states()
+        elif self.steps == 2 and (
+            moved := [name for name, state in global_states().items() if state != self.states.get(name)]
+        ):
+            raise UserError(
+                f"{self.of}: a step draws from the generator of {moved[0]}, which no seed determines; expected "
+                "tripletkd.models.dropout in a network, and the draw function of a method (docs/own-method.md)"
+            )
+        self.watch.step()
+
+    def epoch(self, rows: Rows, done: Progress) -> None:
+        """Hand on."""
+        self.steps = 0
+        self.watch.epoch(rows, done)
+
+    def end(self) -> None:
+        """Hand on."""
+        self.watch.end()
 
 
 class ProgressBar:
