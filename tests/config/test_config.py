@@ -211,7 +211,6 @@ def test_an_override_that_a_suite_s_own_value_hides_is_refused(tmp_path: Path) -
     assert expected in message(tmp_path, "suite=digits", "methods.crd.negatives=100")
 
 
-
 def test_the_split_is_that_of_run_unless_it_is_given(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     assert load(tmp_path, ["run.split=validation"]).split == "validation"
