@@ -234,7 +234,8 @@ def checkpoint_of(folder: Path, name: str) -> Path:
 
 def trained_anew(printed: str) -> list[str]:
     """The seeds that stood there and were not kept."""
-    return re.findall(rf"^{RUN}/seed-(\d+): .*; trained anew$", printed, re.MULTILINE)
+    found = re.findall(rf"^{RUN}, seeds ([\d, ]+): .*; trained anew$", printed, re.MULTILINE)
+    return [seed for seeds in found for seed in seeds.split(", ")]
 
 
 # --- killed anywhere --------------------------------------------------------------------------------------------------

@@ -142,11 +142,16 @@ def test_a_run_is_seen_while_it_trains_and_goes_on_after_a_kill(project: Path) -
     assert not list(project.glob("logs/**/*.live.jsonl"))
 
 
+def logs(*folders: str, there: int = 0) -> str:
+    """What `make relog` prints of folders that it logs, and of others that were there."""
+    lines = [f"[{number}/{len(folders)}] {folder}: logged\n" for number, folder in enumerate(folders, 1)]
+    return "".join([*lines, f"MLflow: {len(folders)} logged, {there} already there; `make ui` shows them\n"])
+
+
 def test_relog_fills_an_empty_store_once(finished: Path) -> None:
     logged = []
-    for said in ("logged", "already there"):
-        printed = relog(finished).splitlines()
-        assert printed == [f"[{n}/2] runs/digits/test/{name}: {said}" for n, name in ((1, "teacher"), (2, "triplet"))]
+    for said in (logs("runs/digits/test/teacher", "runs/digits/test/triplet"), logs(there=2)):
+        assert relog(finished) == said
         logged.append({name: run.to_dictionary() for name, run in runs(finished).items()})
     assert logged[0] == logged[1]
     parent = runs(finished)[CELL]
@@ -245,8 +250,7 @@ def test_a_table_is_a_run_with_its_verdicts_and_files(bare: Path) -> None:
     results = shutil.copytree(ROOT / "results/digits", bare / "results/digits")
     log = {"started": "2024-05-06T07:08:09Z", "seconds": 2.5, "commit": "c0ffee", "experiment": "wide"}
     write_log(bare / "logs/digits/tabulate.json", results / "table.json", log)
-    for said in ("logged", "already there"):
-        assert relog(bare) == f"[1/1] results/digits: {said}\n"
+    assert [relog(bare), relog(bare)] == [logs("results/digits"), logs(there=1)]
     found, table = runs(bare)["digits/tabulate [wide]"], json.loads((results / "table.json").read_text())
     [verdict, *_], [row, *_] = table["verdicts"], table["rows"]
     assert found.data.params[f"verdict.{verdict['claim']}"] == verdict["verdict"]
@@ -266,8 +270,7 @@ def test_an_export_is_a_run_with_a_model_that_predicts(
 
     command(project, sys.executable, "-m", "stages.export", "suite=digits", "method=teacher")
     folder = shutil.copytree(project / "exports/digits/teacher", bare / "exports/digits/teacher")
-    for said in ("logged", "already there"):
-        assert relog(bare) == f"[1/1] exports/digits/teacher: {said}\n"
+    assert [relog(bare), relog(bare)] == [logs("exports/digits/teacher"), logs(there=1)]
     run, exported = runs(bare)["digits/teacher/export"], json.loads((folder / "export.json").read_text())
     assert run.data.metrics["parameters"] == exported["parameters"]
     assert run.data.tags["onnx.sha256"] == exported["onnx_sha256"]

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from tripletkd.cli.programs import output
 from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
@@ -92,7 +94,9 @@ def prepare(clone: Path, suite: str) -> None:
     for path in images:  # which no remote has; the description that was pulled has their hash
         shutil.copy(path, clone / data / path.name)
     print(python("tripletkd.cli", "verify", suite), end="", flush=True)
-    for method in ("teacher", *stages[f"tabulate@{suite}"]["params"]["params.yaml"]["run.methods"]):
+    methods = ("teacher", *stages[f"tabulate@{suite}"]["params"]["params.yaml"]["run.methods"])
+    print(f"{suite}: exporting {len(methods)} networks, some ten seconds each", flush=True)
+    for method in tqdm(methods, desc="exporting", unit="network", disable=None, leave=False):
         python("stages.export", f"suite={suite}", f"method={method}")
 
 

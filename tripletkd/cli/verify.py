@@ -74,6 +74,7 @@ def verify(tabulated: Stage, overrides: Sequence[str] = ()) -> str:
         if (there / environments.FILE).is_file():
             shutil.copy(there / environments.FILE, place)
         stages = list(measuring(there / "measured", suite, overrides))
+        print(f"{suite}: {'measuring' if has_images else 'comparing'} {len(stages)} runs again", flush=True)
         for path, stage in tqdm(stages, desc=suite, unit="run", disable=None, leave=False):
             (measure if has_images else compare_hashes)(replace(stage, instead=instead), path)
         compare(there / "measured", place / "measured")  # of which all other files are made

@@ -29,7 +29,7 @@ def refresh(stage: "Stage", measured: "list[Measurement]") -> list[str]:
         measured: Its runs.
 
     Returns:
-        A line for each environment: the processor or the GPU, and the seeds.
+        A line for each environment: the processor or the GPU, and the seeds where there are several environments.
     """
     path = stage.path("results", FILE)
     before, environments, seeds = _read(path), list[dict[str, Any]](), dict[str, dict[str, dict[str, Any]]]()
@@ -68,4 +68,5 @@ def _summary(environments: list[dict[str, Any]], seeds: dict[str, dict[str, dict
     for number, environment in enumerate(environments):
         runs = {name: [s for s, place in of.items() if place["environment"] == number] for name, of in seeds.items()}
         names = "; ".join(f"{name} {', '.join(of)}" for name, of in runs.items() if of)
-        yield f"{environment.get('device')}, PyTorch {environment.get('torch')}: {names}"
+        place = f"{environment.get('device')}, PyTorch {environment.get('torch')}"
+        yield f"{place}: {names}" if len(environments) > 1 else f"all seeds on {place}"

@@ -173,7 +173,7 @@ def _warn_of_bfloat16(training: Training) -> None:
 
 def _due(training: Training, wanted: Sequence[int]) -> list[int]:
     """The seeds to be trained; those that are finished are named."""
-    due, finished, stage = [], [], training.stage
+    due, finished, stage, reasons = [], [], training.stage, dict[str, list[int]]()
     for seed in wanted:
         place = run_record.seed_folder(training.folder, seed)
         reason = None if place.exists() else ""
@@ -184,7 +184,9 @@ def _due(training: Training, wanted: Sequence[int]) -> list[int]:
             continue
         due.append(seed)
         if reason:
-            stage.say(f"{place}: {reason}; trained anew")
+            reasons.setdefault(reason, []).append(seed)
+    for reason, seeds in reasons.items():
+        stage.say(f"{training.folder}, seeds {', '.join(map(str, seeds))}: {reason}; trained anew")
     if finished:
         names = ", ".join(map(str, finished))
         stage.say(f"{training.job.identity}: seeds {names} are there, as asked for; --retrain trains them anew")

@@ -89,7 +89,7 @@ def relog(root: Path) -> bool:
 
     It ends where the store does not do what it should, but not at a damaged file.
     """
-    done, tasks = 0, list(due(root, {}))
+    done, new, tasks = 0, 0, list(due(root, {}))
     for number, (folder, _, task) in enumerate(tasks, 1):
         try:
             added = _twice(task)
@@ -98,8 +98,10 @@ def relog(root: Path) -> bool:
             if not isinstance(error, OF_A_FILE):
                 break
         else:
-            print(f"[{number}/{len(tasks)}] {folder}: {'logged' if added else 'already there'}", flush=True)
-            done += 1
+            if added:
+                print(f"[{number}/{len(tasks)}] {folder}: logged", flush=True)
+            done, new = done + 1, new + added
+    print(f"MLflow: {new} logged, {done - new} already there; `make ui` shows them", flush=True)
     return done == len(tasks)
 
 
