@@ -624,8 +624,9 @@ def test_five_thousand_epochs(stage: Runner, states: States) -> None:
     memory, size = {}, {}
     for epochs in (500, 5000):
         folder = states.before("fetch", str(epochs))
-        stage.end(folder, "fetch", "++suites.digits.data.per_class=1")
-        words = [f"suites.digits.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
+        few = "++suites.digits.data.per_class=1"
+        stage.end(folder, "fetch", few)
+        words = [few, f"suites.digits.recipe.epochs={epochs}", "suites.digits.evaluate_every=100"]
         late = "kill tripletkd.training.run_record:write_seeds 1"
         assert stage(folder, "train_teacher", *words, "run.checkpoint_minutes=0.05", fault=late) == -signal.SIGKILL
         assert not stage.printed()

@@ -75,12 +75,15 @@ def refuse_other_data(stage: Stage) -> None:
     """Compare the images that were fetched with what params.yaml says of them; warn if only their origin differs.
 
     Raises:
-        UserError: If they were selected or resized otherwise. What is not there, whoever reads it says.
+        UserError: If they were selected or resized otherwise. What is not there or damaged, whoever reads it says.
     """
     path, settings = stage.path("data") / canonical.DESCRIPTION, stage.suite.data
-    if not path.is_file():
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or "source" not in found:
+        return
     source, selection, again = (
         found.get("source"),
         found.get("selection", ""),
