@@ -151,8 +151,8 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
 def load_images(stage: Stage, chosen: Chosen, sources: Sources) -> tuple[Split, bool]:
     """Load the test images of that run.
 
-    A run that was pulled comes without images, but with their description. Then images of noise are
-    made up: enough to hold a file against the network that it was made from.
+    A run that was pulled comes without images, but with their description. Then images of noise are made up: enough to
+    compare a file with the network that it was made from.
 
     Returns:
         The images, and whether they are made up.

@@ -64,9 +64,9 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
             raise UserError(f"{key}.classes: found {len(chosen)}, expected the {classes} of the data set, in its order")
         to = pretrained.Fit(built, network.network, chosen, is_trained, settings.temperature)
         fitted = pretrained.fit(found, settings.source, to)
-        if settings.temperature != 1 and fitted.new_head:
-            raise UserError(f"{key}.temperature: found {settings.temperature:g} with a new last layer; expected 1")
         if settings.temperature != 1:
+            if fitted.new_head:
+                raise UserError(f"{key}.temperature: found {settings.temperature:g} with a new last layer; expected 1")
             undivided = pretrained.fit(found, settings.source, replace(to, temperature=1.0))
             pretrained.check_temperature(to, undivided.tensors, fitted.tensors, shape, f"{key}.temperature")
         target.write_bytes(save(fitted.tensors))

@@ -104,8 +104,4 @@ def _in_percent(frame: pd.DataFrame, shares: Sequence[str], split: str) -> pd.Da
     there = [name for name in shares if name in frame]
     frame = frame.assign(**{name: 100 * frame[name] for name in there})
     frame = frame.rename(columns={name: f"{name}_percent" for name in there})
-    return (
-        frame
-        if split == "test"
-        else frame.rename(columns=lambda name: re.sub(r"\btest_|(?<=_)test_", f"{split}_", name))
-    )
+    return frame.rename(columns=lambda name: re.sub("(^|_)test_", rf"\1{split}_", name))

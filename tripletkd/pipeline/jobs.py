@@ -84,16 +84,14 @@ def refuse_other_data(stage: Stage) -> None:
         return
     if not isinstance(found, dict) or "source" not in found:
         return
-    source, selection, again = (
-        found.get("source"),
-        found.get("selection", ""),
+    source, selection, all_of_them = found["source"], found.get("selection", ""), "all images as they are"
+    said, again = (
+        f"params.yaml (suites.{stage.suite.name}.data) has",
         f"python -m stages.fetch suite={stage.suite.name}",
     )
-    said = f"params.yaml (suites.{stage.suite.name}.data) has"
     if selection != settings.selection:
         raise UserError(
-            f"{path}: made with {selection or 'all images as they are'}, {said} "
-            f"{settings.selection or 'all images as they are'}; run `{again}`"
+            f"{path}: made with {selection or all_of_them}, {said} {settings.selection or all_of_them}; run `{again}`"
         )
     if source != settings.origin:
         stage.say(f"warning: {path}: of {source}, {said} {settings.origin}; `{again}` fetches that")

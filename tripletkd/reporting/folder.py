@@ -49,7 +49,7 @@ def _without_p(block: Mapping[str, object]) -> dict[str, object]:
 
 
 def _plain(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row of table.json as a line of table.csv: dotted names, numbers of four decimals, or digits for a p."""
+    """Return a row of table.json as a line of table.csv: dotted names, four decimals, of a p four digits."""
     values = {name: value for name, value in flat(row) if not name.endswith("one_run") and name != "published"}
 
     def plain(name: str, value: object) -> object:

@@ -124,12 +124,12 @@ def _add_parent(store: Runs, seeds: Sequence[Entry], of: str) -> bool:
         if best and best[:2] <= (False, -len(finished)):  # another checkout's run has as many seeds
             entry = replace(entry, record=best[-1])
     lacked = store.add(entry)
-    current = next(run for run in store.found if entry.is_of(entry.record, run)).info.run_id
     if entry.record:  # machines that log different seeds at the same time keep the same run
-        ids = [run_id for *_, run_id, _ in sorted(_means(store, entry))]
-        current = ids[0]
-        for run in [run for run in store.found if run.info.run_id in ids[1:]]:
+        current, *others = [run_id for *_, run_id, _ in sorted(_means(store, entry))]
+        for run in [run for run in store.found if run.info.run_id in others]:
             store.delete(run)
+    else:
+        current = next(run for run in store.found if entry.is_of(None, run)).info.run_id
     for run in store.found:
         if run.data.tags.get(RUN_TAG) != PARENT and run.data.tags.get(PARENT_TAG) != current:
             store.client.set_tag(run.info.run_id, PARENT_TAG, current)
