@@ -142,10 +142,26 @@ def test_the_way_back_from_a_run_on_another_split_is_exact(project: Path) -> Non
     command(project, "dvc", "exp", "run", *(f"--set-param={word}" for word in words))
     assert "| validation accuracy, % |" in (project / "results/digits/table.md").read_text()
     edited = (project / "params.yaml").read_text()
+    (project / "results/digits/notes.txt").write_text("mine")
     command(project, "make", "restore")
+    assert [path.read_text() for path in project.glob("checkpoints/before-restore.*/results/digits/notes.txt")] == [
+        "mine"
+    ]
     assert edited in [path.read_text() for path in project.glob("checkpoints/params.*.yaml")]
     assert files(project / "results") == before
     assert command(project, "git", "status", "--porcelain") == ""
+    assert stages_run(command(project, "dvc", "repro")) == []
+
+
+@pytest.mark.fault
+def test_a_misspelled_key_ends_the_pipeline_before_anything_is_removed(project: Path) -> None:
+    """DVC removes what a stage made before the stage can refuse."""
+    commit(project)
+    change(project, "suites", "digits", "recipe", "epoch", value=9)
+    printed = command(project, "dvc", "repro", check=False)
+    assert "recipe.epoch: unknown key" in printed and stages_run(printed) == []
+    assert command(project, "git", "status", "--porcelain") == " M params.yaml\n"
+    command(project, "git", "checkout", "--", "params.yaml")
     assert stages_run(command(project, "dvc", "repro")) == []
 
 
