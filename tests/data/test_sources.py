@@ -17,7 +17,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,6 +36,9 @@ from tripletkd.data import dataset as data
 from tripletkd.data import sources
 from tripletkd.errors import UserError
 from tripletkd.pipeline.stage import run
+
+# torchvision leaves connections that failed to the collector, whichever test that runs in
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 def encoded(image: Pixels | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -470,8 +472,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             monkeypatch.setattr(torchvision.datasets.MNIST, name, value)
         yield server
     socket.setdefaulttimeout(None)  # which fetch sets for its process
-    with warnings.catch_warnings(action="ignore"):  # torchvision leaves connections that failed to the collector
-        gc.collect()
+    gc.collect()  # while they are ignored
 
 
 @pytest.mark.usefixtures("server")

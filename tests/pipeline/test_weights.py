@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tripletkd.errors import UserError
 from tripletkd.models.paper import PaperStudent
 from tripletkd.pipeline.arguments import Options
 from tripletkd.pipeline.stage import Stage, open_stage
+from tripletkd.pipeline.weights import download
 from tripletkd.training.run_record import read_record
 
 SUITE, TEACHER, STUDENT = "suites.digits", "suites.digits.teacher", "suites.digits.student"
@@ -222,6 +224,12 @@ def test_what_cannot_be_had_is_named_and_nothing_is_left(server: Server) -> None
     server.server_close()
     assert "could not be downloaded (" in fails(block(f"{place}b.pth", b"b"))
     assert "bring the file here and give its path as weights.source" in fails(right)
+
+
+def test_an_error_that_a_server_answered_holds_no_connection(server: Server) -> None:
+    with pytest.raises(UserError) as problem:
+        download(f"{address(server)}other.pth", Path("other.pth"))
+    assert isinstance(answer := problem.value.__context__, HTTPError) and answer.fp and answer.fp.closed
 
 
 def test_weights_for_other_images_are_refused_and_the_earlier_ones_stay() -> None:

@@ -241,6 +241,7 @@ def download(address: str, path: Path) -> None:
         try:
             return _receive(address, path)
         except urllib.error.HTTPError as error:
+            error.close()  # it is the answer, too
             path.unlink(missing_ok=True)
             raise UserError(f"{address}: {error.code} {error.reason}; expected a file there: see the source") from None
         except (OSError, HTTPException, ValueError) as error:
@@ -265,6 +266,7 @@ def _receive(address: str, path: Path) -> None:
         answer: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)  # nosec B310  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == 416:  # there is no more of it
+            error.close()
             return
         raise
     goes_on = answer.status == 206
