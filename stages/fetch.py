@@ -5,10 +5,10 @@ from __future__ import annotations  # the types' modules import PyTorch
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
-from tripletkd.files import whole
+from tripletkd.files import Json, whole
 from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(stage: Stage) -> None:
     stage.say(f"{target}: {summary(description)}")
 
 
-def save(stage: Stage, dataset: Dataset, folder: Path) -> dict[str, Any]:
+def save(stage: Stage, dataset: Dataset, folder: Path) -> Json:
     """Write the images, or encoded photographs; returns the description of the data set."""
     from tripletkd.data import dataset as data
     from tripletkd.data import photographs
@@ -96,7 +96,7 @@ def existing(path: str) -> Path:
     )
 
 
-def rules(settings: DataSettings) -> dict[str, Any]:
+def rules(settings: DataSettings) -> Json:
     """Say by which rules image files became pixels, for the description of the data set."""
     from tripletkd.data.sources import ORIENTATION_RULE, RESIZE_RULE
 
@@ -106,7 +106,7 @@ def rules(settings: DataSettings) -> dict[str, Any]:
     return {"orientation": ORIENTATION_RULE} | resized
 
 
-def summary(description: dict[str, Any]) -> str:
+def summary(description: Json) -> str:
     """Summarise for a person: counts, shape, a hash to compare by, and images that blur what is measured."""
     images, duplicates = description["images"], description["duplicates"]
     kind = "photographs, of which networks see" if "photographs" in description else "images of"

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tripletkd.errors import UserError
 
 Kind = TypeVar("Kind")
+Json: TypeAlias = dict[str, Any]  # an object of JSON, or a block of YAML
 
 
 @contextmanager
@@ -63,13 +64,13 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Indented, but for lists of numbers, which stand on one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     write_text(path, re.sub(r"\[[-\d.,e\s]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """A column for each key of any row, in the order of their appearance; every digit that matters."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
@@ -120,7 +121,7 @@ def _yaml(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Json:
     """Read a YAML file of the project as DVC does, by YAML 1.2: 011 is 11, and `yes` is a text.
 
     Raises:

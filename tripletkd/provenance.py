@@ -8,7 +8,8 @@ import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from tripletkd.files import Json
 
 
 def sha256(path: Path) -> str:
@@ -17,7 +18,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: object) -> str:
     """sha256 of anything JSON can hold; equal parts, equal fingerprint."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -38,7 +39,7 @@ INSTRUCTIONS_FROM = (
 FLAGS = re.compile(r"fma|avx\w*|amx\w*|sse4_2|asimd\w*|sve\w*|i8mm|bf16")  # of a processor, on which kernels depend
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> Json:
     """Describe what the numbers may depend on: named things only, of the process's variables INSTRUCTIONS_FROM."""
     import numpy
     import torch

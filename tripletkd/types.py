@@ -51,7 +51,7 @@ class Absent:
             raise AttributeError(name)
         raise UserError(f"Batch.{self._name}: not given, and the method uses it; name it in NEEDS, or give it to Batch")
 
-    def __call__(self, *_: Any) -> Any:
+    def __call__(self, *_: object) -> Any:
         """Refuse a call likewise."""
         return self.called
 

@@ -65,7 +65,7 @@ def _adapter(cls: Any) -> TypeAdapter[dict[str, Any]]:
     return TypeAdapter(dict[str, cls], config=STRICT)
 
 
-def _explain(error: ErrorDetails, cls: Any, block: Any) -> str:
+def _explain(error: ErrorDetails, cls: Any, block: object) -> str:
     """Say what one of pydantic's errors means to a person who edits params.yaml."""
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind in ("union_tag_invalid", "union_tag_not_found"):

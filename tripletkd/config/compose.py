@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from tripletkd.config.check import near
 from tripletkd.errors import UserError
-from tripletkd.files import read_yaml
+from tripletkd.files import Json, read_yaml
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 LARGEST = 1e30  # float32 ends at 3e38, and parameters are multiplied
-SELECTION = {"suite": None, "method": None, "ablation": None, "split": None}  # what only the command line says
+SELECTION: Json = {"suite": None, "method": None, "ablation": None, "split": None}  # what only the command line says
 
 
-def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def compose(folder: Path, overrides: Sequence[str]) -> Json:
     """Return params.yaml in `folder` with the overrides, as plain values.
 
     Hydra reads no file: it would read 011 as 9, and DVC reads 11.
@@ -33,7 +33,7 @@ def compose(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def merged(base: Any, changes: Any) -> Any:
+def merged(base: object, changes: object) -> object:
     """Return `base` with changes, block by block; a block with another name, such as of an optimizer, starts anew."""
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
@@ -42,7 +42,7 @@ def merged(base: Any, changes: Any) -> Any:
     return base | {key: merged(base.get(key), value) for key, value in changes.items()}
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: Json, override: str) -> None:
     """Change `tree` by one override: set a value, merge a block, or with ~ take a key away.
 
     A key that the block of a suite or of a method leaves out is added, for the schema to judge. With + or without is
@@ -68,7 +68,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         block[index] = merged(block[index], parsed.value())
 
 
-def _near(path: Sequence[str], tree: dict[str, Any]) -> str:
+def _near(path: Sequence[str], tree: Json) -> str:
     """Return a question after the keys that end as the one that was asked for, or are written much like it."""
     asked, keys = ".".join(path), [key for key, _ in _places(tree) if key]
     ending = [key for key in keys if key.endswith(f".{asked}")][:3]
@@ -97,7 +97,7 @@ def _parse(override: str) -> "Override":
     return parsed
 
 
-def _places(value: Any, key: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def _places(value: object, key: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, object]]:
     """Yield every block, list and value that there is, with its key.
 
     Raises:
@@ -116,7 +116,7 @@ def _places(value: Any, key: str = "", seen: set[int] | None = None) -> Iterator
         yield from _places(item, f"{key}.{name}".lstrip(".") if isinstance(value, dict) else f"{key}[{name}]", seen)
 
 
-def _check_value(value: Any, key: str) -> None:
+def _check_value(value: object, key: str) -> None:
     """Refuse what the schema's types do not rule out."""
     if isinstance(value, str) and "${" in value:  # `dvc exp run -S` would write an environment variable there
         raise UserError(f"{key}: found {value!r}, expected the value itself, no reference")

@@ -142,7 +142,7 @@ def _check_heard(config: Config, overrides: Sequence[str]) -> None:
         parts = key.split(".")
         if parts[0] != "methods" or len(parts) < 3 or parts[2] == "suites":
             continue
-        special: Any = config.methods.get(parts[1], {})
+        special: object = config.methods.get(parts[1], {})
         for name in ("suites", config.suite):
             special = special.get(name) if isinstance(special, dict) else None
         if isinstance(special, dict) and parts[2] in special:
@@ -152,7 +152,7 @@ def _check_heard(config: Config, overrides: Sequence[str]) -> None:
             )
 
 
-def _written_out(key: str, block: Any) -> Any:
+def _written_out(key: str, block: object) -> object:
     """Return a suite's block with the seeds of a range such as 11-20, and each network's own changes in its recipe."""
     if not isinstance(block, dict):
         return block

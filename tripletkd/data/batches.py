@@ -31,7 +31,7 @@ class Inputs:
         """Tell whether an image is another one each time it is taken."""
         return self.flip or self.crop_padding > 0
 
-    def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+    def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[np.generic]]:
         """Draw how so many images are augmented, [count] each, by the name that a Plan has for it."""
         corner = random.integers(0, 2 * self.crop_padding, (count, 2), endpoint=True)
         return {"row": corner[:, 0], "column": corner[:, 1], "flip": (random.random(count) < 0.5) & self.flip}  # nosec B311

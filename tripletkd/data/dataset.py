@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from tripletkd.errors import UserError
-from tripletkd.files import write_json
+from tripletkd.files import Json, write_json
 
 IMAGES, LABELS, DESCRIPTION = "images.npy", "labels.npy", "dataset.json"
 AGAIN = "delete the folder and run the fetch stage again"
@@ -163,7 +163,7 @@ class Dataset:
         return Dataset(train, holdout, self.classes)
 
 
-def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, object] | None = None) -> dict[str, Any]:
+def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, object] | None = None) -> Json:
     """Write the canonical files, images.npy, labels.npy and dataset.json, a few images at a time.
 
     Args:
@@ -191,14 +191,14 @@ def save(dataset: Dataset, folder: Path, source: str, more: Mapping[str, object]
     return describe(folder, dataset, {"source": source, **(more or {})}, _channel_statistics(dataset.train))
 
 
-def _layout(dataset: Dataset) -> dict[str, Any]:
+def _layout(dataset: Dataset) -> Json:
     counts = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
     return {"image_shape": dataset.image_shape, "classes": dataset.classes, "images": counts}
 
 
 def describe(
     folder: Path, dataset: Dataset, more: Mapping[str, object], statistics: tuple[list[float], list[float]]
-) -> dict[str, Any]:
+) -> Json:
     """Write dataset.json, and return what it says: `more`, the hashes and counts, and the statistics (mean, std)."""
     splits, (mean, std) = {"train": dataset.train, "test": dataset.test}, statistics
     description = {
@@ -229,7 +229,7 @@ def _write(path: Path, splits: Sequence[Split], title: str) -> None:
             bar.update(len(chunk))
 
 
-def _read(folder: Path, description: Mapping[str, Any]) -> Dataset:
+def _read(folder: Path, description: Json) -> Dataset:
     """Map the images and read the labels, which must have the shapes that the description says."""
     if "photographs" in description:
         from tripletkd.data import photographs

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch.utils.data
@@ -31,6 +31,7 @@ from tripletkd.data.dataset import (
     statistics,
 )
 from tripletkd.errors import UserError
+from tripletkd.files import Json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -135,7 +136,7 @@ def seen_as(dataset: Dataset, view: View) -> Dataset:
     return replace(dataset, train=seen(dataset.train), test=seen(dataset.test))
 
 
-def read(folder: Path, description: Mapping[str, Any]) -> Dataset:
+def read(folder: Path, description: Json) -> Dataset:
     """Map photographs and read their labels, which must have the shapes that the description says."""
     said, train, images = (
         description["photographs"],
@@ -181,7 +182,7 @@ def encode(path: Path, short_side: int) -> _Encoded:
         return _Encoded(buffer.getvalue(), is_kept, counts)
 
 
-def save(dataset: Dataset, folder: Path, more: Mapping[str, object], view: View, workers: int) -> dict[str, Any]:
+def save(dataset: Dataset, folder: Path, more: Mapping[str, object], view: View, workers: int) -> Json:
     """Write the canonical files of photographs, each of which is decoded once.
 
     Args:

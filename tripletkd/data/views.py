@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tripletkd.data.batches import DeviceData, DeviceSplit, Inputs, Plan
-from tripletkd.data.dataset import Dataset
+from tripletkd.data.dataset import Dataset, Split
 from tripletkd.data.photographs import Photographs, View, in_order, seen_as
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PhotographInputs(Inputs):
         """Tell that no photograph's output is remembered: the teacher is asked for the view that the student sees."""
         return True
 
-    def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+    def draw(self, random: np.random.Generator, count: int) -> dict[str, NDArray[np.generic]]:
         """Draw for so many photographs, [count], what seeds the generator of their views."""
         return {"key": random.integers(2**63, size=count)}
 
@@ -65,7 +65,7 @@ class DevicePhotographs(DeviceSplit):
 
     inputs: PhotographInputs
 
-    def __init__(self, split: Any, inputs: PhotographInputs, device: torch.device, dtype: torch.dtype, workers: int):
+    def __init__(self, split: Split, inputs: PhotographInputs, device: torch.device, dtype: torch.dtype, workers: int):
         super().__init__(split, inputs, device, dtype, resident=False)
         self.workers, self.augmentation = workers, inputs.augmentation()
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tripletkd.errors import UserError
-from tripletkd.files import read_json, write_json
+from tripletkd.files import Json, read_json, write_json
 from tripletkd.provenance import sha256
 from tripletkd.training.identity import RunIdentity, as_block
 from tripletkd.training.run_record import read_history
@@ -128,7 +128,7 @@ def write_ablation(path: Path, variants: Sequence[VariantMeasurement]) -> None:
     write_json(path, [b | {"measurement": _applicable(b["measurement"], Measurement)} for b in blocks])
 
 
-def _applicable(block: dict[str, Any], kind: type) -> dict[str, Any]:
+def _applicable(block: Json, kind: type) -> Json:
     """Return the block of the file: optional figures that do not apply are left out."""
     optional = {field.name for field in fields(kind) if field.default is None}
     kept = {name: value for name, value in block.items() if value is not None or name not in optional}

@@ -23,12 +23,12 @@ Layers = Annotated[Distinct[Layer], MinLen(1)]
 class PerLayer(nn.ModuleDict):
     """Applies to each layer's features a module of their own; modules, features and results go by the layer's name."""
 
-    def forward(self, features: Mapping[str, Any]) -> dict[str, Any]:
+    def forward(self, features: Mapping[str, object]) -> dict[str, Any]:
         """Return the result of each module for the features of its name."""
         return {name: module(features[name]) for name, module in self.items()}
 
 
-def over_layers(layers: Sequence[str], formula: Callable[..., Tensor], *features: Mapping[str, Any]) -> Tensor:
+def over_layers(layers: Sequence[str], formula: Callable[..., Tensor], *features: Mapping[str, object]) -> Tensor:
     """Sum a formula's values over layers.
 
     Args:

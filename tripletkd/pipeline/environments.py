@@ -7,9 +7,9 @@ of results/ stays the same.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tripletkd.files import write_json
+from tripletkd.files import Json, write_json
 from tripletkd.training.run_record import RECORD, read_log, seed_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def refresh(stage: "Stage", measured: "list[Measurement]") -> list[str]:
         A line for each environment: the processor or the GPU, and the seeds where there are several environments.
     """
     path = stage.path("results", FILE)
-    before, environments, seeds = _read(path), list[dict[str, Any]](), dict[str, dict[str, dict[str, Any]]]()
+    before, environments, seeds = _read(path), list[Json](), dict[str, dict[str, Json]]()
     for run in measured:
         for seed, weights in run.weights_sha256.items():
             found = _from_log(stage, run, seed) or before.get(weights)
@@ -47,7 +47,7 @@ def refresh(stage: "Stage", measured: "list[Measurement]") -> list[str]:
     return list(_summary(environments, seeds))
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Json]:
     """Read the environments that the file has, by the weights that were computed there."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -57,14 +57,14 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _from_log(stage: "Stage", run: "Measurement", seed: int) -> dict[str, Any] | None:
+def _from_log(stage: "Stage", run: "Measurement", seed: int) -> Json | None:
     place = (run.identity.split, run.identity.name)
     record = seed_folder(stage.path("runs", *place), seed) / RECORD
     log = read_log(stage.path("logs", *place, f"seed-{seed}.json"), record) if record.is_file() else {}
     return log.get("environment")
 
 
-def _summary(environments: list[dict[str, Any]], seeds: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
+def _summary(environments: list[Json], seeds: dict[str, dict[str, Json]]) -> Iterator[str]:
     for number, environment in enumerate(environments):
         runs = {name: [s for s, place in of.items() if place["environment"] == number] for name, of in seeds.items()}
         names = "; ".join(f"{name} {', '.join(of)}" for name, of in runs.items() if of)

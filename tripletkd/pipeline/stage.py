@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tripletkd.errors import Busy, Paused, UserError
-from tripletkd.files import read_yaml
+from tripletkd.files import Json, read_yaml
 from tripletkd.meaning import read_again
 from tripletkd.pipeline.arguments import Options, parse
 from tripletkd.pipeline.code import code_of_stage
@@ -84,7 +84,7 @@ class Stage:
         if not self.options.quiet:
             print(text, flush=True)
 
-    def log(self, **more: Any) -> dict[str, Any]:
+    def log(self, **more: object) -> Json:
         """Describe what differs from run to run, for logs and MLflow."""
         return {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
@@ -119,7 +119,7 @@ def read_dependencies(stage: str, config: "Config") -> dict[str, str]:
 
     found = code_of_stage(stage, config.method)
     for key in [filled(key) for key in block.get("params", []) if isinstance(key, str)]:
-        value: Any = params
+        value: object = params
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         found[key] = json.dumps(value, sort_keys=True, default=str)

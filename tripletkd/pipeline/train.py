@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tripletkd import models
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
-from tripletkd.files import whole
+from tripletkd.files import Json, whole
 from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people, torchrun
@@ -41,6 +41,9 @@ from tripletkd.training.loop import Monitoring, TrainResult, fit
 from tripletkd.training.progress import ProgressBar, SeededOnly, Unseen, Watch
 from tripletkd.training.run_record import TrainedRun
 from tripletkd.training.trainer import Teacher, Trainer, accuracy, predict
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 PROBED, RTOL = 8, 0.01  # images on which a network is compared with its file, and of logits the largest
 
@@ -327,7 +330,7 @@ def _refuse_lost_state(training: Training, trainer: Trainer, seeds: Sequence[int
             )
 
 
-def _about(training: Training, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _about(training: Training, seeds: Sequence[int]) -> dict[int, Json]:
     """Describe seeds that are in training, for the mirror in MLflow."""
     job, log = training.job, training.stage.log(seconds=None)
     said = {
@@ -387,7 +390,7 @@ def _aside(training: Training, record: run_record.Record) -> Path:
     return training.checkpoints / f"seed-{record.seed}.{fingerprint(as_block(record))[:8]}"
 
 
-def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _joined(environments: Sequence[Json]) -> Json:
     """Describe the machines of one run as one: where they differ, "the first, then the second"."""
     names = dict.fromkeys(name for environment in environments for name in environment)
     values = {name: list(dict.fromkeys(e.get(name) for e in environments)) for name in names}
@@ -400,7 +403,7 @@ def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class _Counter(Unseen):
     """Counts the epochs that all processes have done, for the bar of the process that started them."""
 
-    def __init__(self, epochs: Any) -> None:
+    def __init__(self, epochs: "Synchronized[int]") -> None:
         self.epochs = epochs
 
     def epoch(self, *_: object) -> None:
@@ -443,7 +446,7 @@ def _train_side_by_side(training: Training, seeds: Sequence[int]) -> None:
         raise Paused("every seed that was begun stopped at a checkpoint; the same command goes on from there")
 
 
-def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: Any) -> None:
+def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: "Synchronized[int]") -> None:
     """Train one seed of a job, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     with errors_for_people():

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tripletkd.files import Json
 from tripletkd.provenance import fingerprint
-from tripletkd.tracking.live import Block
 from tripletkd.tracking.store import NOTE_TAG, RUN_TAG, Entry, Runs, experiment_suffix, open_store, place, stage_tags
 from tripletkd.training.run_record import read_log
 
@@ -50,12 +50,12 @@ def mirror_table(root: Path, folder: Path, logs: Path) -> bool:
         return store.add(entry)
 
 
-def _read(path: Path) -> Block:
-    found: Block = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> Json:
+    found: Json = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
-def _entry(folder: Path, name: str, log: Block, said: tuple[Block, Block, Block], files: Sequence[Path]) -> Entry:
+def _entry(folder: Path, name: str, log: Json, said: tuple[Json, Json, Json], files: Sequence[Path]) -> Entry:
     """Describe the run of what a stage made that trains nothing, by tags, parameters and figures. It never grows."""
     key, (tags, params, figures) = fingerprint(name, *said), said
     tags = stage_tags(name.rpartition("/")[2], log, tags)

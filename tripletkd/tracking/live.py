@@ -12,16 +12,15 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TextIO
 
-from tripletkd.files import whole
+from tripletkd.files import Json, whole
 
 if TYPE_CHECKING:
     from tripletkd.training.checkpoint import Progress
     from tripletkd.training.progress import Rows, Watch
 
 SUFFIX = ".live.jsonl"
-Block: TypeAlias = Mapping[str, Any]  # what JSON says
 
 
 class Live:
@@ -30,7 +29,7 @@ class Live:
     A training never fails because of it: where no file can be written, there is none.
     """
 
-    def __init__(self, watch: Watch, folder: Path, about: Mapping[int, Block]) -> None:
+    def __init__(self, watch: Watch, folder: Path, about: Mapping[int, Json]) -> None:
         """Describe the files, none of which is written yet.
 
         Args:
@@ -97,7 +96,7 @@ def is_held(path: Path, tried: int = fcntl.LOCK_SH) -> bool:
     return True
 
 
-def read(path: Path) -> tuple[Block, list[dict[str, float]]]:
+def read(path: Path) -> tuple[Json, list[dict[str, float]]]:
     """Read the first line and the rows of a live file, as far as they are whole."""
     about, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     return about, rows

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from tripletkd.files import Json
 from tripletkd.provenance import fingerprint, sha256
 from tripletkd.tracking import live
-from tripletkd.tracking.live import Block
 from tripletkd.tracking.store import (
     NOTE_TAG,
     PLACE_TAG,
@@ -49,7 +49,7 @@ def read_seeds(runs: Path, logs: Path) -> dict[Path, Entry]:
     return seeds
 
 
-def _entry(about: Block, log: Block, history: Sequence[Block], logs: Path) -> Entry:
+def _entry(about: Json, log: Json, history: Sequence[Json], logs: Path) -> Entry:
     """Describe the run of a seed: digits/triplet/seed-1, digits/margin-10 (validation)/seed-1.
 
     Args:

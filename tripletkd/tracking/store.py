@@ -17,8 +17,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock
 
 from tripletkd.errors import UserError
-from tripletkd.files import flat
-from tripletkd.tracking.live import Block
+from tripletkd.files import Json, flat
 from tripletkd.training.identity import NAME
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Entry:
     key: str
     place: str
     record: str | None
-    log: Block
+    log: Json
     tags: Mapping[str, str]
     params: Mapping[str, object]
     rows: Mapping[int, Mapping[str, float]]
@@ -225,21 +224,21 @@ def place(path: Path) -> str:
     return f"{path.resolve()} of {Path().stat().st_ino}"
 
 
-def span(log: Block) -> tuple[int, int]:
+def span(log: Json) -> tuple[int, int]:
     """Return begin and end in milliseconds since 1970; now, where no log says."""
     now = int(1000 * time.time())
     begin = int(1000 * datetime.fromisoformat(log["started"]).timestamp()) if "started" in log else now
     return begin, begin + int(1000 * log["seconds"]) if "seconds" in log else now
 
 
-def stage_tags(stage: str, log: Block, said: Mapping[str, object]) -> dict[str, str]:
+def stage_tags(stage: str, log: Json, said: Mapping[str, object]) -> dict[str, str]:
     """Return as tags what a stage made, and what its log says; the commit also where MLflow looks for it."""
     found = {"stage": stage, "mlflow.source.name": f"stages.{stage}", "mlflow.source.git.commit": log.get("commit")}
     found |= {("" if key == "environment" else "log.") + key: value for key, value in log.items()}
     return {key: str(value) for key, value in flat({**found, **said}) if value is not None}
 
 
-def experiment_suffix(log: Block) -> str:
+def experiment_suffix(log: Json) -> str:
     """Return what DVC calls the experiment that something was computed in, for the name of a run."""
     return f" [{log['experiment']}]" if log.get("experiment") else ""
 

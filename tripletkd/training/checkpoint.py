@@ -67,7 +67,7 @@ class Checkpoint:
         path: Path,
         fingerprint: str,
         seeds: Sequence[int] = (),
-        environment: Mapping[str, Any] | None = None,
+        environment: Mapping[str, object] | None = None,
         policy: SavePolicy | None = None,
     ) -> None:
         """Describe the file and when it is written.

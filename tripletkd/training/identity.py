@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tripletkd.errors import UserError
+from tripletkd.files import Json
 from tripletkd.meaning import Definition, everything_in, meaning
 
 NAME = re.compile(r"\w[\w.-]*")  # what a suite, a method, an ablation or a variant may be called
@@ -58,7 +59,7 @@ class RunIdentity:
         return self.name == "teacher"
 
 
-def as_block(holder: object) -> dict[str, Any]:
+def as_block(holder: object) -> Json:
     """Return a dataclass, in which identities may be, as JSON has it.
 
     initial_sha256 is left out where it is None: hashes of runs from before there was such a field stay valid.
@@ -67,11 +68,11 @@ def as_block(holder: object) -> dict[str, Any]:
     return asdict(holder, dict_factory=_without_absent)
 
 
-def _without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_absent(pairs: list[tuple[str, object]]) -> Json:
     return {key: value for key, value in pairs if (key, value) != ("initial_sha256", None)}
 
 
-def described(settings: object) -> dict[str, Any]:
+def described(settings: object) -> Json:
     """Return a dataclass of parameters as JSON has it, without the values that are their defaults.
 
     A `name`, which tells one kind of block from another, is kept.
@@ -83,7 +84,7 @@ def described(settings: object) -> dict[str, Any]:
         if field.name != "name" and value == field.default:
             continue
         block[field.name] = described(value) if dataclasses.is_dataclass(value) else value
-    found: dict[str, Any] = json.loads(json.dumps(block))
+    found: Json = json.loads(json.dumps(block))
     return found
 
 
@@ -109,12 +110,12 @@ def refuse_unlike(place: object, found: RunIdentity, expected: RunIdentity, sour
         )
 
 
-def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def first_difference(found: Json, expected: Json) -> tuple[str, object, object] | None:
     """Return the first dotted key at which two nested blocks differ, with both values; None where they are equal."""
     return next(_differences(found, expected), None)
 
 
-def _differences(found: Any, expected: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(found: object, expected: object, key: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         for name in [*expected, *(name for name in found if name not in expected)]:
             yield from _differences(found.get(name), expected.get(name), f"{key}.{name}".lstrip("."))

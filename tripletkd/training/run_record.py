@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
-from tripletkd.files import read_json, whole, write_csv, write_json
+from tripletkd.files import Json, read_json, whole, write_csv, write_json
 from tripletkd.provenance import sha256, versions
 from tripletkd.training.identity import RunIdentity, as_block
 
@@ -217,12 +217,12 @@ def read_history(path: Path) -> list[dict[str, float]]:
         raise UserError(f"{path}: not a history ({error}); run the stage that makes it again") from None
 
 
-def write_log(path: Path, about: Path, log: Mapping[str, Any]) -> None:
+def write_log(path: Path, about: Path, log: Mapping[str, object]) -> None:
     """Write when and where the file `about` was made, for the file of this content only."""
     write_json(path, {**log, "belongs_to_sha256": sha256(about)})
 
 
-def read_log(path: Path, about: Path) -> dict[str, Any]:
+def read_log(path: Path, about: Path) -> Json:
     """Read the log that belongs to the file `about`; empty where there is none, or only another run's."""
     log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return log if log.pop("belongs_to_sha256", None) == sha256(about) else {}
