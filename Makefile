@@ -3,8 +3,12 @@
 PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
-PAPER := [scratch,kd,triplet]
 CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER),cifar10)
+ifdef TEACHER
+PAPER := [scratch,kd,kl,triplet]
+else
+PAPER := [scratch,kd,triplet]
+endif
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
 UV_VERSION := 0.13.9

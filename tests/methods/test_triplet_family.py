@@ -41,6 +41,7 @@ def value(labels: torch.Tensor = LABELS, epoch: Any = 1.0, **changes: Any) -> fl
         ("triplet", {"ce": 1, "triplet": 2, "margin": 5}),
         ("kd_triplet", {"ce": 1, "kl": 1, "triplet": 2, "margin": 5}),
         ("kd", {"ce": 0.1, "kl": 0.9, "temperature": 4, "triplet": 0}),
+        ("kl", {"ce": 1, "kl": 1, "temperature": 1, "triplet": 0}),
         ("scratch", {"ce": 1, "triplet": 0}),
     ],
 )

@@ -12,6 +12,7 @@ TEMPLATE = "page.html.j2"
 METHODS = {  # what the report says of these; of others, their files' first line
     "scratch": "trained on the labels alone",
     "kd": "Hinton's distillation, the divergence of softened predictions",
+    "kl": "the same divergence at temperature 1",
     "logit_mse": "the squared difference of logits",
     "pair": "a contrastive loss on pairs, our reading of the paper's",
     "triplet": "the paper's loss, beside the cross-entropy",
