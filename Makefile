@@ -37,8 +37,8 @@ repro: env ## regenerate all results of params.yaml's run.suites: dvc repro; QUI
 	@$(if $(QUIET),,dvc stage list --name-only | sed -n 's|^tabulate@\(.*\)|the report: results/\1/report.html|p')
 
 experiments: env ## experiments side by side: their metrics, and what of params.yaml differs between them
-	@# without the columns of files, of lists and of the queue
-	@dvc exp show --no-pager --only-changed --drop '^[^:]*/[^:]*$$|lock$$|^run\.|^claims|^(State|Executor)$$'
+	@# without the columns of files, of lists and of the queue; in a pipe nothing is cut to 80 columns
+	@[ -t 1 ] || export COLUMNS=1000; dvc exp show --no-pager --only-changed --drop '^[^:]*/[^:]*$$|lock$$|^run\.|^claims|^(State|Executor)$$'
 
 resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets: 17 minutes on two CPU cores
 	dvc exp run --set-param 'run.suites=[digits_resnet]' --set-param 'run.methods=$(RESNETS)' \

@@ -35,7 +35,9 @@ def outputs(seed: int, channels: Sequence[int], size: int) -> Outputs:
 @pytest.mark.parametrize("name", methods.names())
 def test_what_a_method_names_is_what_it_learns_from(name: str) -> None:
     """It is given what it asks for, and nothing else; the layers it names and its adapters get a gradient."""
-    block = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"][name]
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
+    assert name in blocks, f"methods.{name}: missing in params.yaml, where each method has its parameters"
+    block = blocks[name]
     module: Any = methods.load(name)
     params = module.Params(**{key: value for key, value in block.items() if key != "suites"})
     needs = methods.needs(module, params)

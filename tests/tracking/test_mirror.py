@@ -301,7 +301,7 @@ def test_the_pages_are_named_and_served(finished: Path) -> None:
         number = client(finished).get_experiment_by_name("digits").experiment_id
         page = f"digits: http://127.0.0.1:{port}/#/experiments/{number}/runs?viewStateShareKey=accuracy"
         assert any(line.startswith(page) for line in process.stdout)
-        wait_for(is_served)
+        assert any(line == "MLflow is ready; Ctrl-C ends it\n" for line in process.stdout) and is_served()
         taken = f"error: port {port} is taken, perhaps by MLflow itself; `make ui PORT={port + 1}` takes another"
         assert main(["ui", str(port)]) == taken
     finally:

@@ -1,7 +1,7 @@
 """Distillation at temperature 1: the student learns the teacher's predictions as they are.
 
-It is the KL term of the authors' later code (19b0dc3), with the cross-entropy and without triplets; `kd_triplet` has all
-three. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
+It is the KL term of the authors' later code (19b0dc3), with the cross-entropy and without triplets; `kd_triplet` has
+all three. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
 """
 
 from dataclasses import dataclass

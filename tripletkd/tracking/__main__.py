@@ -6,44 +6,73 @@ python -m tripletkd.tracking [ui PORT]
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import NoReturn
 
 from tripletkd.tracking import mirror
 from tripletkd.tracking.store import address, connect, first_line
 
+HERE = "127.0.0.1"
+
 
 def ui(root: Path, port: int) -> str | None:
-    """Name the pages of every suite's accuracies, for MLflow's own first page has none, and serve them on this machine.
+    """Serve MLflow's pages on this machine; once they answer, name that of every suite, for its first page has none.
 
     Returns:
         What is wrong. Where the store is a server, that serves them.
     """
-    uri, local = address(root), f"http://127.0.0.1:{port}"
-    if uri.startswith("http"):
-        return _name_pages(root, uri, uri)
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    uri = address(root)
+    served = uri.startswith("http")
+    if not served and _is_taken(port):
         return f"error: port {port} is taken, perhaps by MLflow itself; `make ui PORT={port + 1}` takes another"
-    if wrong := _name_pages(root, uri, local):
-        return wrong
+    try:
+        pages = _pages(root, uri if served else f"http://{HERE}:{port}")
+    except Exception as error:  # whatever a store can answer, such as that its database is older than MLflow
+        return f"error: {first_line(uri)}: does not answer as MLflow does ({first_line(error)})"
+    if served:
+        print(pages)
+        return None
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    words = ["-m", "mlflow", "ui", "--host=127.0.0.1", f"--port={port}", f"--backend-store-uri={uri}"]
+    stores = [f"--backend-store-uri={uri}", f"--registry-store-uri={uri}"]  # each, or MLflow says so
+    words = ["-m", "mlflow", "ui", f"--host={HERE}", f"--port={port}", *stores, "--workers=1"]
+    if os.fork() == 0:
+        _print_when_ready(port, f"{pages}\nMLflow is ready; Ctrl-C ends it")
     # This interpreter, with words that stand here
     words = [sys.executable, *words, "--uvicorn-opts=--log-level warning"]
     return os.execve(sys.executable, words, os.environ | quiet)  # nosec B606  # noqa: S606
 
 
-def _name_pages(root: Path, uri: str, server: str) -> str | None:
-    try:
-        found = {e.name: e.experiment_id for e in connect(root).search_experiments() if e.name != "Default"}
-    except Exception as error:  # whatever a store can answer, such as that its database is older than MLflow
-        return f"error: {first_line(uri)}: does not answer as MLflow does ({first_line(error)})"
-    for name, number in found.items():
-        print(f"{name}: {server}/#/experiments/{number}/runs?viewStateShareKey=accuracy&workflowType=machine_learning")
-    print("" if found else f"{server}: nothing is logged yet: make repro, or make relog\n", end="", flush=True)
-    return None
+def _is_taken(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex((HERE, port)) == 0
+
+
+def _pages(root: Path, server: str) -> str:
+    """Return the addresses of the suites' pages, a line each."""
+    found = {e.name: e.experiment_id for e in connect(root).search_experiments() if e.name != "Default"}
+    view = "runs?viewStateShareKey=accuracy&workflowType=machine_learning"
+    pages = [f"{name}: {server}/#/experiments/{number}/{view}" for name, number in found.items()]
+    return "\n".join(pages) or f"{server}: nothing is logged yet: make repro, or make relog"
+
+
+def _print_when_ready(port: int, text: str) -> NoReturn:
+    """Print it in a process of its own, which ends with the one that becomes the server."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    server = os.getppid()
+    while os.getppid() == server:
+        time.sleep(0.2)
+        with suppress(OSError, HTTPException), closing(HTTPConnection(HERE, port, timeout=5)) as connection:
+            connection.request("GET", "/health")
+            connection.getresponse()
+            print(text, flush=True)
+            break
+    os._exit(0)
 
 
 def main(words: list[str]) -> str | int | None:
