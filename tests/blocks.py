@@ -170,6 +170,42 @@ def bfloat16(read: Read) -> str:
     )
 
 
+def until_the_first_drop(read: Read) -> str:
+    """Test accuracy at epoch 105 under both teachers."""
+    under = {"halved": frame(read, "docs/cifar10_full/scaled.csv")}
+    known = {name: frame(read, f"results/cifar10/measured/test/{name}.csv") for name in ("kd", "triplet")}
+    under["sharp"] = pd.concat([found.assign(method=name) for name, found in known.items()])
+    sharp, halved = (
+        100 * under[teacher].query("epoch == 105").pivot(index="seed", columns="method", values="test_accuracy")
+        for teacher in ("sharp", "halved")
+    )
+    lines = []
+    for name in ("kd", "kl", "triplet"):
+        before, after = (each.get(name, pd.Series(dtype=float)).dropna() for each in (sharp, halved))
+        both = (after - before).dropna()
+        cells = [f"{each.mean():.2f} (n = {len(each)})" if len(each) else "" for each in (before, after)]
+        lines.append([name, *cells, mean_of(both) if len(both) else ""])
+    for base in ("kd", "kl"):
+        gaps = [(each.triplet - each[base]).dropna() if base in each else [] for each in (sharp, halved)]
+        lines.append([f"triplet − {base}", *(mean_of(gap) if len(gap) else "" for gap in gaps), ""])
+    head = "at epoch 105, test accuracy, % | first table's teacher | logits halved | halved − first table's"
+    return markdown(head, "lrrr", lines)
+
+
+def losses_beside_the_authors(read: Read) -> str:
+    """CE + 2 * triplet of whole splits under the halved logits."""
+    authors = frame(read, "tripletkd/published/oki2020_cifar10_triplet.csv").set_index("epoch")
+    found = frame(read, "docs/cifar10_full/scaled.csv").query("method == 'triplet'").dropna(subset="train_loss")
+    ours, lines = found.groupby("epoch"), []
+    for epoch in (5, 20, 50, 100, 105):
+        cells = [str(epoch)]
+        for key in ("train_loss", "test_loss"):
+            low, high = (getattr(ours[key], end)()[epoch] for end in ("min", "max"))
+            cells += [f"{authors[key][epoch]:.2f}", f"{low:.2f} to {high:.2f}"]
+        lines.append(cells)
+    return markdown("epoch | authors: train | ours | authors: test | ours", "rrrrr", lines)
+
+
 def resnets(read: Read) -> str:
     rows, claims = results(read, "digits_resnet")
     verdicts = {name: claim["verdict"] for name, claim in claims.items()}

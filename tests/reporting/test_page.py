@@ -15,7 +15,8 @@ from tripletkd.reporting import page
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return page.html(results(), drawn())
+    about = {name: replace(MEASURED[name], about=f"Trained as {name} is") for name in ("scratch", "kd")}
+    return page.html(results(measured=MEASURED | about), drawn())
 
 
 def test_the_report_is_in_the_order_of_a_paper(html: str) -> None:
@@ -28,7 +29,7 @@ def test_the_report_is_in_the_order_of_a_paper(html: str) -> None:
         "<figure>",
         "<table>",
         "The teacher is one paper_student.",
-        "<dt><b>scratch</b></dt><dd>trained on the labels alone</dd>\n<dt><b>kd</b>",
+        "<dt><b>scratch</b></dt><dd>Trained as scratch is</dd>\n<dt><b>kd</b>",
         "One teacher, one set of 1,000 test images",
         "numbers for classes (0 a cat &amp; $dog$ of $x, 1 猫): the teacher",
         "environment.json beside this file",
@@ -66,7 +67,7 @@ def test_a_report_without_claims_ablations_or_baselines() -> None:
     kd = {name: MEASURED[name] for name in ("teacher", "kd")}
     changes = {"published": {}, "published_curves": {}, "ablations": {}, "maps": {}, "histories": {"kd": HISTORY}}
     made = results(measured=kd, claims=[], **changes)
-    assert set(page.pictures(made)) == {"curves", "triplets", "calibration", "cost"}
+    assert set(page.pictures(made)) == {"curves", "triplets", "calibration"}
     text = page.html(made, {})
     assert "Nothing to judge" in text and "Ablations" not in text
 

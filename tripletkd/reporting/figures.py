@@ -251,30 +251,6 @@ def triplets(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     return render("triplets", description, (9, 3.2), paint, 3)
 
 
-def cost(results: Results) -> str:
-    """Draw accuracy, in percent by method, against parameters, multiply-adds of an image, and bytes of weights."""
-    measured, accuracy = results.measured, {row.method: row.test_accuracy_percent.mean for row in results.rows}
-    keys = {"parameters": "parameters", "multiply_adds": "multiply-adds an image", "weights_bytes": "bytes of weights"}
-    looks = {"teacher": {"color": INK, "label": "teacher"}} | _styles(results.students)
-
-    def paint(*panels: Axes) -> None:
-        for axes, (key, label) in zip(panels, keys.items(), strict=True):
-            found = {name: getattr(each, key) for name, each in measured.items()}
-            for i, (name, size) in enumerate(found.items()):
-                look = looks[name]
-                axes.plot(size, accuracy[name], MARKERS[i % 8], label=look["label"], color=look["color"])
-            sizes = sorted(set(found.values()))
-            axes.set(xscale="log", xlabel=label)
-            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-            axes.minorticks_off()
-            axes.margins(x=0.35)
-        panels[0].set_ylabel("accuracy, %")
-        panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-
-    said = ", ".join(f"{name} {each.parameters:,} parameters" for name, each in list(measured.items())[:2])
-    return render("cost", f"Accuracy against the cost of the network: {said}.", (9, 3.2), paint, 3)
-
-
 def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: str, classes: Sequence[str]) -> str:
     """Draw how much more of each class a method gets right than the baseline does, means over seeds, sorted.
 

@@ -9,16 +9,6 @@ from tripletkd.reporting.text import render
 
 TEMPLATE = "page.html.j2"
 
-METHODS = {  # what the report says of these; of others, their files' first line
-    "scratch": "trained on the labels alone",
-    "kd": "Hinton's distillation, the divergence of softened predictions",
-    "kl": "the same divergence at temperature 1",
-    "logit_mse": "the squared difference of logits",
-    "pair": "a contrastive loss on pairs, our reading of the paper's",
-    "triplet": "the paper's loss, beside the cross-entropy",
-    "kd_triplet": "triplet and divergence, the loss of the authors' later code",
-}
-
 
 def pictures(results: Results) -> dict[str, str]:
     """Draw every figure that these results allow; returns the text of each SVG by its name."""
@@ -34,7 +24,7 @@ def pictures(results: Results) -> dict[str, str]:
     ours = [name for name in dict.fromkeys((*tables.PAPERS, *_claimed(results))) if name in measured]
     if "scratch" in measured and ours:
         made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"].class_names or ())
-    made |= {"calibration": figures.calibration(students), "cost": figures.cost(results)}
+    made["calibration"] = figures.calibration(students)
     for name, lines in results.ablations.items():
         made[f"ablation-{name}"] = figures.ablation(name, results.ablation_split, lines)
     return made
@@ -70,7 +60,7 @@ def html(results: Results, drawn: Mapping[str, str]) -> str:
         student=next(iter(results.students.values())),
         claims=_claims(results),
         papers=any(name in tables.PAPERS for name in _claimed(results)),
-        defined={name: text for name, each in results.measured.items() if (text := METHODS.get(name, each.about))},
+        defined={name: each.about for name, each in results.measured.items() if each.about},
         mapped=_mapped(results),
         key=_key(teacher.class_names or ()),
         pictures=drawn,
