@@ -133,7 +133,9 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
     measured, teacher = (
         measurement.read(place / f"{of}.json", identity.suite, of) for of in (identity.name, "teacher")
     )
-    weights = {record.seed: record.weights_sha256 for record in chosen.records if record.failed is None}
+    if reason := measured.failed.get(chosen.record.seed):
+        raise UserError(f"{chosen.folder}, seed {chosen.record.seed}: failed: {reason}; give another by --seed")
+    weights = {record.seed: record.weights_sha256 for record in chosen.records if record.seed not in measured.failed}
     if measured.weights_sha256 != weights:
         raise UserError(
             f"{place / f'{identity.name}.json'}: measured on other weights than {chosen.folder} holds; run the "

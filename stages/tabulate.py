@@ -74,7 +74,9 @@ def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:
 def read_methods(stage: Stage) -> dict[str, Measurement]:
     """Read what was measured of the teacher and of the methods, all as params.yaml says."""
     from tripletkd.evaluation import measurement
+    from tripletkd.pipeline.jobs import refuse_other_data
 
+    refuse_other_data(stage)
     teacher, runs = read_teacher(stage)
     measured = {"teacher": teacher}
     for name in stage.config.run.methods:

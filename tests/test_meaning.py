@@ -117,6 +117,7 @@ def test_what_computes_counts(what: str, copy: Path) -> None:
 HIDDEN = {  # modules of which the loss uses `factor`
     "a loop over a table": "X = {}\nfor name in 'x':\n    X[name] = 1.0\ndef factor():\n    return X['x']\n",
     "a registry": "X = []\nadd = X.append\n@add\ndef x():\n    return 1.0\ndef factor():\n    return X[0]()",
+    "an import under a condition": "if True:\n    from tripletkd.methods.other import X\ndef factor():\n    return X\n",
     "what type checkers do not see": "if TYPE_CHECKING:\n    X = 2\nelse:\n    X = 1.0\ndef factor():\n    return X\n",
 }
 
@@ -125,10 +126,23 @@ HIDDEN = {  # modules of which the loss uses `factor`
 def test_what_no_definition_names_counts(what: str, copy: Path) -> None:
     loss, own = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/own.py"
     own.write_text("from typing import TYPE_CHECKING\n" + HIDDEN[what])
+    (copy / "tripletkd/methods/other.py").write_text("X = 1.0\n")
     edit(loss, "\nimport torch\n", "\nimport torch\nfrom tripletkd.methods.own import factor\n")
     edit(loss, r"near - far \+ margin", "factor() * near - far + margin")
     before = hashes(copy)
-    edit(own, r"1\.0", "0.0")
+    edit(own if "1.0" in own.read_text() else own.with_name("other.py"), r"1\.0", "0.0")
+    assert hashes(copy)[0] != before[0]
+
+
+@pytest.mark.parametrize("read", ["Path(__file__).parent / 'a' / 'x.txt'", "Path('tripletkd/methods/a/x.txt')"])
+def test_a_file_that_is_read_counts(read: str, copy: Path) -> None:
+    loss, file = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/a/x.txt"
+    file.parent.mkdir()
+    file.write_text("1")
+    edit(loss, "\nimport torch\n", "\nimport torch\nfrom pathlib import Path\n")
+    edit(loss, r"near - far \+ margin", f"float(({read}).read_text()) * near - far + margin")
+    before = hashes(copy)
+    file.write_text("2")
     assert hashes(copy)[0] != before[0]
 
 

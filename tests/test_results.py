@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from conftest import ROOT
@@ -65,9 +66,25 @@ def test_files_that_do_not_belong_together_are_refused_and_failed_seeds_left_out
     failed = {"seeds": content["seeds"][1:], "failed": {"11": "ce is nan at epoch 3, step 1"}}
     del content["weights_sha256"]["11"]
     (place / "kd.json").write_text(json.dumps(content | failed))
+    with pytest.raises(UserError, match=r"kd.json: its mean accuracy is 92.* the table has 92.*measured again since"):
+        results.load("digits", folder=copied)
+    table = json.loads((copied / "digits/table.json").read_text())
+    [row] = [row for row in table["rows"] if row["method"] == "kd"]
+    row["test_accuracy_percent"]["mean"] = 100 * fmean(seed["test_accuracy"] for seed in failed["seeds"])
+    (copied / "digits/table.json").write_text(json.dumps(table))
     found = results.load("digits", folder=copied)
     of_kd = [set(frame[frame["method"] == "kd"]["seed"]) for frame in (found.seeds, found.history)]
     assert of_kd == [set(range(12, 21))] * 2
+
+
+def test_unlike_runs_of_a_split_without_a_table_are_not_loaded_together(copied: Path) -> None:
+    shutil.copytree(copied / "digits/measured/test", copied / "digits/measured/validation", dirs_exist_ok=True)
+    path = copied / "digits/measured/validation/kd.json"
+    content = json.loads(path.read_text())
+    content["identity"]["recipe"]["epochs"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"kd was made with recipe .*'epochs': 7.* of unlike runs are not compared"):
+        results.load("digits", "validation", copied)
 
 
 def test_a_term_of_a_loss_keeps_its_unit(copied: Path) -> None:

@@ -64,6 +64,10 @@ def _module(name: str) -> Module | None:
             _define(module, statement.orelse)
         elif not _is_docstring(statement):
             _define(module, [statement])
+            if isinstance(statement, ast.If | ast.Try | ast.With):
+                for inner in ast.walk(statement):
+                    if isinstance(inner, ast.Import | ast.ImportFrom):
+                        module.imported.update(_imports(inner, module.package))
     return module
 
 
@@ -170,10 +174,11 @@ class _Normalizer(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, str) and 2 < len(node.value) < 80 and "/" not in node.value and "." in node.value:
-            beside = self.module.path.with_name(node.value)  # a template
-            if beside.is_file() and beside.suffix != ".py":
-                self.files.add(beside)
+        if isinstance(node.value, str) and 2 < len(node.value) < 80 and "." in node.value:
+            # A template beside the module, or a file that is read from the project's root
+            folder = ROOT if node.value.startswith(tuple(f"{name}/" for name in PACKAGES)) else self.module.path.parent
+            if (path := folder / node.value).is_file() and path.suffix != ".py":
+                self.files.add(path)
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
@@ -181,6 +186,9 @@ class _Normalizer(ast.NodeTransformer):
         return ast.Name(full) if full else self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id == "__file__":  # of which a path is made, to whatever stands below its folder
+            beside = self.module.path.parent.rglob("*")
+            self.files |= {path for path in beside if path.is_file() and path.suffix not in (".py", ".pyc")}
         return ast.Name(self._full(node) or node.id)
 
     def _full(self, node: ast.AST) -> str | None:

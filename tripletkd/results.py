@@ -4,15 +4,19 @@ from __future__ import annotations  # pandas is imported where it is used
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tripletkd.evaluation.measurement import Measurement
+    from tripletkd.files import Json
 
 SHARES = (  # of a seed's figures, those that are in [0, 1] in the files
     "train_accuracy",
@@ -76,8 +80,10 @@ def load(suite: str, split: str = "test", folder: str | Path = "results") -> Res
     if table["split"] == split:
         files = [measured_in / f"{row['method']}.json" for row in table["rows"]]
     rows, histories = list[dict[str, object]](), list[pd.DataFrame]()
+    together = {file.stem: measurement.read(file, suite, file.stem) for file in files}
+    _refuse_unlike(measured_in, together, table["rows"] if table["split"] == split else [])
     for file in files:
-        measured = measurement.read(file, suite, file.stem)
+        measured = together[file.stem]
         rows += [{"method": file.stem, **_figures(asdict(seed))} for seed in measured.seeds]
         if measured.history_sha256:
             history = pd.DataFrame(measurement.read_beside(measured_in, measured))
@@ -92,6 +98,28 @@ def load(suite: str, split: str = "test", folder: str | Path = "results") -> Res
         pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["method", "seed", "epoch"]),
         claims.rename(columns=names).rename(columns=named),
     )
+
+
+def _refuse_unlike(place: Path, measured: Mapping[str, Measurement], rows: Sequence[Json]) -> None:
+    """Raise UserError if figures are not of the table's measurements, or the students not of one experiment."""
+    for row in rows:
+        accuracies = [100 * seed.test_accuracy for seed in measured[row["method"]].seeds]
+        found, said = (fmean(accuracies) if accuracies else None), row["test_accuracy_percent"]["mean"]
+        if found != said and not (found and said and abs(found - said) < 1e-9):
+            raise UserError(
+                f"{place / row['method']}.json: its mean accuracy is {found}, the table has {said}: it was measured "
+                "again since; `dvc repro` makes the table anew"
+            )
+    students = [each.identity for name, each in measured.items() if name != "teacher"]
+    for key in ("data_sha256", "teacher_sha256", "network", "recipe", "inputs", "precision"):
+        said = {one.name: value for one in students if (value := getattr(one, key)) is not None}
+        for name, value in said.items():
+            first = next(iter(said))
+            if value != said[first]:
+                raise UserError(
+                    f"{place}: {first} was made with {key} {said[first]}, {name} with {value}; figures of unlike runs "
+                    "are not compared: run their stages again"
+                )
 
 
 def _figures(seed: dict[str, object]) -> dict[str, object]:

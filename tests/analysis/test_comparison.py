@@ -52,6 +52,14 @@ def test_a_method_worse_than_scratch_is_no_baseline() -> None:
     assert {answer.verdict for answer in comparison.verdicts(worse, CLAIMS[:1])} == {"contradicted"}
 
 
+def test_training_from_scratch_can_be_claimed_to_beat_a_method() -> None:
+    """Its own claim is not barred by what it claims: that the method is below scratch."""
+    cells = {name: MEASURED[name] for name in ("teacher", "scratch")}
+    cells |= {"kd": measured({seed: 70.0 + 0.1 * seed for seed in range(1, 6)})}
+    [answer] = comparison.verdicts(cells, [Claim("scratch", ["kd"])])
+    assert (answer.verdict, answer.barred) == ("reproduced", None)
+
+
 def test_a_baseline_that_cannot_be_compared_with_scratch_decides_nothing() -> None:
     """The verdict does not depend on who is listed: leaving scratch out makes no baseline of a method."""
     cells = {"kd": measured({1: 70.0, 2: 70.2, 3: 70.1, 4: 70.3}), "triplet": WHOLE}

@@ -324,6 +324,13 @@ def test_an_ablation_must_fit_the_suites_that_run_it() -> None:
         assert f"{problem}: unknown key" in message(ROOT, *cosine, *words)
 
 
+def test_a_method_that_has_a_file_and_no_block_is_told_what_it_lacks() -> None:
+    found = message(ROOT, "~methods.dkd", "method=dkd")
+    assert (
+        "method: 'dkd' is not there; expected a block methods.dkd in params.yaml, beside its file, or one of" in found
+    )
+
+
 # --- published figures -----------------------------------------------------------------------------------------------
 
 CURVES = {"c": "epoch,accuracy\n1,2\n", "e": "epoch,test_accuracy\n1,x\n", "f": "epoch,test_accuracy\n1,nan\n"}
@@ -335,25 +342,27 @@ CURVES = {"c": "epoch,accuracy\n1,2\n", "e": "epoch,test_accuracy\n1,x\n", "f": 
         ("kd,x,y,", "figures.csv, line 2.accuracy: found 'x', expected "),
         ("kd,101,y,", "figures.csv, line 2.accuracy: found '101', expected a value <= 100"),
         ("kd,nan,y,", "figures.csv, line 2.accuracy: found 'nan', expected "),
-        ("kd,1,,", "figures.csv, line 2.source: found '', expected some text"),
-        ("kd,1", "figures.csv, line 2.source: found no value, expected one"),
-        ("kd,1,y,\nkd,2,y,", "figures.csv, line 3.method: found 'kd', expected a name that no other line has"),
-        ("kd,0.7954,y,", "figures.csv: found no accuracy above 1; expected percent, such as 79.54 and not 0.7954"),
-        ("kd,1,y,tripletkd/published/c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
+        ("kd,11,,", "figures.csv, line 2.source: found '', expected some text"),
+        ("kd,11", "figures.csv, line 2.source: found no value, expected one"),
+        ("kd,11,y,\nkd,12,y,", "figures.csv, line 3.method: found 'kd', expected a name that no other line has"),
+        ("kd,0.7954,y,", "figures.csv, line 2.accuracy: found 0.7954, expected percent, such as 79.54"),
+        ("teacher,83,y,\nkd,0.7954,y,", "figures.csv, line 3.accuracy: found 0.7954, expected percent"),
+        ("kd,79,y,tripletkd/published/h.csv", "h.csv: the largest test_accuracy: found 0.8, expected percent"),
+        ("kd,11,y,tripletkd/published/c.csv", "c.csv: found the columns epoch, accuracy, expected test_accuracy too"),
         (
-            "kd,1,y,tripletkd/published/d.csv",
+            "kd,11,y,tripletkd/published/d.csv",
             "d.csv: not there; expected a CSV file with the columns epoch, test_accuracy",
         ),
-        ("kd,1,y,tripletkd/published/e.csv", "e.csv, line 2.test_accuracy: found 'x', expected "),
-        ("kd,1,y,tripletkd/published/f.csv", "f.csv, line 2.test_accuracy: found 'nan', expected "),
-        ("kd,1,y,tripletkd/published/g.csv", "g.csv: found no epoch, expected a line each"),
+        ("kd,11,y,tripletkd/published/e.csv", "e.csv, line 2.test_accuracy: found 'x', expected "),
+        ("kd,11,y,tripletkd/published/f.csv", "f.csv, line 2.test_accuracy: found 'nan', expected "),
+        ("kd,11,y,tripletkd/published/g.csv", "g.csv: found no epoch, expected a line each"),
     ],
 )
 def test_wrong_published_figures_are_named(rows: str, expected: str, tmp_path: Path) -> None:
     folder = tmp_path / "tripletkd/published"
     folder.mkdir(parents=True)
     (folder / "figures.csv").write_text(f"method,accuracy,source,curve\n{rows}\n")
-    for name, text in (CURVES | {"g": "epoch,test_accuracy\n"}).items():
+    for name, text in (CURVES | {"g": "epoch,test_accuracy\n", "h": "epoch,test_accuracy\n1,0.5\n2,0.8\n"}).items():
         (folder / f"{name}.csv").write_text(text)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     words = message(tmp_path, "suites.digits.published=tripletkd/published/figures.csv")

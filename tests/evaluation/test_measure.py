@@ -112,3 +112,12 @@ def test_multiply_adds_are_those_of_the_flop_counter() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     assert measure.multiply_adds(network, (32, 32, 3)) == counter.get_total_flops() // 2
+
+
+def test_multiply_adds_of_attention_are_counted() -> None:
+    """ViT-B/16: patches, and in 12 layers queries, keys, values, their products, the projection and the perceptron."""
+    width, tokens, patches = 768, 197, 196
+    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 8 * tokens * width**2
+    expected = patches * (3 * 16 * 16) * width + 12 * layer + 10 * width
+    network = models.build("torchvision/vit_b_16", (224, 224, 3), 10, seed=1)
+    assert measure.multiply_adds(network, (224, 224, 3)) == expected

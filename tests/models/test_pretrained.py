@@ -84,6 +84,8 @@ def test_classes_select_the_rows_of_the_last_layer() -> None:
     assert "weights.classes: found 30, but fc3.weight is [30, 32]" in refused(OF_THIRTY, to(selected=[*chosen[:9], 30]))
     names = list(pretrained.by_name(["cat", 5], ("dog", "cat"), "key"))
     assert names == [1, 5]
+    with pytest.raises(UserError, match=r"key: weights.classes: found 'dog', which is a class that stands before it"):
+        list(pretrained.by_name([0, "dog"], ("dog", "cat"), "key"))
     for known, expected in ((("dog",), "expected one of dog"), ((), "the file does not name its classes")):
         with pytest.raises(UserError, match=f"key: weights.classes: found 'cat', .*{expected}"):
             list(pretrained.by_name(["cat"], known, "key"))

@@ -20,6 +20,7 @@ from tripletkd.files import write_csv
 from tripletkd.pipeline.jobs import Runs
 from tripletkd.pipeline.stage import Stage
 from tripletkd.provenance import sha256
+from tripletkd.reporting import folder
 from tripletkd.training.job import Job
 
 METHODS = ("scratch", "kd", "triplet")
@@ -134,6 +135,24 @@ def test_a_curve_or_a_map_of_another_run_is_refused(project: Path) -> None:
             with pytest.raises(UserError, match=f"{name}: not the file that kd.json was written with; run evaluate"):
                 tabulate.gather(stage_of("test"))
             path.unlink(missing_ok=True)
+
+
+@pytest.mark.fault
+def test_a_table_of_images_that_params_yaml_does_not_have_is_refused(project: Path) -> None:
+    """As of a few of them, whose accuracies would stand beside published ones."""
+    description = project.parents[2] / "data/digits/dataset.json"
+    description.parent.mkdir(parents=True)
+    description.write_text(json.dumps({"source": "digits", "selection": "per_class 20"}))
+    with pytest.raises(UserError, match=r"dataset.json: made with per_class 20, params.yaml .* has all images"):
+        tabulate.gather(stage_of("test"))
+
+
+def test_dvc_compares_no_accuracies_of_unlike_splits(project: Path) -> None:
+    names = []
+    for split in ("test", "validation"):
+        folder.write(project.parent / split, tabulate.gather(stage_of(split))[0])
+        names.append({*json.loads((project.parent / split / "summary.json").read_text())})
+    assert "kd_percent" in names[0] and "kd_validation_percent" in names[1] and not names[0] & names[1]
 
 
 @pytest.mark.fault

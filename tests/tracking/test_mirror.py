@@ -20,8 +20,9 @@ from conftest import ROOT
 from shrunk import ENVIRONMENT, LOGGED, change, clone, command
 from slurm import free_ports, wait_for
 
+from tripletkd.provenance import sha256
 from tripletkd.tracking.__main__ import main
-from tripletkd.tracking.store import address, first_line, open_store
+from tripletkd.tracking.store import RECORD_TAG, address, first_line, open_store
 from tripletkd.training.run_record import write_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's, about itself, on import
@@ -180,6 +181,26 @@ def test_a_seed_trained_again_to_the_same_record_stays_one_run(finished: Path) -
     assert ids(finished) == before and {*statuses(finished).values()} == {"FINISHED"}
 
 
+@pytest.mark.fault
+def test_a_run_that_was_begun_is_not_continued_by_one_of_other_numbers(finished: Path) -> None:
+    """A training that was killed, and was done again on a processor that rounds otherwise."""
+    history = finished / "runs/digits/test/triplet/seed-1/history.csv"
+    rows, record = history.read_text(), json.loads(history.with_name("record.json").read_text())
+    relog(finished)
+    [begun] = [run for name, run in runs(finished).items() if name == SEEDS[0]]
+    store = client(finished)
+    store.delete_tag(begun.info.run_id, RECORD_TAG)  # it had not ended
+    first = [line.split(",") for line in rows.splitlines()]
+    at = first[0].index("loss")
+    changed = [",".join([*line[:at], f"{float(line[at]) + 1}", *line[at + 1 :]]) for line in first[1:]]
+    history.write_text("\n".join([rows.splitlines()[0], *changed]) + "\n")
+    history.with_name("record.json").write_text(json.dumps(record | {"history_sha256": sha256(history)}))
+    relog(finished)
+    found = runs(finished)[SEEDS[0]]
+    assert found.info.run_id != begun.info.run_id
+    assert curve(finished, SEEDS[0]) == {int(line.split(",")[1]): float(line.split(",")[at]) for line in changed}
+
+
 def test_an_added_seed_joins_the_others_and_the_means_follow(finished: Path) -> None:
     place = finished / "runs/digits/test/triplet/seed-2"
     shutil.move(place, finished / "aside")
@@ -260,6 +281,9 @@ def test_a_table_is_a_run_with_its_verdicts_and_files(bare: Path) -> None:
     assert found.info.end_time - found.info.start_time == 2500
     files = {file.path for file in client(bare).list_artifacts(found.info.run_id)}
     assert files >= {"table.json", "table.md", "table.csv", "report.html", "curves.svg"}
+    with (results / "table.md").open("a") as text:  # as where an ablation changed, which table.json does not have
+        text.write("one line more\n")
+    assert relog(bare) == logs("results/digits")
 
 
 def test_an_export_is_a_run_with_a_model_that_predicts(

@@ -261,7 +261,7 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
         return None
     if measured[method if gap.mean > 0 else base].failed:
         return "failed seeds"
-    if gap.mean < 0 or base == "scratch":
+    if gap.mean < 0 or "scratch" in (method, base):
         return None
     below = difference(measured[base].percent(), measured["scratch"].percent()) if "scratch" in measured else None
     if below is None or below.p is None:

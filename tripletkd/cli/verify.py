@@ -131,7 +131,11 @@ def compare_hashes(stage: Stage, path: Path) -> None:
         shutil.copy(copied, place)
     for measured in found:
         run = read_run(stage.path("runs", split, measured.identity.name), measured.all_seeds)
-        weights = {r.seed: r.weights_sha256 for r in run.records if not r.failed and r.identity == measured.identity}
+        weights = {
+            r.seed: r.weights_sha256
+            for r in run.records
+            if r.seed not in measured.failed and r.identity == measured.identity
+        }
         if weights != measured.weights_sha256:
             raise UserError(f"{path}: of weights {measured.weights_sha256}, the records of its runs say {weights}")
         if stage.name == "evaluate":

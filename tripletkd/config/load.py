@@ -216,7 +216,7 @@ def _named(
 def _check_known(key: str, names: Collection[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
-            own = key.rpartition(".")[2] in ("method", "methods", "over") and name in methods.names()
+            own = key.rpartition(".")[2] in ("method", "methods") and name in methods.names()
             block = f"a block methods.{name} in params.yaml, beside its file, or " if own else ""
             expected = f"expected {block}one of {', '.join(known)}{near(name, list(known))}"
             raise UserError(f"{key}: {name!r} is not there; {expected}")

@@ -34,18 +34,24 @@ def read(root: Path, name: str) -> dict[str, Published]:
     Raises:
         UserError: The file or a curve is not there or cannot be read, or a row is not as it must be.
     """
-    figures, accuracies = dict[str, Published](), list[float]()
+    figures = dict[str, Published]()
     for key, row in _rows(root, name, COLUMNS):
         method, curve = row.pop("method"), row.pop("curve") or None
         if not method or method in figures:
             raise UserError(f"{key}.method: found {method!r}, expected a name that no other line has")
         figures[method] = check(Published, row | {"curve": curve}, key, strict=False)
-        if curve and not [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE, LOSSES)]:
-            raise UserError(f"{curve}: found no epoch, expected a line each")
-        accuracies.append(figures[method].accuracy)
-    if accuracies and max(accuracies) <= 1:
-        raise UserError(f"{name}: found no accuracy above 1; expected percent, such as 79.54 and not 0.7954")
+        _refuse_share(f"{key}.accuracy", figures[method].accuracy)
+        if curve:
+            points = [check(Point, point, at, strict=False) for at, point in _rows(root, curve, CURVE, LOSSES)]
+            if not points:
+                raise UserError(f"{curve}: found no epoch, expected a line each")
+            _refuse_share(f"{curve}: the largest test_accuracy", max(point.test_accuracy for point in points))
     return figures
+
+
+def _refuse_share(key: str, accuracy: float) -> None:
+    if 0 < accuracy <= 1:
+        raise UserError(f"{key}: found {accuracy}, expected percent, such as 79.54 and not 0.7954")
 
 
 def _rows(

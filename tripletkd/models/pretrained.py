@@ -157,7 +157,9 @@ def fit(found: Tensors, source: str, to: Fit) -> Fitted:
         found = found | {key: torch.zeros_like(expected[key]) for key in counters}
     _refuse_others(found, expected, source, to.name)
     if to.temperature != 1:
-        found = found | {key: found[key] / to.temperature for key in theirs_of_head if key in found}
+        found = found | {
+            key: found[key].to(expected[key].dtype) / to.temperature for key in theirs_of_head if key in found
+        }
         mended.append(f"logits divided by {to.temperature:g}: the last layer's numbers are")
     tensors = {ours[key]: found[key].to(expected[key].dtype).contiguous() for key in expected}
     if kinds := {str(found[key].dtype) for key in expected} - {str(tensor.dtype) for tensor in tensors.values()}:
@@ -273,8 +275,13 @@ def by_name(classes: Sequence[int | str], known: Sequence[str], source: str) -> 
     Raises:
         UserError: If a name is not known.
     """
+    seen = set[int]()
     for each in classes:
         if isinstance(each, str) and each not in known:
             expected = f"one of {_first(known)}" if known else "numbers from 0 on: the file does not name its classes"
             raise UserError(f"{source}: weights.classes: found {each!r}, expected {expected}")
-        yield known.index(each) if isinstance(each, str) else each
+        number = known.index(each) if isinstance(each, str) else each
+        if number in seen:
+            raise UserError(f"{source}: weights.classes: found {each!r}, which is a class that stands before it")
+        seen.add(number)
+        yield number

@@ -36,7 +36,8 @@ def write(place: Path, results: Results) -> None:
     }
     write_json(place / "table.json", table)
     write_csv(place / "table.csv", [_plain(row) for row in rows])
-    means = {f"{row.method}_percent": round(row.test_accuracy_percent.mean, 4) for row in results.rows}
+    unit = "percent" if results.split == "test" else f"{results.split}_percent"  # unlike splits are unlike columns
+    means = {f"{row.method}_{unit}": round(row.test_accuracy_percent.mean, 4) for row in results.rows}
     write_json(place / "summary.json", means)
     write_csv(place / "curves.csv", [asdict(point) for point in results.curves])
 

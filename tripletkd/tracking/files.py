@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -42,7 +43,7 @@ def mirror_table(root: Path, folder: Path, logs: Path) -> bool:
     params = {"split": said["split"], "methods": said["methods"], "verdict": answers}
     note = "\n\n".join([*said["in_short"], f"{said['about']}."])  # folded, its first line is seen
     files = [folder / name for name in ("report.html", "table.md", "table.csv", TABLE)]
-    files += (folder / "figures").iterdir()
+    files += sorted((folder / "figures").iterdir())
     entry = _entry(folder, f"{suite}/tabulate", log, ({"suite": suite, NOTE_TAG: note}, params, figures), files)
     with open_store(root, suite, RUN_TAG, entry.key) as store:
         if not log.get("experiment"):
@@ -56,8 +57,9 @@ def _read(path: Path) -> Json:
 
 
 def _entry(folder: Path, name: str, log: Json, said: tuple[Json, Json, Json], files: Sequence[Path]) -> Entry:
-    """Describe the run of what a stage made that trains nothing, by tags, parameters and figures. It never grows."""
-    key, (tags, params, figures) = fingerprint(name, *said), said
+    """Describe the run of what a stage made that trains nothing, by all that it shows. It never grows."""
+    seen = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    key, (tags, params, figures) = fingerprint(name, *said, seen), said
     tags = stage_tags(name.rpartition("/")[2], log, tags)
     return Entry(name + experiment_suffix(log), key, place(folder), key, log, tags, params, {0: figures}, files=files)
 

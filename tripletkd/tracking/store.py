@@ -76,6 +76,11 @@ class Entry:
     status: str = "FINISHED"
     files: Sequence[Path] = field(default_factory=list)
 
+    def goes_on(self, run: Run) -> bool:
+        """Tell whether the last metrics that a run has are those that this one had in that epoch."""
+        last = run.data.to_proto().metrics
+        return all(self.rows.get(each.step, {}).get(each.key) == each.value for each in last)
+
     def is_of(self, record: str | None, run: Run) -> bool:
         """Tell whether a run in the store is of the same, and of that record."""
         return (run.data.tags.get(RUN_TAG), run.data.tags.get(RECORD_TAG)) == (self.key, record)
@@ -167,9 +172,11 @@ class Runs:
             Whether the store lacked anything.
         """
         begun = [run for run in self.found if entry.is_of(None, run) and run.data.tags.get(PLACE_TAG) == entry.place]
+        begun.sort(key=lambda run: not entry.goes_on(run))
         lacked = not entry.record or not any(entry.is_of(entry.record, run) for run in self.found)
         if lacked:
-            self._write(begun.pop(0) if begun else self._create(entry), entry, finish)
+            goes_on = begun and entry.goes_on(begun[0])  # a killed training's epochs can be another machine's
+            self._write(begun.pop(0) if goes_on else self._create(entry), entry, finish)
         if entry.record:
             self.look()
             for run in [run for run in self.found if entry.is_of(entry.record, run)][1:] + begun:
