@@ -40,7 +40,8 @@ class Results:
     Attributes:
         seeds: A row for each method and seed, the teacher among them: the figures of the network of the last epoch.
         history: A row for each method, seed and epoch: learning rate, terms of the loss, and, in the epochs that were
-            evaluated, accuracies. Seeds that failed are left out, as in the table.
+            evaluated, accuracies and losses. `train_loss` and `test_loss` are of the whole split as one batch, in eval
+            mode, with one x' an image and labels that are not smoothed. Seeds that failed are left out.
         claims: A row for each claim: `method` and `over`, the difference with its 95 % interval as a half-width, the
             corrected p-value and the verdict. Empty where the table is of another split.
     """
