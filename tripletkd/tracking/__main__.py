@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import NoReturn
 
 from tripletkd.tracking import mirror
 from tripletkd.tracking.store import address, connect, first_line
@@ -21,11 +21,11 @@ from tripletkd.tracking.store import address, connect, first_line
 HERE = "127.0.0.1"
 
 
-def ui(root: Path, port: int) -> str | None:
+def ui(root: Path, port: int) -> str | int | None:
     """Serve MLflow's pages on this machine; once they answer, name that of every suite, for its first page has none.
 
     Returns:
-        What is wrong. Where the store is a server, that serves them.
+        What is wrong, or the server's exit code. Where the store is a server, that serves them.
     """
     uri = address(root)
     served = uri.startswith("http")
@@ -41,11 +41,16 @@ def ui(root: Path, port: int) -> str | None:
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     stores = [f"--backend-store-uri={uri}", f"--registry-store-uri={uri}"]  # each, or MLflow says so
     words = ["-m", "mlflow", "ui", f"--host={HERE}", f"--port={port}", *stores, "--workers=1"]
-    if os.fork() == 0:
-        _print_when_ready(port, f"{pages}\nMLflow is ready; Ctrl-C ends it")
     # This interpreter, with words that stand here
     words = [sys.executable, *words, "--uvicorn-opts=--log-level warning"]
-    return os.execve(sys.executable, words, os.environ | quiet)  # nosec B606  # noqa: S606
+    server = subprocess.Popen(words, env=os.environ | quiet)  # nosec B603  # noqa: S603
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, and ends it
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    while server.poll() is None and not _is_ready(port):
+        time.sleep(0.2)
+    if server.poll() is None:
+        print(f"{pages}\nMLflow is ready; Ctrl-C ends it", flush=True)
+    return server.wait()
 
 
 def _is_taken(port: int) -> bool:
@@ -61,18 +66,11 @@ def _pages(root: Path, server: str) -> str:
     return "\n".join(pages) or f"{server}: nothing is logged yet: make repro, or make relog"
 
 
-def _print_when_ready(port: int, text: str) -> NoReturn:
-    """Print it in a process of its own, which ends with the one that becomes the server."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    server = os.getppid()
-    while os.getppid() == server:
-        time.sleep(0.2)
-        with suppress(OSError, HTTPException), closing(HTTPConnection(HERE, port, timeout=5)) as connection:
-            connection.request("GET", "/health")
-            connection.getresponse()
-            print(text, flush=True)
-            break
-    os._exit(0)
+def _is_ready(port: int) -> bool:
+    with suppress(OSError, HTTPException), closing(HTTPConnection(HERE, port, timeout=5)) as connection:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    return False
 
 
 def main(words: list[str]) -> str | int | None:
