@@ -4,7 +4,7 @@ PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
 CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER),cifar10)
-ifdef TEACHER
+ifdef TEACHER  # kl is the rival that the soft teachers call for: docs/paper.md
 PAPER := [scratch,kd,kl,triplet]
 else
 PAPER := [scratch,kd,triplet]
@@ -40,7 +40,7 @@ experiments: env ## experiments side by side: their metrics, and what of params.
 	@# without the columns of files, of lists and of the queue; in a pipe nothing is cut to 80 columns
 	@[ -t 1 ] || export COLUMNS=1000; dvc exp show --no-pager --only-changed --drop '^[^:]*/[^:]*$$|lock$$|^run\.|^claims|^(State|Executor)$$'
 
-resnets: env ## regenerate the suite digits_resnet, all methods on small ResNets: 17 minutes on two CPU cores
+resnets: env ## regenerate the suite digits_resnet, 17 methods on small ResNets: 17 minutes on two CPU cores
 	dvc exp run --set-param 'run.suites=[digits_resnet]' --set-param 'run.methods=$(RESNETS)' \
 		--set-param 'run.ablations=[]' --set-param 'run.splits=[test]'
 	@$(LEFT)
@@ -83,8 +83,8 @@ smoke: env ## the whole pipeline, shrunk, in a clean copy
 slow: env ## the tests marked slow, the reliability suite among them; an hour and a half
 	pytest -m 'slow or network'
 
-reliability: env ## kill, starve and mislead it in more than a thousand ways, and write docs/reliability.md: an hour
-	pytest -m 'fault and not network' --reliability=docs/reliability.md
+reliability: env ## kill, starve and mislead it in more than a thousand ways, and write docs/reliability.md: half an hour
+	pytest --numprocesses auto -m 'fault and not network' --reliability=docs/reliability.md
 
 lint: env ## what pre-commit checks
 	pre-commit run --all-files

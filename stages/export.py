@@ -111,7 +111,10 @@ def choose(stage: Stage, method: str, seed: int | None = None) -> Chosen:
         raise UserError(f"{folder}: not there; trained are {', '.join(there) or 'none'}: {remedy}or run `dvc repro`")
     seeds = [suite.teacher.seed] if method == "teacher" else suite.seeds
     records = [read_record(seed_folder(folder, number)) for number in seeds]
-    alive = {record.seed: record for record in records if record.failed is None}
+    failed = measurement.read(
+        stage.path("results", "measured", stage.config.split, f"{method}.json"), suite.name, method
+    ).failed
+    alive = {record.seed: record for record in records if record.failed is None and record.seed not in failed}
     if not alive:
         raise UserError(f"{folder}: every seed failed, there is nothing to export")
     record = alive.get(next(iter(alive)) if seed is None else seed)
@@ -133,8 +136,6 @@ def gather(stage: Stage, chosen: Chosen) -> Sources:
     measured, teacher = (
         measurement.read(place / f"{of}.json", identity.suite, of) for of in (identity.name, "teacher")
     )
-    if reason := measured.failed.get(chosen.record.seed):
-        raise UserError(f"{chosen.folder}, seed {chosen.record.seed}: failed: {reason}; give another by --seed")
     weights = {record.seed: record.weights_sha256 for record in chosen.records if record.seed not in measured.failed}
     if measured.weights_sha256 != weights:
         raise UserError(

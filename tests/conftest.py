@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", type=Path, help="write the table of faults there")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what a process of pytest-xdist has tried."""
+    for name, told in getattr(node, "workeroutput", {}).get("faults", {}).items():
+        fault = FAULTS.setdefault(name, Fault())
+        fault.tried, fault.survived = fault.tried + told["tried"], fault.survived + told["survived"]
+        fault.seen = told["seen"]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if path := session.config.getoption("--reliability"):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = {name: asdict(fault) for name, fault in FAULTS.items()}
+    elif path := session.config.getoption("--reliability"):
         lines = [
             f"| {name} | {fault.tried} | {fault.survived} | {fault.seen.replace('|', '/')} |"
             for name, fault in sorted(FAULTS.items())

@@ -118,6 +118,10 @@ HIDDEN = {  # modules of which the loss uses `factor`
     "a loop over a table": "X = {}\nfor name in 'x':\n    X[name] = 1.0\ndef factor():\n    return X['x']\n",
     "a registry": "X = []\nadd = X.append\n@add\ndef x():\n    return 1.0\ndef factor():\n    return X[0]()",
     "an import under a condition": "if True:\n    from tripletkd.methods.other import X\ndef factor():\n    return X\n",
+    "the first of two imports": "try:\n    from tripletkd.methods.other import X\nexcept ImportError:\n"
+    "    from tripletkd.methods.triplet import margin as X\ndef factor():\n    return X\n",
+    "an import that type checkers do not see": "if TYPE_CHECKING:\n    X = 2\nelse:\n"
+    "    from tripletkd.methods.other import X\ndef factor():\n    return X\n",
     "what type checkers do not see": "if TYPE_CHECKING:\n    X = 2\nelse:\n    X = 1.0\ndef factor():\n    return X\n",
 }
 
@@ -132,6 +136,15 @@ def test_what_no_definition_names_counts(what: str, copy: Path) -> None:
     before = hashes(copy)
     edit(own if "1.0" in own.read_text() else own.with_name("other.py"), r"1\.0", "0.0")
     assert hashes(copy)[0] != before[0]
+
+
+def test_a_template_counts_where_it_is_read(copy: Path) -> None:
+    """Of the stage that trains, no file of the report counts."""
+    before = hashes(copy)
+    for name in ("reporting/page.html.j2", "methods/.swap", "published/more.csv"):
+        with (copy / "tripletkd" / name).open("a") as text:
+            text.write("\n")
+    assert hashes(copy) == before
 
 
 @pytest.mark.parametrize("read", ["Path(__file__).parent / 'a' / 'x.txt'", "Path('tripletkd/methods/a/x.txt')"])

@@ -83,7 +83,7 @@ def test_unlike_runs_of_a_split_without_a_table_are_not_loaded_together(copied: 
     content = json.loads(path.read_text())
     content["identity"]["recipe"]["epochs"] = 7
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"kd was made with recipe .*'epochs': 7.* of unlike runs are not compared"):
+    with pytest.raises(UserError, match=r"kd was made with recipe.epochs 7, .* with 28; figures of unlike runs"):
         results.load("digits", "validation", copied)
 
 

@@ -3,6 +3,9 @@
 The hash covers the syntax trees of some definitions, the roots, and of all that these name, directly or not. Statements
 at the top level of their modules and templates count too. Annotations, messages of errors and what is printed do not
 count, but the class that a field's annotation names does. Of other packages, the version in uv.lock counts.
+
+A file that the code reads counts if a text names it, beside the module or from the project's root ("tripletkd/...").
+Of a method or a network that makes a path of `__file__`, all files below its folder count.
 """
 
 import ast
@@ -23,6 +26,7 @@ from tripletkd.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tripletkd", "stages")
+OWN = ("tripletkd.methods.", "tripletkd.models.")  # packages to which people add files
 PRINTS = ("print", "tqdm.write", "warnings.warn")  # calls whose words are for people
 
 
@@ -41,6 +45,7 @@ class Module:
     path: Path
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imported: dict[str, str] = field(default_factory=dict)  # local name -> full name of a module or of what is in one
+    otherwise: dict[str, list[str]] = field(default_factory=dict)  # local name -> what else it can stand for
 
     @property
     def package(self) -> str:
@@ -62,13 +67,21 @@ def _module(name: str) -> Module | None:
         elif _is_guard(statement):
             assert isinstance(statement, ast.If)
             _define(module, statement.orelse)
+            _import_within(module, statement.orelse)
         elif not _is_docstring(statement):
             _define(module, [statement])
-            if isinstance(statement, ast.If | ast.Try | ast.With):
-                for inner in ast.walk(statement):
-                    if isinstance(inner, ast.Import | ast.ImportFrom):
-                        module.imported.update(_imports(inner, module.package))
+            if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                _import_within(module, [statement])
     return module
+
+
+def _import_within(module: Module, statements: Sequence[ast.stmt]) -> None:
+    """Note what imports bind that stand below an `if` or a `try`, where a name can stand for one thing or another."""
+    for inner in (node for statement in statements for node in ast.walk(statement)):
+        if isinstance(inner, ast.Import | ast.ImportFrom):
+            for name, full in _imports(inner, module.package):
+                if module.imported.setdefault(name, full) != full:
+                    module.otherwise.setdefault(name, []).append(full)
 
 
 def _define(module: Module, statements: Sequence[ast.stmt]) -> None:
@@ -174,7 +187,7 @@ class _Normalizer(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, str) and 2 < len(node.value) < 80 and "." in node.value:
+        if isinstance(node.value, str) and re.fullmatch(r"[\w-][\w./-]{1,78}", node.value) and ".." not in node.value:
             # A template beside the module, or a file that is read from the project's root
             folder = ROOT if node.value.startswith(tuple(f"{name}/" for name in PACKAGES)) else self.module.path.parent
             if (path := folder / node.value).is_file() and path.suffix != ".py":
@@ -186,9 +199,9 @@ class _Normalizer(ast.NodeTransformer):
         return ast.Name(full) if full else self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id == "__file__":  # of which a path is made, to whatever stands below its folder
-            beside = self.module.path.parent.rglob("*")
-            self.files |= {path for path in beside if path.is_file() and path.suffix not in (".py", ".pyc")}
+        if node.id == "__file__" and self.module.name.startswith(OWN):  # a path is made of it, to whatever stands there
+            beside = [path for path in self.module.path.parent.rglob("*") if path.is_file()]
+            self.files |= {path for path in beside if path.suffix not in (".py", ".pyc") and path.name[0] != "."}
         return ast.Name(self._full(node) or node.id)
 
     def _full(self, node: ast.AST) -> str | None:
@@ -204,6 +217,8 @@ class _Normalizer(ast.NodeTransformer):
             return None if parts else node.id
         if node.id not in self.imported:
             return None
+        for full in self.module.otherwise.get(node.id, ()):
+            self._imported([*full.split("."), *parts])
         return self._imported([*self.imported[node.id].split("."), *parts])
 
     def _imported(self, parts: Sequence[str]) -> str | None:

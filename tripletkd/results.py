@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import isclose
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ SHARES = (  # of a seed's figures, those that are in [0, 1] in the files
     "violated_triplets",
     "best_test_accuracy",
 )
+ALIKE = ("data_sha256", "teacher_sha256", "network", "recipe", "inputs", "precision")  # in what students are compared
 SHARES_BY_EPOCH = ("train_accuracy", "test_accuracy", "violated_triplets")  # the others are terms of a loss
 
 
@@ -102,25 +105,27 @@ def load(suite: str, split: str = "test", folder: str | Path = "results") -> Res
 
 
 def _refuse_unlike(place: Path, measured: Mapping[str, Measurement], rows: Sequence[Json]) -> None:
-    """Raise UserError if figures are not of the table's measurements, or the students not of one experiment."""
+    """Raise UserError if the table has other mean accuracies, or the students are not of one experiment."""
+    from tripletkd.training.identity import as_block, first_difference
+
     for row in rows:
         accuracies = [100 * seed.test_accuracy for seed in measured[row["method"]].seeds]
         found, said = (fmean(accuracies) if accuracies else None), row["test_accuracy_percent"]["mean"]
-        if found != said and not (found and said and abs(found - said) < 1e-9):
+        if found is not None and not isclose(found, said or 0.0):
             raise UserError(
                 f"{place / row['method']}.json: its mean accuracy is {found}, the table has {said}: it was measured "
                 "again since; `dvc repro` makes the table anew"
             )
-    students = [each.identity for name, each in measured.items() if name != "teacher"]
-    for key in ("data_sha256", "teacher_sha256", "network", "recipe", "inputs", "precision"):
-        said = {one.name: value for one in students if (value := getattr(one, key)) is not None}
-        for name, value in said.items():
-            first = next(iter(said))
-            if value != said[first]:
-                raise UserError(
-                    f"{place}: {first} was made with {key} {said[first]}, {name} with {value}; figures of unlike runs "
-                    "are not compared: run their stages again"
-                )
+    students = [as_block(each.identity) for name, each in measured.items() if name != "teacher"]
+    students.sort(key=lambda block: block["teacher_sha256"] is not None)  # those that have one stand together
+    for one, other in pairwise(students):
+        shared = [key for key in ALIKE if one[key] is not None and other[key] is not None]
+        if difference := first_difference({k: one[k] for k in shared}, {k: other[k] for k in shared}):
+            key, value, another = difference
+            raise UserError(
+                f"{place}: {one['name']} was made with {key} {value}, {other['name']} with {another}; figures of "
+                "unlike runs are not compared: run their stages again"
+            )
 
 
 def _figures(seed: dict[str, object]) -> dict[str, object]:

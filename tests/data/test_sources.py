@@ -37,7 +37,7 @@ from tripletkd.data import sources
 from tripletkd.errors import UserError
 from tripletkd.pipeline.stage import run
 
-# torchvision leaves connections that failed to the collector, whichever test that runs in
+# torchvision leaves connections that failed to the collector; the server's fixture calls it while they are ignored
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
@@ -472,7 +472,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             monkeypatch.setattr(torchvision.datasets.MNIST, name, value)
         yield server
     socket.setdefaulttimeout(None)  # which fetch sets for its process
-    gc.collect()  # while they are ignored
+    gc.collect()
 
 
 @pytest.mark.usefixtures("server")

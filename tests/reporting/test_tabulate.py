@@ -138,7 +138,7 @@ def test_a_curve_or_a_map_of_another_run_is_refused(project: Path) -> None:
 
 
 @pytest.mark.fault
-def test_a_table_of_images_that_params_yaml_does_not_have_is_refused(project: Path) -> None:
+def test_a_table_beside_images_that_were_selected_otherwise_is_refused(project: Path) -> None:
     """As of a few of them, whose accuracies would stand beside published ones."""
     description = project.parents[2] / "data/digits/dataset.json"
     description.parent.mkdir(parents=True)

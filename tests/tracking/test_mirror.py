@@ -22,7 +22,7 @@ from slurm import free_ports, wait_for
 
 from tripletkd.provenance import sha256
 from tripletkd.tracking.__main__ import main
-from tripletkd.tracking.store import RECORD_TAG, address, first_line, open_store
+from tripletkd.tracking.store import RECORD_TAG, RUN_TAG, Entry, address, first_line, open_store
 from tripletkd.training.run_record import write_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's, about itself, on import
@@ -199,6 +199,20 @@ def test_a_run_that_was_begun_is_not_continued_by_one_of_other_numbers(finished:
     found = runs(finished)[SEEDS[0]]
     assert found.info.run_id != begun.info.run_id
     assert curve(finished, SEEDS[0]) == {int(line.split(",")[1]): float(line.split(",")[at]) for line in changed}
+
+
+@pytest.mark.parametrize("loss", [0.5, float("nan"), float("inf")])
+def test_a_training_that_goes_on_from_a_checkpoint_stays_one_run(loss: float, bare: Path) -> None:
+    """What the store saw last, the checkpoint that was taken before it did not."""
+    seen = []
+    for epochs, record in ((7, None), (5, None), (6, None), (9, None), (9, "f" * 64)):
+        rows = {epoch: {"loss": loss if epoch > 2 else 0.9} for epoch in range(1, epochs + 1)}
+        status = "FINISHED" if record else "RUNNING"
+        entry = Entry("digits/triplet/seed-1", "key", "place", record, {}, {"suite": "digits"}, {}, rows, status)
+        with open_store(bare, "digits", RUN_TAG, "key") as store:
+            store.add(entry)
+        seen.append(ids(bare)["digits/triplet/seed-1"])
+    assert len({*seen}) == 1 and [*curve(bare, "digits/triplet/seed-1")] == list(range(1, 10))
 
 
 def test_an_added_seed_joins_the_others_and_the_means_follow(finished: Path) -> None:

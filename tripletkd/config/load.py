@@ -180,6 +180,7 @@ def _check_names(config: Config, allow_teacher: bool) -> None:
             raise UserError(f"methods.{name}: found {name!r} as a name, expected another: a folder has it already")
     if config.ablations and ABLATED not in config.methods:
         raise UserError(f"methods.{ABLATED}: missing; the ablations vary it")
+    _check_blocks(config)
     for key, names, known in _named(config, ["teacher", *config.methods], allow_teacher):
         _check_known(key, [name for name in names if name is not None], known)
     for kind in ("methods", "ablations", "export"):
@@ -213,12 +214,24 @@ def _named(
     yield "ablation", [config.ablation], config.ablations
 
 
+def _check_blocks(config: Config) -> None:
+    """Refuse a method that has a file and no parameters, where it is asked for."""
+    asked = [
+        *config.run.methods,
+        config.method,
+        *(name for claim in config.claims for name in (claim.method, *claim.over)),
+    ]
+    for name in asked:
+        if name in methods.names() and name not in config.methods:
+            raise UserError(
+                f"methods.{name}: missing in params.yaml; its file is there, expected a block of parameters"
+            )
+
+
 def _check_known(key: str, names: Collection[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
-            own = key.rpartition(".")[2] in ("method", "methods") and name in methods.names()
-            block = f"a block methods.{name} in params.yaml, beside its file, or " if own else ""
-            expected = f"expected {block}one of {', '.join(known)}{near(name, list(known))}"
+            expected = f"expected one of {', '.join(known)}{near(name, list(known))}"
             raise UserError(f"{key}: {name!r} is not there; {expected}")
 
 

@@ -50,7 +50,7 @@ def read(root: Path, name: str) -> dict[str, Published]:
 
 
 def _refuse_share(key: str, accuracy: float) -> None:
-    if 0 < accuracy <= 1:
+    if 0 < accuracy < 1:
         raise UserError(f"{key}: found {accuracy}, expected percent, such as 79.54 and not 0.7954")
 
 

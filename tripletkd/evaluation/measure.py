@@ -168,12 +168,13 @@ def main_plane(logits: Tensor) -> tuple[Tensor, Tensor]:
 def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Count the multiply-adds in one forward pass of one image [H, W, C]: half of what PyTorch's flop counter finds.
 
-    The counter imports a compiler (1.5 s a process). Our own networks multiply in convolutions and linear layers only.
+    That counter counts the networks of torchvision and timm. Ours have no attention, and hooks count them: the counter
+    imports a compiler (1.5 s a process).
     """
     height, width, channels = image_shape
     image = torch.zeros(1, channels, height, width, dtype=next(network.parameters()).dtype)
     network.cpu().eval()
-    if isinstance(network, ForeignNetwork):  # which may have attention
+    if isinstance(network, ForeignNetwork):
         return _counted(network, image)
     counts = []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tripletkd.files import Json
-from tripletkd.provenance import fingerprint
+from tripletkd.provenance import fingerprint, sha256
 from tripletkd.tracking.store import NOTE_TAG, RUN_TAG, Entry, Runs, experiment_suffix, open_store, place, stage_tags
 from tripletkd.training.run_record import read_log
 
@@ -58,7 +57,7 @@ def _read(path: Path) -> Json:
 
 def _entry(folder: Path, name: str, log: Json, said: tuple[Json, Json, Json], files: Sequence[Path]) -> Entry:
     """Describe the run of what a stage made that trains nothing, by all that it shows. It never grows."""
-    seen = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    seen = {path.name: sha256(path) for path in files}
     key, (tags, params, figures) = fingerprint(name, *said, seen), said
     tags = stage_tags(name.rpartition("/")[2], log, tags)
     return Entry(name + experiment_suffix(log), key, place(folder), key, log, tags, params, {0: figures}, files=files)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -77,9 +78,13 @@ class Entry:
     files: Sequence[Path] = field(default_factory=list)
 
     def goes_on(self, run: Run) -> bool:
-        """Tell whether the last metrics that a run has are those that this one had in that epoch."""
-        last = run.data.to_proto().metrics
-        return all(self.rows.get(each.step, {}).get(each.key) == each.value for each in last)
+        """Tell whether this can be what a run in the store has begun to say, by the last metrics that it has.
+
+        What goes on from a checkpoint has not come as far again; what has ended says all that it will.
+        """
+        last = [each for each in run.data.to_proto().metrics if self.record or each.step in self.rows]
+        said = [(each.value, self.rows.get(each.step, {}).get(each.key)) for each in last]
+        return all(there == here or (here is not None and not isfinite(here)) for there, here in said)
 
     def is_of(self, record: str | None, run: Run) -> bool:
         """Tell whether a run in the store is of the same, and of that record."""
