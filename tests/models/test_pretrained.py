@@ -103,6 +103,12 @@ def test_a_temperature_divides_the_logits_and_nothing_else() -> None:
     torch.testing.assert_close(network(images).logits, before / 2)
 
 
+def test_a_temperature_divides_in_the_precision_of_the_network() -> None:
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in TRAINED.items()}
+    fitted = pretrained.fit(rounded, "x.pth", to(temperature=3.0))
+    assert torch.equal(fitted.tensors["fc3.weight"], rounded["fc3.weight"].float() / 3)
+
+
 def test_a_last_layer_of_other_classes_is_drawn_anew_only_where_it_is_trained() -> None:
     fitted = pretrained.fit(OF_THIRTY, "x.pth", to(is_trained=True))
     assert fitted.new_head and fitted.tensors.keys() == OF_THIRTY.keys() - {"fc3.weight", "fc3.bias"}
