@@ -359,7 +359,9 @@ def test_two_dvc_repros_at_once_lose_nothing(repeated: Path, tmp_path: Path) -> 
             assert "Traceback" not in printed
             if process.returncode:  # it does not wait, and says so
                 said = next(line for line in printed.splitlines() if re.search("lock|does this here", line))
-                fault.seen = f"`{said}`, of the later one; the other ends with the undisturbed bytes"
+                fault.seen = (
+                    f"`{said.replace(f'{folder}/', '')}`, of the later one; the other ends with the undisturbed bytes"
+                )
         command(folder, "dvc", "repro")
         assert_repeats(folder, repeated)
 
