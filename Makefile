@@ -4,7 +4,7 @@ PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
 CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER),cifar10)
-ifdef TEACHER  # kl is the rival that the soft teachers call for: docs/paper.md
+ifdef TEACHER  # with kl, KD at temperature 1: these teachers have small logits
 PAPER := [scratch,kd,kl,triplet]
 else
 PAPER := [scratch,kd,triplet]

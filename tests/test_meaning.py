@@ -138,8 +138,8 @@ def test_what_no_definition_names_counts(what: str, copy: Path) -> None:
     assert hashes(copy)[0] != before[0]
 
 
-def test_a_template_counts_where_it_is_read(copy: Path) -> None:
-    """Of the stage that trains, no file of the report counts."""
+def test_files_that_training_does_not_read_do_not_count(copy: Path) -> None:
+    """A template of the report, an editor's swap file, published figures."""
     before = hashes(copy)
     for name in ("reporting/page.html.j2", "methods/.swap", "published/more.csv"):
         with (copy / "tripletkd" / name).open("a") as text:

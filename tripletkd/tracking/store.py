@@ -177,14 +177,15 @@ class Runs:
             Whether the store lacked anything.
         """
         begun = [run for run in self.found if entry.is_of(None, run) and run.data.tags.get(PLACE_TAG) == entry.place]
-        begun.sort(key=lambda run: not entry.goes_on(run))
         lacked = not entry.record or not any(entry.is_of(entry.record, run) for run in self.found)
+        # A training that was killed can have been done again by another machine, to other numbers
+        continued = next(filter(entry.goes_on, begun), None) if lacked else None
         if lacked:
-            goes_on = begun and entry.goes_on(begun[0])  # a killed training's epochs can be another machine's
-            self._write(begun.pop(0) if goes_on else self._create(entry), entry, finish)
+            self._write(continued or self._create(entry), entry, finish)
         if entry.record:
             self.look()
-            for run in [run for run in self.found if entry.is_of(entry.record, run)][1:] + begun:
+            others = [run for run in begun if run is not continued]
+            for run in [run for run in self.found if entry.is_of(entry.record, run)][1:] + others:
                 self.delete(run)
         return lacked
 
