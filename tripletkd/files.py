@@ -114,7 +114,7 @@ def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
 
 
 @cache
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     """Parse YAML, which takes a tenth of a second for params.yaml, once."""
     from ruamel.yaml import YAML
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from tripletkd.errors import UserError
+from tripletkd.files import Json
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -61,11 +62,11 @@ def check(cls: type[T], found: object, key: str, strict: bool = True) -> T:
 
 
 @cache
-def _adapter(cls: Any) -> TypeAdapter[dict[str, Any]]:
+def _adapter(cls: Any) -> TypeAdapter[Json]:
     return TypeAdapter(dict[str, cls], config=STRICT)
 
 
-def _explain(error: ErrorDetails, cls: Any, block: object) -> str:
+def _explain(error: ErrorDetails, cls: object, block: object) -> str:
     """Say what one of pydantic's errors means to a person who edits params.yaml."""
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind in ("union_tag_invalid", "union_tag_not_found"):

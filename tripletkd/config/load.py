@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tripletkd import methods, models
 from tripletkd.config import published
@@ -343,8 +342,9 @@ def _variants(key: str, entries: Sequence[Block], params: MethodParams, recipe: 
     return told
 
 
-def _leaves(block: Any, inside: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(block: object, inside: str = "") -> Iterator[tuple[str, object]]:
     """Yield the values of a block and of those in it by their last key, `optimizer: {name: x}` as optimizer x."""
+    assert isinstance(block, dict)
     for key, value in block.items():
         if isinstance(value, dict):
             yield from _leaves(value, key)

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +54,7 @@ class ForeignNetwork(nn.Module):
         called: str,
         body: nn.Module,
         stages: dict[str, str],
-        drops: tuple[type[nn.Module], Callable[[Any], StochasticDepth]],
+        drops: tuple[type[nn.Module], Callable[..., StochasticDepth]],
     ) -> None:
         super().__init__()
         self.called, self.body, self.stages = called, body, stages

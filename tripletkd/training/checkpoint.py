@@ -4,13 +4,12 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
-    environments: list[dict[str, Any]] = field(default_factory=list)  # of the machines that trained it, in order
+    environments: list[dict[str, object]] = field(default_factory=list)  # of the machines that trained it, in order
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Checkpoint:
         self.policy = policy or SavePolicy()
         self.saved = time.monotonic()
         self.signal: str | None = None
-        self.handlers: dict[int, Any] = {}
+        self.handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> "Checkpoint":
         for number in self.policy.signals:

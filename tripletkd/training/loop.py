@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ class TrainResult:
     history: list[dict[str, float]]  # a row for each seed and epoch
     failed: dict[int, str]
     seconds: float  # of all its epochs, those before an interruption among them
-    environments: list[dict[str, Any]] = field(default_factory=list)  # of each machine that it was trained on, in order
+    environments: list[dict[str, object]] = field(default_factory=list)  # of the machines that trained it, in order
 
 
 def fit(trainer: Trainer, monitoring: Monitoring | None = None, checkpoint: Checkpoint | None = None) -> TrainResult:
