@@ -3,11 +3,11 @@
 PYTHON ?= python3
 SUITE ?= digits
 PORT ?= 5000
-CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER),cifar10)
-ifdef TEACHER  # with kl, KD at temperature 1: these teachers have small logits
-PAPER := [scratch,kd,kl,triplet]
-else
+CIFAR10 := $(if $(TEACHER),cifar10_$(TEACHER:sharp=sharp_teacher),cifar10)
+ifeq ($(TEACHER),sharp)
 PAPER := [scratch,kd,triplet]
+else  # with kl, KD at temperature 1: these teachers have small logits
+PAPER := [scratch,kd,kl,triplet]
 endif
 RESNETS := [scratch,logit_mse,kd,pair,triplet,kd_triplet,fitnet,at,sp,pkt,cc,nst,vid,rkd,crd,dkd,dist]
 LEFT := echo "params.yaml now names this suite, so that dvc repro keeps it; make restore goes back"
@@ -46,8 +46,8 @@ resnets: env ## regenerate the suite digits_resnet, 17 methods on small ResNets:
 	@$(LEFT)
 
 # Runs that were pulled need no images; a training that was begun here has them, and goes on
-paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work; TEACHER=scaled: under a teacher with halved logits; TEACHER=authors: under the authors' weights, which it fetches
-	@$(if $(filter-out authors scaled,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, scaled, or nothing))
+paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; YES=1 does not ask before days of work; TEACHER=sharp: under our teacher as it was trained; TEACHER=authors: under the authors' weights, which it fetches
+	@$(if $(filter-out authors sharp,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, sharp, or nothing))
 	@$(if $(wildcard runs/$(CIFAR10)),,tripletkd plan $(CIFAR10) 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
 	dvc exp run $(if $(wildcard data/$(CIFAR10)/images.npy),,$(if $(wildcard runs/$(CIFAR10)),--allow-missing)) \

@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"<!-- (?!end -->)(.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 RIVALS = ["scratch", "kd", "triplet"]
 EXPERIMENTS = {
-    "cifar10": "[CIFAR-10, the paper's recipe](docs/paper.md)",
+    "cifar10_sharp_teacher": "[CIFAR-10, the paper's recipe, a sharper teacher](docs/paper.md)",
     "digits": "[8 x 8 digits, the paper's networks at a quarter of their width](docs/results.md#the-digits)",
     "digits_resnet": "[the same digits, small ResNets](docs/results.md#small-resnets)",
 }
@@ -62,7 +62,7 @@ def mean_of(gaps: "pd.Series[float]", digits: int = 2) -> str:
 
 def accuracies(read: Read) -> pd.DataFrame:
     """Test accuracy on CIFAR-10 in percent: a row for each seed, a column for each method."""
-    measured = {name: json.loads(read(f"results/cifar10/measured/test/{name}.json"))["seeds"] for name in RIVALS}
+    measured = {name: json.loads(read(f"results/cifar10_sharp_teacher/measured/test/{name}.json"))["seeds"] for name in RIVALS}
     found = {name: {seed["seed"]: 100 * seed["test_accuracy"] for seed in measured[name]} for name in RIVALS}
     return pd.DataFrame(found).sort_index()
 
@@ -126,7 +126,7 @@ def sensitivity(read: Read) -> str:
 
 def against_the_authors(read: Read) -> str:
     authors = frame(read, "tripletkd/published/oki2020_cifar10_triplet.csv").set_index("epoch")
-    ours = frame(read, "results/cifar10/measured/test/triplet.csv").dropna(subset="test_accuracy").groupby("epoch")
+    ours = frame(read, "results/cifar10_sharp_teacher/measured/test/triplet.csv").dropna(subset="test_accuracy").groupby("epoch")
     lines: dict[int, list[str]] = {epoch: [str(epoch)] for epoch in (5, 50, 100, 105, 200, 205, 300, 500)}
     outside = []
     for key in ("test_accuracy", "train_accuracy"):
@@ -172,7 +172,7 @@ def bfloat16(read: Read) -> str:
 
 def at_epoch_105(read: Read) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test accuracy in percent under the first table's teacher and under halved logits: a row a seed."""
-    known = {name: frame(read, f"results/cifar10/measured/test/{name}.csv") for name in ("kd", "triplet")}
+    known = {name: frame(read, f"results/cifar10_sharp_teacher/measured/test/{name}.csv") for name in ("kd", "triplet")}
     sharp = pd.concat([found.assign(method=name) for name, found in known.items()])
     both = [each.query("epoch == 105") for each in (sharp, frame(read, "docs/cifar10_full/scaled.csv"))]
     first, halved = (100 * each.pivot(index="seed", columns="method", values="test_accuracy") for each in both)

@@ -51,12 +51,12 @@ def test_what_is_committed_can_be_pulled_whole(tmp_path: Path) -> None:
     command(tmp_path, "git", "clone", "-q", str(ROOT), "clone")
     fresh = tmp_path / "clone"
     pretend_environment(fresh)
-    for suite in ("digits", "cifar10"):
+    for suite in ("digits", "cifar10_sharp_teacher"):
         command(fresh, "make", "pull", f"SUITE={suite}")
         assert f"results/{suite} and the weights of" in command(fresh, "make", "verify", f"SUITE={suite}")
     assert stages_run(command(fresh, "dvc", "repro", "--allow-missing", "--dry")) == []
-    command(fresh, "make", "export", "SUITE=cifar10")
-    assert stages_run(command(fresh, "make", "paper")) == []
+    command(fresh, "make", "export", "SUITE=cifar10_sharp_teacher")
+    assert stages_run(command(fresh, "make", "paper", "TEACHER=sharp")) == []
     assert command(fresh, "git", "status", "--porcelain") == " M params.yaml\n"
 
 
