@@ -54,6 +54,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
+        starts_elsewhere=any(network.weights is not None for network in (stage.suite.teacher, stage.suite.student)),
     )
     of_variants = [each.measurement for variants in ablated.values() for each in variants]
     return results, [*measured.values(), *ablation_teacher, *of_variants]

@@ -62,7 +62,9 @@ def mean_of(gaps: "pd.Series[float]", digits: int = 2) -> str:
 
 def accuracies(read: Read) -> pd.DataFrame:
     """Test accuracy on CIFAR-10 in percent: a row for each seed, a column for each method."""
-    measured = {name: json.loads(read(f"results/cifar10_sharp_teacher/measured/test/{name}.json"))["seeds"] for name in RIVALS}
+    measured = {
+        name: json.loads(read(f"results/cifar10_sharp_teacher/measured/test/{name}.json"))["seeds"] for name in RIVALS
+    }
     found = {name: {seed["seed"]: 100 * seed["test_accuracy"] for seed in measured[name]} for name in RIVALS}
     return pd.DataFrame(found).sort_index()
 
@@ -126,7 +128,11 @@ def sensitivity(read: Read) -> str:
 
 def against_the_authors(read: Read) -> str:
     authors = frame(read, "tripletkd/published/oki2020_cifar10_triplet.csv").set_index("epoch")
-    ours = frame(read, "results/cifar10_sharp_teacher/measured/test/triplet.csv").dropna(subset="test_accuracy").groupby("epoch")
+    ours = (
+        frame(read, "results/cifar10_sharp_teacher/measured/test/triplet.csv")
+        .dropna(subset="test_accuracy")
+        .groupby("epoch")
+    )
     lines: dict[int, list[str]] = {epoch: [str(epoch)] for epoch in (5, 50, 100, 105, 200, 205, 300, 500)}
     outside = []
     for key in ("test_accuracy", "train_accuracy"):

@@ -127,6 +127,18 @@ def test_what_no_definition_names_counts(what: str, copy: Path) -> None:
     assert hashes(copy)[0] != before[0]
 
 
+def test_a_method_that_another_takes_by_name_counts(copy: Path) -> None:
+    loss, other = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/logit_mse.py"
+    edit(loss, "\nimport torch\n", "\nimport torch\nfrom tripletkd import methods\n")
+    edit(loss, r"near - far \+ margin", "float(methods.load('logit_mse').NEEDS != {}) * near - far + margin")
+    before = hashes(copy)
+    edit(other, r"return F\.mse_loss", "return 2 * F.mse_loss")
+    assert hashes(copy)[0] != before[0]
+    edit(loss, r"methods\.load\('logit_mse'\)", "methods.load(str(margin))")
+    with pytest.raises(RuntimeError, match="a name that is not written out, so its code cannot be hashed"):
+        hashes(copy)
+
+
 def test_files_that_training_does_not_read_do_not_count(copy: Path, unchanged: tuple[str, str]) -> None:
     """A template of the report, an editor's swap file, published figures."""
     for name in ("reporting/page.html.j2", "methods/.swap", "published/more.csv"):

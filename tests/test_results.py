@@ -81,10 +81,12 @@ def test_unlike_runs_of_a_split_without_a_table_are_not_loaded_together(copied: 
     shutil.copytree(copied / "digits/measured/test", copied / "digits/measured/validation", dirs_exist_ok=True)
     path = copied / "digits/measured/validation/kd.json"
     content = json.loads(path.read_text())
-    content["identity"]["recipe"]["epochs"] = 7
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"kd was made with recipe.epochs 7, .* with 28; figures of unlike runs"):
-        results.load("digits", "validation", copied)
+    unlike = {"recipe.epochs 7": {"recipe": content["identity"]["recipe"] | {"epochs": 7}}}
+    unlike["initial_sha256 e{64}"] = {"initial_sha256": "e" * 64}
+    for said, change in unlike.items():
+        path.write_text(json.dumps(content | {"identity": content["identity"] | change}))
+        with pytest.raises(UserError, match=rf"kd was made with {said}, .* with .*; figures of unlike runs"):
+            results.load("digits", "validation", copied)
 
 
 def test_a_term_of_a_loss_keeps_its_unit(copied: Path) -> None:

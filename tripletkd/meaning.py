@@ -27,6 +27,7 @@ from tripletkd.errors import UserError
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tripletkd", "stages")
 OWN = ("tripletkd.methods.", "tripletkd.models.")  # packages to which people add files
+LOAD = "tripletkd.methods.load"
 PRINTS = ("print", "tqdm.write", "warnings.warn")  # calls whose words are for people
 
 
@@ -184,6 +185,19 @@ class _Normalizer(ast.NodeTransformer):
         call = node.value
         if isinstance(call, ast.Call) and ast.unparse(call.func) in PRINTS:
             return None
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Follow a method that another one takes by its name, which must stand there."""
+        first, _, rest = ast.unparse(node.func).partition(".")
+        full = ".".join(filter(None, [self.imported.get(first), rest]))
+        if self.module.name.startswith(OWN) and full == LOAD:
+            if not node.args or not isinstance(node.args[0], ast.Constant):
+                raise UserError(
+                    f"{self.module.name}: {ast.unparse(node)}: found a name that is not written out, so its code "
+                    "cannot be hashed; write the name as text"
+                )
+            self.reached.update(everything_in(f"tripletkd.methods.{node.args[0].value!s}"))
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:

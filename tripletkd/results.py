@@ -29,7 +29,15 @@ SHARES = (  # of a seed's figures, those that are in [0, 1] in the files
     "violated_triplets",
     "best_test_accuracy",
 )
-ALIKE = ("data_sha256", "teacher_sha256", "network", "recipe", "inputs", "precision")  # in what students are compared
+ALIKE = (
+    "data_sha256",
+    "teacher_sha256",
+    "initial_sha256",
+    "network",
+    "recipe",
+    "inputs",
+    "precision",
+)  # in what students are compared
 SHARES_BY_EPOCH = ("train_accuracy", "test_accuracy", "violated_triplets")  # the others are terms of a loss
 
 
@@ -119,8 +127,8 @@ def _refuse_unlike(place: Path, measured: Mapping[str, Measurement], rows: Seque
     students = [as_block(each.identity) for name, each in measured.items() if name != "teacher"]
     students.sort(key=lambda block: block["teacher_sha256"] is not None)  # those that have one stand together
     for one, other in pairwise(students):
-        shared = [key for key in ALIKE if one[key] is not None and other[key] is not None]
-        if difference := first_difference({k: one[k] for k in shared}, {k: other[k] for k in shared}):
+        shared = [key for key in ALIKE if key != "teacher_sha256" or (one[key] and other[key])]
+        if difference := first_difference({k: one.get(k) for k in shared}, {k: other.get(k) for k in shared}):
             key, value, another = difference
             raise UserError(
                 f"{place}: {one['name']} was made with {key} {value}, {other['name']} with {another}; figures of "

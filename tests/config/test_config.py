@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, committed
 
 from tripletkd import methods, models
-from tripletkd.config.load import load
+from tripletkd.config.load import _refuse_files, load
 from tripletkd.config.schema import EquivalentCode, SuiteConfig
 from tripletkd.errors import UserError
 from tripletkd.files import read_yaml
@@ -127,7 +127,7 @@ WRONG = {
     "ablations.margin=[{margin: 1}, {marge: 2}]": "ablations.margin[1].marge: unknown key; expected one of ce, kl",
     "ablations.margin=[{margin: 1}, {recipe: 2}]": "ablations.margin[1].recipe: found 2, expected a block",
     "ablations.margin=[{margin: 1}, {recipe: {epochs: 9}}]": "ablations.margin[1].recipe.schedule.decay_epochs: found",
-    "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'as configured' is listed twice",
+    "ablations.margin=[{margin: 1}, {margin: 1}]": "ablations.margin: 'margin 1' is listed twice",
     # the override itself
     "=3": "'=3': unknown key; expected one of suite, ",
     "run.device=é": "'run.device=é' on the command line: cannot be read",
@@ -207,8 +207,23 @@ def test_the_stages_read_what_dvc_reads(tmp_path: Path) -> None:
 
 def test_an_override_that_a_suite_s_own_value_hides_is_refused(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    expected = "methods.crd.negatives: found on the command line, but digits has a value of its own, 294; expected"
-    assert expected in message(tmp_path, "suite=digits", "methods.crd.negatives=100")
+    expected = "found on the command line, but digits has a value of its own for negatives, 294; expected methods.crd.s"
+    for override in ("methods.crd.negatives=100", "methods.crd={negatives: 100}"):
+        assert expected in message(tmp_path, "suite=digits", override)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    prior: str
+
+
+def test_a_parameter_is_no_file(tmp_path: Path) -> None:
+    """Its content would be in no hash."""
+    file = tmp_path / "prior.txt"
+    file.write_text("1")
+    with pytest.raises(UserError, match=r"found the path of a file, .*prior\.txt, whose content no hash covers"):
+        _refuse_files("methods.own", Named(str(file)))
+    _refuse_files("methods.own", Named("prior.txt"))
 
 
 def test_the_split_is_that_of_run_unless_it_is_given(tmp_path: Path) -> None:
@@ -311,6 +326,8 @@ def test_an_ablation_varies_parameters_and_the_recipe_by_its_leaves() -> None:
     assert found["longer"][1].recipe.schedule == MultiStep(decay_epochs=(88,), decay_factor=0.1)
     assert [variant.label for variant in found["margin"]] == ["margin 1", "optimizer adamw, lr 0.1, weight_decay 0"]
     assert found["margin"][1].recipe.optimizer == AdamW(lr=0.1, weight_decay=0)
+    found = digits("run.ablations=[margin]", "ablations.margin=[{margin: 1}, {margin: 1, outputs: unit}]").ablations
+    assert [variant.label for variant in found["margin"]] == ["margin 1", "margin 1, outputs unit"]  # 5 is configured
 
 
 def test_an_ablation_must_fit_the_suites_that_run_it() -> None:

@@ -114,6 +114,25 @@ def test_multiply_adds_are_those_of_the_flop_counter() -> None:
     assert measure.multiply_adds(network, (32, 32, 3)) == counter.get_total_flops() // 2
 
 
+class Own(nn.Module):
+    """Multiplies by a matrix that is no layer's, and attends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4, 10))
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.conv(x).flatten(2).mT  # [B, 36, 4] of images of 8 x 8 pixels
+        attended: torch.Tensor = self.attention(tokens, tokens, tokens)[0]
+        return attended.mean(1) @ self.weight
+
+
+def test_multiply_adds_of_a_network_of_one_s_own_are_all_counted() -> None:
+    attention = 4 * 36 * 4**2 + 2 * 36**2 * 4
+    assert measure.multiply_adds(Own(), (8, 8, 3)) == 36 * 4 * 27 + attention + 40
+
+
 def test_multiply_adds_of_attention_are_counted() -> None:
     """ViT-B/16: patches, and in 12 layers queries, keys, values, their products, the projection and the perceptron."""
     width, tokens, patches = 768, 197, 196

@@ -148,10 +148,21 @@ def test_a_foreign_network_s_stages_are_the_outputs_of_the_modules_that_are_name
     features = network(images).features
     assert list(features) == ["stage1", "stage2", "embedding"]
     assert all(torch.equal(features[stage], seen[stage]) for stage in seen) and seen["stage1"].shape == (2, 64, 8, 8)
+    with pytest.raises(UserError, match=r":,layer1: found an empty place between commas"):
+        models.build(f"{name}:,layer1", (32, 32, 3), 10, seed=1)
     with pytest.raises(UserError, match=f"{name}: found no module 'layer9', expected one such as conv1, bn1"):
         models.build(f"{name}:layer9", (32, 32, 3), 10, seed=1)
     with pytest.raises(UserError, match=f"{name}: fc returns .*, expected maps"):
         models.build(f"{name}:fc", (32, 32, 3), 10, seed=1)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+@torch.no_grad()
+def test_features_are_what_a_module_gave_though_its_block_adds_to_it_in_place(name: str) -> None:
+    network = models.build(f"{name}:layer1.0.bn2", (32, 32, 3), 10, seed=1).eval()
+    images, seen = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    network.get_submodule("body.layer1.0.bn2").register_forward_hook(lambda *given: seen.append(given[2].clone()))
+    assert torch.equal(network(images).features["stage1"], seen[0])
 
 
 def test_timm_networks() -> None:

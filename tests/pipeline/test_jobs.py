@@ -36,6 +36,15 @@ def test_a_record_of_the_job_is_of_it_and_one_of_other_versions_is_trained_anew_
     refuse_other_job(STAGE, "seed-2", other.identity, [other.code], JOB)
 
 
+def test_versions_are_of_all_packages_that_compute() -> None:
+    def packages(network: str, **inputs: int) -> set[str]:
+        identity = replace(JOB.identity, network=network, inputs=JOB.identity.inputs | inputs)
+        return {*replace(JOB, identity=identity).versions}
+
+    assert packages("resnet8") == {"torch", "numpy"} and packages("timm/resnet10t") == {"torch", "numpy", "timm"}
+    assert packages("resnet8", size=64) == {"torch", "numpy", "torchvision", "pillow"}
+
+
 def test_code_is_equivalent_for_the_methods_that_it_was_shown_for() -> None:
     shown = EquivalentCode(code="e" * 64, suite="digits", methods=["kd"], shown="docs")
     run = replace(STAGE.config.run, equivalent_code=[shown])

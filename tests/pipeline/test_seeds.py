@@ -116,6 +116,15 @@ def test_code_of_one_s_own_that_breaks_a_promise_is_refused(what: str, project: 
     assert said in printed and hashes(project) == before
 
 
+def test_a_log_says_how_fast_was_what_was_computed(project: Path) -> None:
+    """Seeds that failed in their first epoch did not compute all of them."""
+    stage(project, *DISTILL, "suites.digits.student.recipe.optimizer.lr=1.0e+9", code=1)
+    log = json.loads((project / f"logs/{RUN}/seed-1.json").read_text())
+    rows = sum((project / f"runs/{RUN}/seed-{seed}/history.csv").read_text().count("\n") - 1 for seed in (1, 2))
+    images = json.loads((project / "data/digits/dataset.json").read_text())["images"]["train"]
+    assert log["training_images_per_second"] <= images * rows / (log["training_seconds"] - 0.006)
+
+
 def test_what_another_parameter_made_is_trained_anew(project: Path) -> None:
     before = hashes(project)
     printed = stage(project, *DISTILL, "methods.triplet.triplet=1")

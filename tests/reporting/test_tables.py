@@ -112,7 +112,9 @@ def test_files_say_their_unit_and_have_no_uncorrected_p(tmp_path: Path) -> None:
     assert table["rows"][-1]["test_accuracy_percent"]["mean"] == pytest.approx(81.1)
     assert table["in_short"][0].startswith("Of 3 claims") and '"p":' not in json.dumps(table)
     assert json.loads((tmp_path / "summary.json").read_text())["kd_percent"] == pytest.approx(82.1)
-    assert "test_accuracy_percent" in (tmp_path / "curves.csv").read_text()
+    assert line["split"] == "test" and "test_accuracy_percent,lowest" in (tmp_path / "curves.csv").read_text()
+    held_out = "under a teacher that has not seen them either"
+    assert held_out in tables.markdown(results()) and held_out not in tables.markdown(results(starts_elsewhere=True))
     shown = {path.stem: path.read_text() for path in (tmp_path / "figures").iterdir()}  # drawn anew, the same bytes
     assert shown == {name: figures.standalone(svg) for name, svg in drawn().items()}
 

@@ -55,6 +55,11 @@ def test_a_log_is_of_the_record_it_was_written_for(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 def test_what_is_not_what_was_recorded_is_named(tmp_path: Path) -> None:
+    written(tmp_path / "other")
+    about = tmp_path / "other/seed-1/record.json"
+    about.write_text(about.read_text().replace(NETWORK, "mine"))
+    with pytest.raises(UserError, match=r"weights.safetensors: of mine, and there is no such network here"):
+        run_record.read_run(tmp_path / "other", [1])
     written(tmp_path)
     shutil.copytree(tmp_path / "seed-1", tmp_path / "seed-3")
     with pytest.raises(UserError, match=r"seed-3/record.json: of seed 1"):

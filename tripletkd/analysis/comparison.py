@@ -123,6 +123,7 @@ class Results:
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]
+    starts_elsewhere: bool = False  # whether a network starts from weights that were trained elsewhere
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -97,6 +97,12 @@ def _parse(override: str) -> "Override":
     return parsed
 
 
+def read_override(override: str) -> tuple[str, object]:
+    """Return the key of an override, without + or ~, and its value; None where it takes the key away."""
+    parsed = _parse(override)
+    return parsed.get_key_element().lstrip("+~"), None if parsed.is_delete() else parsed.value()
+
+
 def _places(value: object, key: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, object]]:
     """Yield every block, list and value that there is, with its key.
 

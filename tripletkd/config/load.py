@@ -9,7 +9,7 @@ from pathlib import Path
 from tripletkd import methods, models
 from tripletkd.config import published
 from tripletkd.config.check import check, near
-from tripletkd.config.compose import compose, merged
+from tripletkd.config.compose import compose, merged, read_override
 from tripletkd.config.schema import (
     ABLATED,
     MAX_SEEDS,
@@ -98,6 +98,7 @@ class Config(Settings):
             _check_known(f"{key}.suites", special, self.suites)
             if suite in special:
                 params[name] = check(schema, general | special[suite], f"{key}.suites.{suite}")
+            _refuse_files(key, params[name])
         return params
 
 
@@ -134,20 +135,31 @@ def load(folder: Path, overrides: Sequence[str] = (), allow_teacher: bool = Fals
     return config
 
 
+def _refuse_files(key: str, params: MethodParams) -> None:
+    """Refuse the path of a file as a parameter: a change of the file would not be noticed."""
+    for name, value in asdict(params).items():
+        if isinstance(value, str) and re.search(r"[./]", value) and Path(value).is_file():
+            raise UserError(
+                f"{key}.{name}: found the path of a file, {value}, whose content no hash covers; expected a value. "
+                "Name the file in the method's own code, where it counts"
+            )
+
+
 def _check_heard(config: Config, overrides: Sequence[str]) -> None:
     """Refuse an override of a method's parameter that has another value in the suite."""
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+    for key, value in map(read_override, overrides):
         parts = key.split(".")
-        if parts[0] != "methods" or len(parts) < 3 or parts[2] == "suites":
+        if parts[0] != "methods" or len(parts) < 2 or parts[2:3] == ["suites"]:
             continue
         special: object = config.methods.get(parts[1], {})
         for name in ("suites", config.suite):
             special = special.get(name) if isinstance(special, dict) else None
-        if isinstance(special, dict) and parts[2] in special:
+        named = parts[2:3] or list(value if isinstance(value, dict) else ())
+        for name in [name for name in named if isinstance(special, dict) and name in special]:
+            assert isinstance(special, dict)
             raise UserError(
-                f"{key}: found on the command line, but {config.suite} has a value of its own, {special[parts[2]]}; "
-                f"expected methods.{parts[1]}.suites.{config.suite}.{parts[2]}"
+                f"{key}: found on the command line, but {config.suite} has a value of its own for {name}, "
+                f"{special[name]}; expected methods.{parts[1]}.suites.{config.suite}.{name}"
             )
 
 
@@ -334,6 +346,8 @@ def _variants(key: str, entries: Sequence[Block], params: MethodParams, recipe: 
         variants.append(Variant(changes | dict(_leaves(own)), made, _fitting(trained, f"{key}[{i}].recipe")))
     first = variants[0].changed
     shared = {name for name in first if all(name in v.changed and v.changed[name] == first[name] for v in variants)}
+    if any(variant.changed and variant.changed.keys() <= shared for variant in variants):
+        shared = set()  # of one nothing would be left, and it is not as configured
     told = [replace(v, changed={name: x for name, x in v.changed.items() if name not in shared}) for v in variants]
     labels = [variant.label for variant in told]
     for label in labels:

@@ -22,10 +22,12 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
         The network's name, and the paths of modules by "stage1", "stage2", "stage3".
 
     Raises:
-        UserError: If there are more modules than stages.
+        UserError: If there are more modules than stages, or one has no name.
     """
     network, _, modules = name.partition(":")
-    paths = [path for path in modules.split(",") if path]
+    paths = modules.split(",") if modules else []
+    if "" in paths:
+        raise UserError(f"{name}: found an empty place between commas, expected the path of a module")
     if len(paths) > len(STAGES):
         raise UserError(f"{name}: found {len(paths)} modules, expected at most {len(STAGES)}: {', '.join(STAGES)}")
     return network, dict(zip(STAGES, paths, strict=False))
@@ -35,7 +37,7 @@ class ForeignNetwork(nn.Module):
     """Wraps an image classifier of another library.
 
     A subclass says how its body computes an embedding, and its logits from that. Dropout and stochastic depth are
-    replaced by ours, whose noise is a function of the seed. Nothing works in place, so that features stay as they are.
+    replaced by ours, whose noise is a function of the seed. Features are copies, for some blocks add to them in place.
 
     Args:
         called: Its name for messages, such as torchvision/resnet18.
@@ -129,7 +131,7 @@ class ForeignNetwork(nn.Module):
 
 
 def _keep(features: dict[str, Tensor], stage: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-    features[stage] = output
+    features[stage] = output.clone() if isinstance(output, Tensor) else output  # a block may add to it in place
 
 
 def _shape(output: object) -> Sequence[int] | None:

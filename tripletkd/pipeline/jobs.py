@@ -15,7 +15,6 @@ from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams, scratch
 from tripletkd.pipeline.stage import Stage, torchrun
 from tripletkd.pipeline.weights import Kind, initial_of, read_initial
-from tripletkd.provenance import versions
 from tripletkd.training import run_record
 from tripletkd.training.compute import CORES, Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.distributed import on_own_device
@@ -174,7 +173,7 @@ def make_trainer(stage: Stage, setup: Setup, job: Job, seeds: Sequence[int], tea
 
 def is_of(stage: Stage, job: Job, record: Record) -> bool:
     """Tell whether a record is of a job, by today's versions of packages and by code that computes the same."""
-    is_current = record.versions == versions("torch", "numpy") and record.code in accepted_code(stage, job)
+    is_current = record.versions == job.versions and record.code in accepted_code(stage, job)
     return record.identity == job.identity and is_current
 
 

@@ -84,11 +84,12 @@ class Stage:
         if not self.options.quiet:
             print(text, flush=True)
 
-    def log(self, **more: object) -> Json:
-        """Describe what differs from run to run, for logs and MLflow."""
+    def log(self, since: float | None = None, **more: object) -> Json:
+        """Describe what differs from run to run, for logs and MLflow, since the stage began or later."""
+        began = self.started if since is None else since
         return {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-            "seconds": round(time.time() - self.started, 2),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+            "seconds": round(time.time() - began, 2),
             "commit": commit(),
             "experiment": os.environ.get("DVC_EXP_NAME"),
             "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),

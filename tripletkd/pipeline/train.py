@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -28,7 +28,7 @@ from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, se
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people, torchrun
 from tripletkd.pipeline.weights import read_initial
-from tripletkd.provenance import environment, fingerprint, versions
+from tripletkd.provenance import environment, fingerprint
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
@@ -59,6 +59,7 @@ class Training:
         teacher: For the methods that need one.
         more: Whether the stage has more to train after this.
         processes: That train it together, where torchrun started several.
+        began: When, in seconds since 1970.
     """
 
     stage: Stage
@@ -67,6 +68,7 @@ class Training:
     teacher: Teacher | None = None
     more: bool = False
     processes: Processes | None = None
+    began: float = field(default_factory=time.time)
 
     @property
     def folder(self) -> Path:
@@ -298,6 +300,7 @@ def _train_group(training: Training, seeds: Sequence[int], watch: Watch | None) 
     if processes and processes.rank:
         fit(trainer, training.monitoring(Unseen()), checkpoint)
         return
+    training = replace(training, began=time.time())
     live = Live(watch or Unseen(), training.logs, _about(training, seeds))
     with ExitStack() as locks:
         for seed in seeds:
@@ -332,11 +335,11 @@ def _refuse_lost_state(training: Training, trainer: Trainer, seeds: Sequence[int
 
 def _about(training: Training, seeds: Sequence[int]) -> dict[int, Json]:
     """Describe seeds that are in training, for the mirror in MLflow."""
-    job, log = training.job, training.stage.log(seconds=None)
+    job, log = training.job, training.stage.log(training.began, seconds=None)
     said = {
         "identity": as_block(job.identity),
         "code": job.code,
-        "versions": versions("torch", "numpy"),
+        "versions": job.versions,
         "log": {key: value for key, value in log.items() if value is not None},
     }
     return {seed: {"seed": seed, **said} for seed in seeds}
@@ -357,7 +360,7 @@ def _write(training: Training, result: TrainResult) -> None:
     _keep_earlier(training, [*result.networks, *result.failed])
     records = run_record.write_seeds(training.folder, job, dataset.image_shape, len(dataset.classes), result)
     seeds = sorted(record.seed for record in records)
-    images = len(dataset.train.labels) * job.recipe.epochs * len(records)
+    images = len(dataset.train.labels) * len(result.history)  # a row for each seed's epoch
     figures = {
         "training_seconds": round(result.seconds, 2),
         "training_images_per_second": round(images / result.seconds),
@@ -367,7 +370,7 @@ def _write(training: Training, result: TrainResult) -> None:
         shutil.rmtree(_aside(training, record), ignore_errors=True)  # of the same bytes
         together = seeds if training.setup.compute.fuse_seeds else [record.seed]
         about = run_record.seed_folder(training.folder, record.seed) / run_record.RECORD
-        log = training.stage.log(**figures, trained_with=together)  # on which the last bits depend
+        log = training.stage.log(training.began, **figures, trained_with=together)  # on which the last bits depend
         run_record.write_log(_log_path(training, record.seed), about, log)
 
 

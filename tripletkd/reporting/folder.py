@@ -34,11 +34,12 @@ def write(place: Path, results: Results) -> None:
         "verdicts": [_without_p(asdict(answer)) for answer in results.verdicts],
         "in_short": [tables.finding(results), *tables.in_short(results)],
     }
-    write_csv(place / "table.csv", [_plain(row) for row in rows])
+    of = {"split": results.split}
+    write_csv(place / "table.csv", [_plain(row) | of for row in rows])
     unit = "percent" if results.split == "test" else f"{results.split}_percent"  # unlike splits are unlike columns
     means = {f"{row.method}_{unit}": round(row.test_accuracy_percent.mean, 4) for row in results.rows}
     write_json(place / "summary.json", means)
-    write_csv(place / "curves.csv", [asdict(point) for point in results.curves])
+    write_csv(place / "curves.csv", [asdict(point) | of for point in results.curves])
     write_json(place / "table.json", table)  # last: MLflow's mirror waits for it
 
 

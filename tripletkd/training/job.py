@@ -56,7 +56,15 @@ class Job:
 
     def fingerprint(self, seed: int) -> str:
         """Hash all that a seed's files should depend on: not the device, nor what else is trained beside it."""
-        return fingerprint(as_block(self.identity), self.code, versions("torch", "numpy"), seed)
+        return fingerprint(as_block(self.identity), self.code, self.versions, seed)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Look up the versions of the packages that compute it, those that its networks or its views come from too."""
+        networks = [self.identity.network, self.teacher_network or ""]
+        named = {package for package in ("timm", "torchvision") if any(n.startswith(f"{package}/") for n in networks)}
+        seen = {"pillow", "torchvision"} if "size" in self.identity.inputs else set()
+        return versions("torch", "numpy", *sorted(named | seen))
 
     def group_fingerprint(self, seeds: Sequence[int]) -> str:
         """Hash what the checkpoint of several seeds depends on."""

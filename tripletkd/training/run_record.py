@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
 from tripletkd.files import Json, read_json, whole, write_csv, write_json
-from tripletkd.provenance import sha256, versions
+from tripletkd.provenance import sha256
 from tripletkd.training.identity import RunIdentity, as_block
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Record:
     identity: RunIdentity
     seed: int
     code: str  # sha256 of what the code means that computed the weights, see meaning.py
-    versions: dict[str, str]  # of torch and numpy
+    versions: dict[str, str]  # of the packages that computed them
     image_shape: tuple[int, int, int]
     classes: int
     failed: str | None = None  # why it has no weights
@@ -96,7 +96,7 @@ def write_seeds(folder: Path, job: Job, shape: tuple[int, int, int], classes: in
                 identity=job.identity,
                 seed=seed,
                 code=job.code,
-                versions=versions("torch", "numpy"),
+                versions=job.versions,
                 image_shape=shape,
                 classes=classes,
                 failed=failed,
@@ -188,6 +188,10 @@ def load_network(folder: Path, record: Record) -> nn.Module:
 
     path = seed_folder(folder, record.seed) / WEIGHTS
     _check_sha256(path, record.weights_sha256)
+    try:
+        models.definition(record.identity.network)
+    except KeyError:
+        raise UserError(f"{path}: of {record.identity.network}, and there is no such network here") from None
     found, make = load_file(path), partial(models.build, record.identity.network, record.image_shape, record.classes)
     is_small = prod(record.image_shape) <= SMALL and record.classes <= SMALL
     with nullcontext() if is_small else torch.device("meta"):  # which takes no memory, but a second of imports
