@@ -147,9 +147,16 @@ def test_files_that_training_does_not_read_do_not_count(copy: Path, unchanged: t
     assert hashes(copy) == unchanged
 
 
-@pytest.mark.parametrize("read", ["Path(__file__).parent / 'a' / 'x.txt'", "Path('tripletkd/methods/a/x.txt')"])
-def test_a_file_that_is_read_counts(read: str, copy: Path) -> None:
-    loss, file = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/a/x.txt"
+@pytest.mark.parametrize(
+    ("read", "place"),
+    [
+        ("Path(__file__).parent / 'a' / 'x.txt'", "tripletkd/methods/a/x.txt"),
+        ("Path('tripletkd/methods/a/x.txt')", "tripletkd/methods/a/x.txt"),
+        ("Path('priors/x.txt')", "priors/x.txt"),
+    ],
+)
+def test_a_file_that_is_read_counts(read: str, place: str, copy: Path) -> None:
+    loss, file = copy / "tripletkd/methods/triplet.py", copy / place
     file.parent.mkdir()
     file.write_text("1")
     edit(loss, "\nimport torch\n", "\nimport torch\nfrom pathlib import Path\n")

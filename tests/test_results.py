@@ -89,6 +89,14 @@ def test_unlike_runs_of_a_split_without_a_table_are_not_loaded_together(copied: 
             results.load("digits", "validation", copied)
 
 
+def test_students_of_another_teacher_are_not_loaded_beside_one(copied: Path) -> None:
+    path = copied / "digits/measured/test/teacher.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"weights_sha256": {"0": "e" * 64}}))
+    with pytest.raises(UserError, match=r"\.json: of another teacher than teacher.json describes"):
+        results.load("digits", folder=copied)
+
+
 def test_a_term_of_a_loss_keeps_its_unit(copied: Path) -> None:
     place = copied / "digits/measured/test"
     history = place / "kd.csv"

@@ -4,8 +4,8 @@ The hash covers the syntax trees of some definitions, the roots, and of all that
 at the top level of their modules and templates count too. Annotations, messages of errors and what is printed do not
 count, but the class that a field's annotation names does. Of other packages, the version in uv.lock counts.
 
-A file that the code reads counts if a text names it, beside the module or from the project's root ("tripletkd/...").
-Of a method or a network that makes a path of `__file__`, all files below its folder count.
+A file that the code reads counts if a text names it, beside the module or as "tripletkd/...", for a method or a network
+by any path from the project's root. If these make a path of `__file__`, all files below their folder count.
 """
 
 import ast
@@ -203,9 +203,10 @@ class _Normalizer(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, str) and re.fullmatch(r"[\w-][\w./-]{1,78}", node.value) and ".." not in node.value:
             # A template beside the module, or a file that is read from the project's root
-            folder = ROOT if node.value.startswith(tuple(f"{name}/" for name in PACKAGES)) else self.module.path.parent
-            if (path := folder / node.value).is_file() and path.suffix != ".py":
-                self.files.add(path)
+            is_ours = node.value.startswith(tuple(f"{name}/" for name in PACKAGES))
+            folders = [ROOT] if is_ours else [self.module.path.parent]
+            folders += [ROOT] if self.module.name.startswith(OWN) else []
+            self.files |= {p for folder in folders if (p := folder / node.value).is_file() and p.suffix != ".py"}
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:

@@ -124,6 +124,13 @@ def _refuse_unlike(place: Path, measured: Mapping[str, Measurement], rows: Seque
                 f"{place / row['method']}.json: its mean accuracy is {found}, the table has {said}: it was measured "
                 "again since; `dvc repro` makes the table anew"
             )
+    teachers = {*measured["teacher"].weights_sha256.values()} if "teacher" in measured else set()
+    for name, each in measured.items():
+        if teachers and each.identity.teacher_sha256 not in (None, *teachers):
+            raise UserError(
+                f"{place / name}.json: of another teacher than teacher.json describes; figures of unlike runs are not "
+                "compared: run their stages again"
+            )
     students = [as_block(each.identity) for name, each in measured.items() if name != "teacher"]
     students.sort(key=lambda block: block["teacher_sha256"] is not None)  # those that have one stand together
     for one, other in pairwise(students):

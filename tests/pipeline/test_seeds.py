@@ -82,6 +82,24 @@ def test_a_seed_that_is_taken_out_twice_is_kept_twice(project: Path) -> None:
 
 
 OWN_CODE = {  # edits of a file, and what the stage says
+    "initial weights of no seed": (
+        "tripletkd/models/paper.py",
+        {
+            "(4 * width, classes)\n": "(4 * width, classes)\n        import numpy\n"
+            "        self.fc2.bias.data += numpy.random.default_rng().random()\n"
+        },
+        "paper_student_quarter: fc2.bias begins with numbers that no seed determines",
+    ),
+    "a layer that an evaluation would thaw": (
+        "tripletkd/models/paper.py",
+        {"(4 * width, classes)\n": "(4 * width, classes)\n        self.fc2.eval()\n"},
+        "paper_student_quarter: fc2 is in eval mode from the start",
+    ),
+    "a network that mixes images": (
+        "tripletkd/models/paper.py",
+        {"self.fc2(embedding), {": "self.fc2(embedding - embedding.mean(0)), {"},
+        "paper_student_quarter: its output for an image depends on the others",
+    ),
     "a loss whose noise no seed determines": (
         "tripletkd/methods/triplet.py",
         {"    outputs = batch": "    import numpy as np\n    np.random.rand()\n    outputs = batch"},

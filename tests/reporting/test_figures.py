@@ -29,7 +29,7 @@ def test_figures_are_svg_with_ids_of_their_own() -> None:
 
 def test_classes_are_called_by_their_names() -> None:
     svg = drawn()["classes"]
-    assert svg.count("猫") > 2 and "triplet from +0.0 (猫) to +1.1 (a cat &amp; $dog$ of $x)" in svg
+    assert svg.count("猫") > 2 and "triplet from +0.0 (猫) to +1.0 (a cat &amp; $dog$ of $x)" in svg
     many = [f"class {i} of a longer name" for i in range(21)]
     rates = {"a": (*[0.5] * 20, 0.9), "b": (0.5,) * 21}
     seeds = {name: (of_seed(1, 80.0, test_accuracy_by_class=values),) for name, values in rates.items()}

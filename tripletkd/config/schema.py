@@ -77,7 +77,8 @@ class DataSettings:
     @property
     def origin(self) -> str:
         """Name where the images are from; torchvision's own archive is the same, downloaded or at hand."""
-        return f"{self.source} {self.name or (self.path and Path(self.path).name) or ''}".rstrip()
+        of = f", sha256 {self.sha256}" if self.sha256 else ""
+        return f"{self.source} {self.name or (self.path and Path(self.path).name) or ''}".rstrip() + of
 
     @property
     def selection(self) -> str:

@@ -44,7 +44,10 @@ def refresh(stage: "Stage", measured: "list[Measurement]") -> list[str]:
             where = {"environment": environments.index(found), "weights_sha256": weights}
             seeds.setdefault(name, {})[str(seed)] = where
     write_json(path, {"environments": environments, "seeds": seeds})
-    return list(_summary(environments, seeds))
+    known = sum(len(of) for of in seeds.values())
+    unknown = sum(len(run.weights_sha256) for run in measured) - known
+    said = [f"{unknown} other seeds: no log says where they were computed"] if unknown else []
+    return [*_summary(environments, seeds, is_whole=not unknown), *said]
 
 
 def _read(path: Path) -> dict[str, Json]:
@@ -64,9 +67,9 @@ def _from_log(stage: "Stage", run: "Measurement", seed: int) -> Json | None:
     return log.get("environment")
 
 
-def _summary(environments: list[Json], seeds: dict[str, dict[str, Json]]) -> Iterator[str]:
+def _summary(environments: list[Json], seeds: dict[str, dict[str, Json]], is_whole: bool) -> Iterator[str]:
     for number, environment in enumerate(environments):
         runs = {name: [s for s, place in of.items() if place["environment"] == number] for name, of in seeds.items()}
         names = "; ".join(f"{name} {', '.join(of)}" for name, of in runs.items() if of)
         place = f"{environment.get('device')}, PyTorch {environment.get('torch')}"
-        yield f"{place}: {names}" if len(environments) > 1 else f"all seeds on {place}"
+        yield f"all seeds on {place}" if len(environments) == 1 and is_whole else f"{place}: {names}"

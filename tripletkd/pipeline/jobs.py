@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
+from tripletkd import models
 from tripletkd.config.schema import ABLATED, Variant
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
@@ -167,8 +170,33 @@ def make_trainer(stage: Stage, setup: Setup, job: Job, seeds: Sequence[int], tea
         UserError: If these weights are not there, or the network or the method does not fit the images.
     """
     trainer = build_trainer(job, seeds, setup.data, setup.compute, teacher)
+    _refuse_unsound(job, seeds[0], trainer, setup.data)
     start_from(trainer, read_initial(stage, kind_of(job.identity.name)))
     return trainer
+
+
+def _refuse_unsound(job: Job, seed: int, trainer: Trainer, data: DeviceData) -> None:
+    """Raise UserError if a network is more than a function of its image, its weights and its seed."""
+    (height, width, channels), classes, name = data.dataset.image_shape, len(data.dataset.classes), job.identity.network
+    network, made = models.build(name, (height, width, channels), classes, seed), trainer.students.member(0)
+    drawn, again = models.weights(made), models.weights(network)
+    if other := [key for key, tensor in again.items() if not torch.equal(tensor.to(drawn[key]), drawn[key])]:
+        raise UserError(
+            f"{name}: {other[0]} begins with numbers that no seed determines; draw them by PyTorch's functions"
+        )
+    if still := [path for path, module in network.named_modules() if not module.training]:
+        raise UserError(
+            f"{name}: {still[0]} is in eval mode from the start, which the first evaluation would undo; expected a "
+            "forward pass that does not depend on it, or requires_grad=False"
+        )
+    images = torch.rand(3, channels, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together, alone = (network.eval()(given).logits for given in (images, images[:1]))
+    if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
+        raise UserError(
+            f"{name}: its output for an image depends on the others of the batch in eval mode too, as that of batch "
+            "norm with track_running_stats=False does; expected a network without that"
+        )
 
 
 def is_of(stage: Stage, job: Job, record: Record) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tripletkd.analysis.ablation import Line
 from tripletkd.analysis.comparison import CurvePoint, Results
@@ -261,8 +262,7 @@ def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: st
         classes: The classes' names, shown where they are up to NAMED_CLASSES.
     """
     classes = [name if len(name) <= 20 else f"{name[:19]}…" for name in map(one_line, classes)]
-    rates = {name: np.mean([s.test_accuracy_by_class for s in measured[name].seeds], axis=0) for name in (*names, base)}
-    gains = {name: 100 * (rates[name] - rates[base]) for name in names}
+    gains = {name: _gain_by_class(measured[name], measured[base]) for name in names}
 
     def paint(*panels: Axes) -> None:
         widest = max(abs(values).max() for values in gains.values()) or 1  # where none differs from the baseline
@@ -280,6 +280,16 @@ def by_class(measured: Mapping[str, Measurement], names: Sequence[str], base: st
         for name, values in gains.items()
     )
     return render("classes", f"Gain over {base} by class: {said}.", (9, 3.4), paint, len(names))
+
+
+def _gain_by_class(ours: Measurement, theirs: Measurement) -> NDArray[np.float64]:
+    """Subtract mean accuracies by class, in points: over the seeds that both have, or all where they share none."""
+    shared = {s.seed for s in ours.seeds} & {s.seed for s in theirs.seeds}
+    rates = [
+        np.mean([s.test_accuracy_by_class for s in each.seeds if s.seed in shared or not shared], axis=0)
+        for each in (ours, theirs)
+    ]
+    return 100 * np.asarray(rates[0] - rates[1], dtype=np.float64)
 
 
 def calibration(measured: Mapping[str, Measurement]) -> str:

@@ -55,10 +55,11 @@ class SeededOnly:
 
     def begin(self, done: Progress, epochs: int, steps: int) -> None:
         """Hand on."""
+        self.has_one = steps == 1
         self.watch.begin(done, epochs, steps)
 
     def step(self) -> None:
-        """Compare the generators after the second step of an epoch with those after its first.
+        """Compare the generators after the second step of an epoch, or of the next one, with those after the first.
 
         Raises:
             UserError: If one was used in between.
@@ -77,7 +78,7 @@ class SeededOnly:
 
     def epoch(self, rows: Rows, done: Progress) -> None:
         """Hand on."""
-        self.steps = 0
+        self.steps = self.steps if self.has_one else 0
         self.watch.epoch(rows, done)
 
     def end(self) -> None:
