@@ -10,8 +10,7 @@ def main(stage: Stage) -> None:
 
     setup, method = set_up(stage), stage.config.method
     assert method is not None
-    of_suites = stage.config.methods.get(method, {}).get("suites", {})
-    if isinstance(of_suites, dict) and (special := of_suites.get(stage.suite.name)):
+    if special := stage.config.special(method):
         stage.say(f"methods.{method}: {stage.suite.name} has values of its own, {special}")
     teacher, teacher_sha256 = load_teacher(stage, setup)
     job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)

@@ -29,15 +29,8 @@ SHARES = (  # of a seed's figures, those that are in [0, 1] in the files
     "violated_triplets",
     "best_test_accuracy",
 )
-ALIKE = (
-    "data_sha256",
-    "teacher_sha256",
-    "initial_sha256",
-    "network",
-    "recipe",
-    "inputs",
-    "precision",
-)  # in what students are compared
+# In what students are compared
+ALIKE = ("data_sha256", "teacher_sha256", "initial_sha256", "network", "recipe", "inputs", "precision")
 SHARES_BY_EPOCH = ("train_accuracy", "test_accuracy", "violated_triplets")  # the others are terms of a loss
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT, committed
 
 from tripletkd import methods, models
 from tripletkd.config.load import _refuse_files, load
-from tripletkd.config.schema import EquivalentCode, SuiteConfig
+from tripletkd.config.schema import DataSettings, EquivalentCode, SuiteConfig
 from tripletkd.errors import UserError
 from tripletkd.files import read_yaml
 from tripletkd.training.optim import SGD, AdamW, Cosine, MultiStep, Recipe
@@ -224,6 +224,11 @@ def test_a_parameter_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found the path of a file, .*prior\.txt, whose content no hash covers"):
         _refuse_files("methods.own", Named(str(file)))
     _refuse_files("methods.own", Named("prior.txt"))
+
+
+def test_images_are_those_of_the_archive_that_is_named() -> None:
+    archives = [DataSettings(source="archive", path="a/b.zip", sha256=digit * 64) for digit in "01"]
+    assert [each.origin for each in archives] == [f"archive b.zip, sha256 {digit * 64}" for digit in "01"]
 
 
 def test_the_split_is_that_of_run_unless_it_is_given(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tripletkd.config.schema import ABLATED
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.evaluation.measurement import VariantMeasurement
-from tripletkd.files import write_csv
+from tripletkd.files import write_csv, write_json
+from tripletkd.pipeline import environments
 from tripletkd.pipeline.jobs import Runs
 from tripletkd.pipeline.stage import Stage
 from tripletkd.provenance import sha256
@@ -162,3 +163,17 @@ def test_published_figures_are_of_the_whole_test_split(project: Path) -> None:
     for part in (stage_of("test", "suites.digits.data.per_class=5"), stage_of("validation")):
         some, _ = tabulate.gather(part)
         assert not any((some.published, some.published_curves))
+
+
+def test_seeds_whose_log_is_not_there_are_counted(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of kd only the weights of seed 1 are known from a file of before."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "made"))
+    stage = stage_of("test")
+    kd = measurement.read(MEASURED_AT / "test/kd.json", "digits", "kd")
+    here = {"device": "a processor", "torch": "3"}
+    known = {"environment": 0, "weights_sha256": kd.weights_sha256[1]}
+    write_json(stage.path("results", "environment.json"), {"environments": [here], "seeds": {"test/kd": {"1": known}}})
+    assert environments.refresh(stage, [kd]) == [
+        "a processor, PyTorch 3: test/kd 1",
+        "2 other seeds: no log says where they were computed",
+    ]

@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 
 from tripletkd.errors import Paused, UserError
 from tripletkd.methods import triplet_family
-from tripletkd.training.checkpoint import Checkpoint, SavePolicy, read_header
+from tripletkd.training.checkpoint import Checkpoint, Progress, SavePolicy, read_header
 from tripletkd.training.compute import Compute
 from tripletkd.training.loop import Monitoring, TrainResult, fit
 from tripletkd.training.optim import Cosine
-from tripletkd.training.progress import ProgressBar
+from tripletkd.training.progress import ProgressBar, SeededOnly, Unseen
 from tripletkd.types import Batch, Term
 
 LONG = with_lr(SHORT, 0.003, epochs=12)  # 60 steps; at 0.01 rounding errors grow tenfold an epoch, in any one run
@@ -193,3 +193,15 @@ def test_no_two_columns_of_a_history_have_one_name() -> None:
         fit(trainer)
     with pytest.raises(UserError, match="metrics_fn: found ce"):
         fit(Small("kd").trainer(digits(), [1]), Monitoring(metrics_fn=lambda _: {"ce": [0.0]}))
+
+
+@pytest.mark.parametrize("per_epoch", [1, 2])
+def test_numbers_of_no_seed_end_a_run_however_many_steps_an_epoch_has(per_epoch: int) -> None:
+    watch = SeededOnly(Unseen(), "digits/own")
+    watch.begin(Progress(), 2, per_epoch)
+    watch.step()
+    if per_epoch == 1:
+        watch.epoch([], Progress(epoch=1))
+    torch.rand(1)
+    with pytest.raises(UserError, match="digits/own: a step draws from the generator of torch, which no seed"):
+        watch.step()

@@ -77,6 +77,12 @@ class Config(Settings):
         looked_up = {"name": name, "published": figures, "methods": params, "ablations": Ablations(resolve, self.asked)}
         return SuiteConfig(**vars(block) | looked_up)
 
+    def special(self, method: str) -> Block:
+        """Return what a method's block says of the asked suite alone, in its key `suites`."""
+        of_suites = self.methods.get(method, {}).get("suites")
+        found = of_suites.get(self.suite) if isinstance(of_suites, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def params(self, suite: str) -> dict[str, MethodParams]:
         """Return the Params of every method, with what its key `suites` says of this suite.
 
@@ -151,12 +157,9 @@ def _check_heard(config: Config, overrides: Sequence[str]) -> None:
         parts = key.split(".")
         if parts[0] != "methods" or len(parts) < 2 or parts[2:3] == ["suites"]:
             continue
-        special: object = config.methods.get(parts[1], {})
-        for name in ("suites", config.suite):
-            special = special.get(name) if isinstance(special, dict) else None
+        special = config.special(parts[1])
         named = parts[2:3] or list(value if isinstance(value, dict) else ())
-        for name in [name for name in named if isinstance(special, dict) and name in special]:
-            assert isinstance(special, dict)
+        for name in [name for name in named if name in special]:
             raise UserError(
                 f"{key}: found on the command line, but {config.suite} has a value of its own for {name}, "
                 f"{special[name]}; expected methods.{parts[1]}.suites.{config.suite}.{name}"

@@ -85,7 +85,7 @@ class Stage:
             print(text, flush=True)
 
     def log(self, since: float | None = None, **more: object) -> Json:
-        """Describe what differs from run to run, for logs and MLflow, since the stage began or later."""
+        """Describe what differs from run to run, for logs and MLflow. It began at `since`, or with the stage."""
         began = self.started if since is None else since
         return {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
