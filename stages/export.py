@@ -76,7 +76,10 @@ def main(stage: Stage) -> None:
     stage.say("timing on one thread of the processor" + ("" if method == "teacher" else ", beside the teacher"))
     timed = {"latency_ms": model}
     if method != "teacher":  # whose time is measured in the same minute
-        timed["teacher_latency_ms"] = choose(stage, "teacher").to_onnx(sources)
+        try:
+            timed["teacher_latency_ms"] = choose(stage, "teacher").to_onnx(sources)
+        except UserError as error:
+            stage.say(f"the teacher is not timed: {error}")
     times = measure_latency(timed, images)
     folder, examples = stage.path("exports", method), {"inputs": export.samples(images, EXAMPLES).tolist()}
     with whole(folder) as beside:

@@ -24,12 +24,15 @@ from tripletkd import export, models
 from tripletkd.data import dataset as data
 from tripletkd.data import sources
 from tripletkd.data.batches import Inputs, normalise
+from tripletkd.data.photographs import View
+from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier
 from tripletkd.provenance import sha256
 from tripletkd.reporting import model_card
 from tripletkd.training.run_record import load_network, read_record
+from tripletkd.types import Outputs
 
 SEEDS = [2, 1]  # the first is neither the smallest nor, after one epoch, bound to be the best
 SMALL = ["suite=digits", f"suites.digits.seeds={SEEDS}", "suites.digits.teacher_floor=0", "methods.triplet.margin=5"]
@@ -348,3 +351,38 @@ def test_every_network_leaves_as_it_is(name: str) -> None:
     model = export.to_onnx(classifier, (32, 32, 3), "0123456789")
     assert b"tripletkd" not in model and str(ROOT).encode() not in model
     assert export.verify(model, classifier, split).images == 64
+
+
+@pytest.mark.parametrize("name", ["paper_teacher", "resnet8"])
+def test_a_network_of_photographs_takes_them_in_any_size(name: str) -> None:
+    inputs = PhotographInputs(mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3), view=View(resize=36, size=32))
+    classifier = Classifier(models.build(name, (32, 32, 3), 10, seed=1), inputs)
+    call = export._open(export.to_onnx(classifier, (32, 32, 3), "0123456789"))
+    for height, width in ((50, 40), (36, 71)):
+        images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        expected = classifier(torch.from_numpy(images)).detach().numpy()
+        np.testing.assert_allclose(call(images), expected, atol=export.TOLERANCE)
+
+
+class Undecided(nn.Module):
+    """What no exporter can write: its way depends on the images."""
+
+    def forward(self, x: torch.Tensor) -> Outputs:
+        logits = x.flatten(1)[:, :10]
+        return Outputs(logits if logits.sum() > 0 else -logits, {})
+
+
+def test_a_network_that_no_exporter_can_write_is_named_in_one_message() -> None:
+    with pytest.raises(UserError, match=r"cannot write this network as ONNX: .*data-dependent"):
+        export.to_onnx(Classifier(Undecided(), Inputs()), (8, 8, 1), "0123456789")
+
+
+def test_a_teacher_that_cannot_leave_is_not_timed_and_its_student_leaves(copy: Copy) -> None:
+    def without_teacher(classifier: Classifier, *rest: Any) -> bytes:
+        if models.parameter_count(classifier) > 10_000:
+            raise UserError("PyTorch cannot write this network as ONNX")
+        return remembered(classifier, *rest)
+
+    copy.patch.setattr(export, "to_onnx", without_teacher)
+    assert "triplet" in copy.export("method=triplet")
+    assert "the teacher is not timed: PyTorch cannot write" in copy.printed.readouterr().out

@@ -64,7 +64,8 @@ def seen(images: Tensor, view: View) -> Tensor:
     resized = F.interpolate(images.movedim(-1, 1).float(), size, mode="bilinear", antialias=True)
     for dim, side in enumerate(size, start=2):
         over = side - view.size
-        resized = resized.narrow(dim, (over + over // 2 % 2) // 2, view.size)  # half of it, to the even number
+        first = (over + over // 2 % 2) // 2  # half of it, to the even number
+        resized = resized.index_select(dim, first + torch.arange(view.size))  # whose size the exporter knows
     return resized.movedim(1, -1)
 
 
@@ -94,21 +95,28 @@ def to_onnx(classifier: Classifier, image_shape: Sequence[int], classes: Sequenc
 
     Returns:
         The file's contents; equal weights give equal bytes.
+
+    Raises:
+        UserError: If PyTorch's exporter cannot write the network.
     """
     free, shape = {0: torch.export.Dim("N")}, list(image_shape)
     if isinstance(classifier.inputs, PhotographInputs):
         free |= {1: torch.export.Dim("H"), 2: torch.export.Dim("W")}
         shape[1] += 1  # no square, from which nothing is to be concluded
-    program = torch.onnx.export(
-        classifier,
-        (torch.zeros(2, *shape, dtype=torch.uint8),),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes=(free,),
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            classifier,
+            (torch.zeros(2, *shape, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes=(free,),
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"PyTorch {torch.__version__} cannot write this network as ONNX: {cause}") from None
     assert program is not None
     model = program.model_proto
     graph = model.graph
