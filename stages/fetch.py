@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tripletkd.errors import UserError
 from tripletkd.files import Json, whole
 from tripletkd.pipeline.stage import Stage, run
+from tripletkd.provenance import sha256
 
 if TYPE_CHECKING:
     from tripletkd.config.schema import DataSettings
@@ -77,7 +78,12 @@ def obtain(settings: DataSettings, folder: Path) -> AbstractContextManager[Datas
         raise UserError(f"data.path: missing; data.source: {settings.source} needs the place of the images")
     if settings.source == "folder":
         return nullcontext(sources.folder(existing(settings.path), settings.image_size, settings.short_side))
-    return sources.archive(existing(settings.path), settings.sha256, folder, settings.image_size, settings.short_side)
+    place = existing(settings.path)
+    if not settings.sha256:  # by which DVC and every later stage know the archive again
+        raise UserError(
+            f"data.sha256: missing; expected that of {settings.path}: {sha256(place)}, if it is the one that was meant"
+        )
+    return sources.archive(place, settings.sha256, folder, settings.image_size, settings.short_side)
 
 
 def existing(path: str) -> Path:

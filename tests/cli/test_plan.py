@@ -1,6 +1,8 @@
 """The plan: what will be trained, how long it takes, and the question before days of work."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ from conftest import ROOT
 from tripletkd.cli import plan
 from tripletkd.config.load import load
 from tripletkd.errors import UserError
+from tripletkd.pipeline.stage import open_stage
 
 SHORT = ["suite=digits", "run.methods=[scratch]"]
 
@@ -64,3 +67,19 @@ def test_make_paper_asks_unless_told_not_to(tmp_path: Path) -> None:
     (tmp_path / "runs/cifar10").mkdir(parents=True)
     [experiment, *_] = commands().splitlines()
     assert experiment.startswith("dvc exp run --allow-missing")
+
+
+@pytest.mark.parametrize(("words", "train"), [([], 898), (["++suites.digits.data.per_class=3"], 30)])
+def test_images_of_other_settings_are_not_counted(
+    words: list[str], train: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The images that are there are three of each class; `dvc repro` fetches what params.yaml says."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = {"source": "digits", "selection": "per_class 3", "images": {"train": 30, "test": 30}}
+    described = said | {"image_shape": [8, 8, 1], "classes": list("0123456789")}
+    (tmp_path / "data/digits").mkdir(parents=True)
+    (tmp_path / "data/digits/dataset.json").write_text(json.dumps(described))
+    sizes = plan.size_of_data(open_stage("plan", [*SHORT, *words]))
+    assert sizes and sizes.train == train

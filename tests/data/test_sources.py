@@ -608,6 +608,7 @@ def snapshot(folder: Path) -> dict[Path, bytes | None]:
         ("data.source=torchvision data.name=CIFAR10", "CIFAR10: http://127.0.0.1:.* is out of reach .*timed out"),
         ("data.source=folder", "data.path: missing; data.source: folder needs"),
         ("data.source=archive data.path=nowhere.zip", "nowhere.zip: not there"),
+        ("data.source=archive data.path=dvc.yaml", "data.sha256: missing; expected that of dvc.yaml: [0-9a-f]{64}, if"),
         ("data.path=x", "data.path: found with .*; expected with torchvision or folder or archive"),
         ("inputs.mean=[0.1,0.2]", r"inputs.mean: 2 values for images of 1 channel"),
         ("", "data/digits/dataset.json: No space left on device; fix that"),

@@ -17,7 +17,7 @@ from tripletkd.config.schema import ABLATED, Variant
 from tripletkd.data import dataset as canonical
 from tripletkd.data.dataset import DESCRIPTION, Dataset, Split
 from tripletkd.errors import UserError
-from tripletkd.pipeline.jobs import Runs, Setup, set_up
+from tripletkd.pipeline.jobs import Runs, Setup, refuse_other_data, set_up
 from tripletkd.pipeline.stage import Stage, open_stage
 from tripletkd.training.compute import CORES
 from tripletkd.training.job import Job, build_trainer
@@ -105,7 +105,12 @@ def parts(stage: Stage) -> Iterator[tuple[str, Job, list[int]]]:
 def size_of_data(stage: Stage) -> Sizes | None:
     """Read the sizes of what was fetched, or will be; None if nobody knows."""
     description, settings = stage.path("data") / DESCRIPTION, stage.suite.data
-    if description.is_file():
+    try:
+        refuse_other_data(stage)
+        is_fetched = description.is_file()
+    except UserError:  # other images than params.yaml says: `dvc repro` fetches those first
+        is_fetched = False
+    if is_fetched:
         known = json.loads(description.read_text(encoding="utf-8"))
         (height, width, channels), stored = known["image_shape"], known.get("photographs", {})
         shape, classes = (height, width, channels), len(known["classes"])
