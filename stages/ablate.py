@@ -42,7 +42,9 @@ def measure_runs(stage: Stage, obtain: Callable[[Training], TrainedRun]) -> None
         configured = variant.params == suite.methods[ABLATED] and variant.recipe == suite.student.recipe
         measured.append(VariantMeasurement(variant.label, variant.changed, configured, figures))
     if not stage.options.only_seeds:
-        write_ablation(stage.path("results", "measured", split, "ablations", f"{name}.json"), measured)
+        path = stage.path("results", "measured", split, "ablations", f"{name}.json")
+        write_ablation(path, measured)
+        stage.made(f"{path}: {len(measured)} variants, {len(suite.seeds)} seed(s) each", "compares them")
 
 
 if __name__ == "__main__":

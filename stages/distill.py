@@ -14,7 +14,10 @@ def main(stage: Stage) -> None:
         stage.say(f"methods.{method}: {stage.suite.name} has values of its own, {special}")
     teacher, teacher_sha256 = load_teacher(stage, setup)
     job = Runs(stage, setup.data_sha256, teacher_sha256).student(method)
-    refuse_failure(train_run(Training(stage, setup, job, teacher)))
+    training = Training(stage, setup, job, teacher)
+    trained = train_run(training)
+    refuse_failure(trained)
+    stage.made(f"{training.folder}: {len(trained.networks)} seed(s)", "measures them")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def main(stage: Stage) -> None:
     about = (methods.load(method).__doc__ or "").partition("\n")[0].rstrip(".") or None
     measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped), about=about)
     measurement.write(place / f"{method}.json", measured)
+    stage.made(f"{place / f'{method}.json'}: {measured.in_short}", "makes the table")
 
 
 if __name__ == "__main__":

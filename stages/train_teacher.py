@@ -31,7 +31,9 @@ def measure_run(stage: Stage, obtain: Callable[[Training], TrainedRun]) -> None:
     trained = sound(obtain(Training(stage, setup, job)), setup.data)
     refuse_failure(trained)
     measured = measure(trained, setup.data, teacher_logits=None)
-    measurement.write(stage.path("results", "measured", stage.config.split, "teacher.json"), measured)
+    path = stage.path("results", "measured", stage.config.split, "teacher.json")
+    measurement.write(path, measured)
+    stage.made(f"{path}: {measured.in_short}", "trains students under it")
 
 
 if __name__ == "__main__":

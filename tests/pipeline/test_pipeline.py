@@ -1,6 +1,7 @@
 """The pipeline by running it: shrunk, in a clean copy of the repository, through DVC's command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_forced_rerun_keeps_finished_seeds_and_gives_the_same_lock(project: Pa
     printed = command(project, "dvc", "repro", "--force")
     assert len(stages_run(printed)) == len(before) - 1
     assert printed.count("are there, as asked for") == 6  # two teachers, two methods, two variants
+    assert re.search(r"measured/test/triplet.json: [\d.]+ % of \d+ test images, the mean of 2 seed\(s\)\n", printed)
     assert lock(project) == before and when_trained(project) == trained
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
 
 from tripletkd import models
 from tripletkd.errors import UserError
@@ -55,7 +56,8 @@ def measure(run: "TrainedRun", data: "DeviceData", teacher_logits: Tensor | None
     example = models.build(record.identity.network, record.image_shape, record.classes, seed=0)
     weights = models.weights(next(iter(run.networks.values()), example))
     seeds = []
-    for seed, network in run.networks.items():
+    measured = tqdm(run.networks.items(), f"measuring {record.identity}", unit="seed", disable=None, leave=False)
+    for seed, network in measured:
         tested = [row for row in run.history if row["seed"] == seed and "test_accuracy" in row]
         seeds.append(measure_seed(seed, network, tested, data, teacher_logits))
     return Measurement(

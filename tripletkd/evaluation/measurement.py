@@ -95,6 +95,15 @@ class Measurement:
         """Return a share, named as in SeedMeasurement, of each seed that has it, in percent."""
         return {seed: 100 * value for seed, value in self.by_seed(figure).items()}
 
+    @property
+    def in_short(self) -> str:
+        """Say in a line what was reached, and by how many seeds."""
+        reached = self.percent()
+        mean = f"{sum(reached.values()) / len(reached):.2f} %" if reached else "nothing"
+        failed = f", {len(self.failed)} more failed" if self.failed else ""
+        of = f"{self.test_images:,} {self.identity.split} images"
+        return f"{mean} of {of}, the mean of {len(reached)} seed(s){failed}"
+
 
 @dataclass(frozen=True)
 class VariantMeasurement:

@@ -84,6 +84,10 @@ class Stage:
         if not self.options.quiet:
             print(text, flush=True)
 
+    def made(self, text: str, remains: str) -> None:
+        """Print what was made, and what `dvc repro` would do with it, where it is not at work."""
+        self.say(text if "DVC_STAGE" in os.environ else f"{text}; `dvc repro` {remains}")
+
     def log(self, since: float | None = None, **more: object) -> Json:
         """Describe what differs from run to run, for logs and MLflow. It began at `since`, or with the stage."""
         began = self.started if since is None else since
