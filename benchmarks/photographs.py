@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from tripletkd.data import photographs, sources, views
+from tripletkd.data import photograph_batches, photographs, sources
 from tripletkd.data.batches import DeviceSplit, Inputs, Sampler, normalise
 from tripletkd.data.dataset import Split, load
+from tripletkd.data.photograph_batches import PhotographInputs
 from tripletkd.data.photographs import View
-from tripletkd.data.views import PhotographInputs
 from tripletkd.training.compute import Compute, set_up_process
 
 SIZE, SHORT, CPU = 224, 256, torch.device("cpu")
@@ -81,7 +81,7 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(dataset.train.stored.file(number))  # type: ignore[attr-defined]
         inputs = PhotographInputs(flip=True, view=View(SHORT, SIZE), train={"random_resized_crop": [0.08, 1]})
-        split = views.load(dataset, inputs, CPU, torch.float32, workers).train
+        split = photograph_batches.load(dataset, inputs, CPU, torch.float32, workers).train
         pixels = Split(dataset.train.images, dataset.train.labels)
         decoded = DeviceSplit(pixels, Inputs(crop_padding=4, flip=True), CPU, torch.float32)
         ways = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
-    from tripletkd.pipeline.train import Training
+    from tripletkd.pipeline.train_seeds import Training
     from tripletkd.training.run_record import TrainedRun
 
 
 def main(stage: Stage) -> None:
     """Train and measure what is not finished of one ablation."""
-    from tripletkd.pipeline.train import remove_others, train_run
+    from tripletkd.pipeline.train_seeds import remove_others, train_run
 
     name = stage.config.ablation
     assert name is not None
@@ -30,7 +30,7 @@ def measure_runs(stage: Stage, obtain: Callable[[Training], TrainedRun]) -> None
     from tripletkd.evaluation.measure import measure, sound
     from tripletkd.evaluation.measurement import VariantMeasurement, write_ablation
     from tripletkd.pipeline.jobs import Runs, load_teacher, set_up
-    from tripletkd.pipeline.train import Training
+    from tripletkd.pipeline.train_seeds import Training
 
     name, suite, split, setup = stage.config.ablation, stage.suite, stage.config.split, set_up(stage)
     assert name is not None

@@ -6,7 +6,7 @@ from tripletkd.pipeline.stage import Stage, run
 def main(stage: Stage) -> None:
     """Train what is not finished of one method."""
     from tripletkd.pipeline.jobs import Runs, load_teacher, refuse_failure, set_up
-    from tripletkd.pipeline.train import Training, train_run
+    from tripletkd.pipeline.train_seeds import Training, train_run
 
     setup, method = set_up(stage), stage.config.method
     assert method is not None

@@ -11,8 +11,8 @@ def main(stage: Stage) -> None:
     from tripletkd.evaluation import measurement
     from tripletkd.evaluation.measure import measure, output_map, sound
     from tripletkd.files import write_csv
+    from tripletkd.pipeline.fetched_weights import read_initial
     from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, refuse_failure, set_up
-    from tripletkd.pipeline.weights import read_initial
     from tripletkd.provenance import sha256
 
     method, split = stage.config.method, stage.config.split

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING
 from tripletkd.data.dataset import DESCRIPTION
 from tripletkd.errors import UserError
 from tripletkd.files import whole, write_json
+from tripletkd.pipeline.fetched_weights import (
+    FILE,
+    KINDS,
+    Description,
+    Initial,
+    Kind,
+    asked_for,
+    at_hand,
+    find,
+    recorded,
+)
 from tripletkd.pipeline.stage import Stage, run
-from tripletkd.pipeline.weights import FILE, KINDS, Description, Initial, Kind, asked_for, at_hand, find, recorded
 from tripletkd.provenance import fingerprint, sha256
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
     from safetensors.torch import save
 
     from tripletkd import models
-    from tripletkd.meaning import everything_in, meaning
+    from tripletkd.code_hash import everything_in, meaning
     from tripletkd.models import pretrained
 
     key, network = f"suites.{stage.suite.name}.{kind}.weights", getattr(stage.suite, kind)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
-    from tripletkd.pipeline.train import Training
+    from tripletkd.pipeline.train_seeds import Training
     from tripletkd.training.run_record import TrainedRun
 
 
 def main(stage: Stage) -> None:
     """Train the teacher and measure it."""
-    from tripletkd.pipeline.train import train_run
+    from tripletkd.pipeline.train_seeds import train_run
 
     measure_run(stage, train_run)
 
@@ -24,7 +24,7 @@ def measure_run(stage: Stage, obtain: Callable[[Training], TrainedRun]) -> None:
     from tripletkd.evaluation import measurement
     from tripletkd.evaluation.measure import measure, sound
     from tripletkd.pipeline.jobs import Runs, refuse_failure, set_up
-    from tripletkd.pipeline.train import Training
+    from tripletkd.pipeline.train_seeds import Training
 
     setup = set_up(stage)
     job = Runs(stage, setup.data_sha256).teacher()

@@ -15,7 +15,7 @@ LIBRARY = sorted((ROOT / "tripletkd").rglob("*.py"))
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 # From top to bottom the way of the data: a part imports itself and those above it.
 LAYERS = [
-    "errors", "types", "files", "streams", "meaning", "provenance", "data", "models", "methods", "training",
+    "errors", "types", "files", "streams", "code_hash", "provenance", "data", "models", "methods", "training",
     "evaluation", "results", "analysis", "reporting", "tracking", "export", "config", "pipeline", "cli",
 ]  # fmt: skip
 

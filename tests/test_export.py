@@ -24,8 +24,8 @@ from tripletkd import export, models
 from tripletkd.data import dataset as data
 from tripletkd.data import sources
 from tripletkd.data.batches import Inputs, normalise
+from tripletkd.data.photograph_batches import PhotographInputs
 from tripletkd.data.photographs import View
-from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 from tripletkd.evaluation import measurement
 from tripletkd.export import Classifier

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tripletkd.data.batches import Inputs, normalise
 from tripletkd.data.dataset import Split
+from tripletkd.data.photograph_batches import PhotographInputs
 from tripletkd.data.photographs import PhotographSplit, View
-from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 
 OPSET = 18  # what PyTorch's exporter writes without converting; onnxruntime reads it since 1.14

@@ -28,13 +28,13 @@ from stages import export as export_stage
 from stages import fetch
 from tripletkd import models
 from tripletkd.cli import plan
+from tripletkd.code_hash import reached_from
 from tripletkd.config.load import load
 from tripletkd.data import dataset as data
-from tripletkd.data import photographs, sources, views
+from tripletkd.data import photograph_batches, photographs, sources
+from tripletkd.data.photograph_batches import PhotographInputs
 from tripletkd.data.photographs import View
-from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import Paused, UserError
-from tripletkd.meaning import reached_from
 from tripletkd.pipeline.stage import run
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy
 from tripletkd.training.compute import Compute
@@ -142,7 +142,7 @@ def test_evaluation_sees_torchvision_s_resize_and_center_crop(stored: data.Datas
     transform = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])
     expected = [np.asarray(transform(photos.open(place))) for place in range(42, 60)]
     np.testing.assert_array_equal(stored.test.images, np.stack(expected))
-    split = views.load(stored, INPUTS, CPU, torch.float32, workers=1).test
+    split = photograph_batches.load(stored, INPUTS, CPU, torch.float32, workers=1).test
     found = torch.cat([images for images, _ in split.chunks(5)])
     torch.testing.assert_close(found, (torch.tensor(np.stack(expected)).movedim(-1, 1) / 255 - 0.4) / 0.3)
 
@@ -185,7 +185,7 @@ def trainer(
     made: dict[str, Any] = {"suite": "a", "split": "test", "name": method, "method": method, "network": networks[1]}
     made |= {"params": {}, "recipe": {}, "inputs": {"size": 32}, "precision": "float32", "deterministic": True}
     identity = RunIdentity(**made, evaluate_every=1, data_sha256="none", teacher_sha256=None)
-    loaded = views.load(dataset, INPUTS, CPU, torch.float32, workers)
+    loaded = photograph_batches.load(dataset, INPUTS, CPU, torch.float32, workers)
     teacher = Teacher(models.build(networks[0], dataset.image_shape, 2, 1), loaded)
     job = Job(identity, PARAMS[method], recipe or short, seeds, networks[0])
     return build_trainer(job, seeds, loaded, compute, teacher)
@@ -255,7 +255,9 @@ def test_teacher_and_student_see_the_same_view_and_a_negative_has_its_own(stored
 
 def test_what_makes_inputs_of_photographs_counts_for_runs_on_them_alone(stored: data.Dataset) -> None:
     names = {f"{each.module}.{each.name}" for each in reached_from(PHOTOGRAPHS)}
-    assert {f"tripletkd.data.{name}" for name in ("photographs.Photographs", "sources.shorter", "views.load")} <= names
+    assert {
+        f"tripletkd.data.{name}" for name in ("photographs.Photographs", "sources.shorter", "photograph_batches.load")
+    } <= names
     job = partial(Job, params=PARAMS["kd"], recipe=SHORT, seeds=[1])
     made: dict[str, Any] = {"suite": "a", "split": "test", "name": "kd", "method": "kd", "network": "resnet8"}
     made |= {"params": {}, "recipe": {}, "precision": "float32", "deterministic": True, "evaluate_every": 1}

@@ -19,7 +19,7 @@ from tripletkd.training.distributed import ParallelTrainer, Processes
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
     path = tmp_path_factory.mktemp("divided") / "numbers.pt"
     words = ["torchrun", "--standalone", "--nproc-per-node=2", str(Path(divided.__file__)), str(path)]
-    command(ROOT, *words, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    command(ROOT, *words, PYTHONPATH=f"{ROOT}:{ROOT}/tests", OMP_NUM_THREADS="1")
     found: dict[str, dict[str, torch.Tensor]] = torch.load(path)
     return found
 

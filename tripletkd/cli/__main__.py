@@ -52,7 +52,7 @@ def _sharing(action: Literal["pull", "push"], what: str) -> None:
     @click.option("--remote", metavar="NAME", help="Another remote than DVC's default: `dvc remote list`.")
     @errors_for_people()
     def command(suites: Sequence[str], remote: str | None) -> None:
-        from tripletkd.cli.share import share
+        from tripletkd.cli.push_pull import share
 
         share(action, suites, remote)
 

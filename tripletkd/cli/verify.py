@@ -173,7 +173,7 @@ def train_again(stage: Stage) -> str:
         UserError: If a seed's weights or history has other bytes.
     """
     from tripletkd.pipeline.jobs import Runs, load_teacher, read_finished, set_up
-    from tripletkd.pipeline.train import Training, train_run
+    from tripletkd.pipeline.train_seeds import Training, train_run
     from tripletkd.training.run_record import HISTORY, RECORD, WEIGHTS, read_log, seed_folder
 
     setup, method, teacher = set_up(stage), stage.config.method, None

@@ -24,7 +24,7 @@ from tripletkd.config.schema import (
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams
 from tripletkd.streams import check_distinct
-from tripletkd.training import mixing
+from tripletkd.training import mixup
 from tripletkd.training.optim import Recipe
 
 NOT_METHODS = ("teacher", "ablations")  # folders that stand beside the methods' folders
@@ -321,7 +321,7 @@ def _check_labels(suite: SuiteConfig, method: str) -> None:
     """Refuse a method that asks for an image's class where the recipe mixes or smooths labels."""
     try:
         if method in suite.methods:
-            mixing.check(method, suite.methods[method], suite.student.recipe)
+            mixup.check(method, suite.methods[method], suite.student.recipe)
     except UserError as problem:
         raise UserError(f"suites.{suite.name}.{problem}") from None
 

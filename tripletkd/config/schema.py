@@ -12,8 +12,8 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import Field
 
 from tripletkd.data.batches import Inputs
+from tripletkd.data.photograph_batches import PhotographInputs
 from tripletkd.data.photographs import View
-from tripletkd.data.views import PhotographInputs
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams
 from tripletkd.methods.functional import Distinct

@@ -53,7 +53,7 @@ class Plan:
         row: Where the crop begins in the padded image.
         column: As row.
         flip: Whether the image is mirrored.
-        key: What the view of a photograph is drawn from (data.views).
+        key: What the view of a photograph is drawn from (data.photograph_batches).
         drawn: In a batch, what the method drew for it, or how it is mixed, [..., N, ...].
         images: In a batch, the stored images, [..., views, N, H, W, C]; None where the device holds the whole split.
         draw: In an epoch, draws `drawn` for a slice of N.

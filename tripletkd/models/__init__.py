@@ -2,7 +2,7 @@
 
 Every network is made for (channels, size, classes) and takes images [B, channels, size, size]; its `forward` returns
 Outputs, the logits and the features that methods may compare. A new network is one entry in NETWORKS. Its attribute
-`fusible` says whether seeds may be computed together (see training/ensemble.py).
+`fusible` says whether seeds may be computed together (see training/stacked_seeds.py).
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tripletkd.errors import UserError
 from tripletkd.models.cifar import VGG, ResNet, WideResNet
-from tripletkd.models.foreign import STAGES, parse
+from tripletkd.models.library_networks import STAGES, parse
 from tripletkd.models.paper import PaperStudent, PaperTeacher, SecondStudent
 from tripletkd.models.timm import TimmNetwork, is_known
 from tripletkd.models.torchvision import TorchvisionNetwork

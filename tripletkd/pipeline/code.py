@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from tripletkd import methods
+from tripletkd.code_hash import Definition, everything_in, meaning, versions_of
 from tripletkd.files import write_json
-from tripletkd.meaning import Definition, everything_in, meaning, versions_of
 from tripletkd.training.identity import COMPUTES
 
 CODE = Path("code.json")

@@ -11,18 +11,18 @@ from tripletkd import models
 from tripletkd.config.schema import ABLATED, Variant
 from tripletkd.data import dataset as canonical
 from tripletkd.data.batches import DeviceData
+from tripletkd.data.photograph_batches import PhotographInputs
+from tripletkd.data.photograph_batches import load as load_photographs
 from tripletkd.data.photographs import PhotographSplit
-from tripletkd.data.views import PhotographInputs
-from tripletkd.data.views import load as load_photographs
 from tripletkd.errors import UserError
 from tripletkd.methods import MethodParams, scratch
+from tripletkd.pipeline.fetched_weights import Kind, initial_of, read_initial
 from tripletkd.pipeline.stage import Stage, torchrun
-from tripletkd.pipeline.weights import Kind, initial_of, read_initial
 from tripletkd.training import run_record
 from tripletkd.training.compute import CORES, Compute, are_resident, select_compute, set_up_process
 from tripletkd.training.distributed import on_own_device
 from tripletkd.training.identity import RunIdentity, described, refuse_unlike
-from tripletkd.training.initial import start_from
+from tripletkd.training.initial_weights import start_from
 from tripletkd.training.job import NO_TRAINING, Job, build_trainer
 from tripletkd.training.optim import Recipe
 from tripletkd.training.run_record import Record, TrainedRun

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING
 
+from tripletkd.code_hash import read_again
 from tripletkd.errors import Busy, Paused, UserError
 from tripletkd.files import Json, read_yaml
-from tripletkd.meaning import read_again
 from tripletkd.pipeline.arguments import Options, parse
 from tripletkd.pipeline.code import code_of_stage
 from tripletkd.pipeline.locks import exclusive

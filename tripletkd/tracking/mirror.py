@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from tripletkd.errors import UserError
 from tripletkd.provenance import fingerprint
 from tripletkd.tracking import live
-from tripletkd.tracking.files import EXPORT, TABLE, mirror_export, mirror_table
-from tripletkd.tracking.seeds import mirror_seeds
+from tripletkd.tracking.exports_and_tables import EXPORT, TABLE, mirror_export, mirror_table
 from tripletkd.tracking.store import address, first_line
+from tripletkd.tracking.training_runs import mirror_seeds
 from tripletkd.training.run_record import RECORD
 
 LOCKS, AT_WORK = Path(".locks"), "mlflow-stages"  # a file that every stage at work holds a lock on

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tripletkd.code_hash import Definition, everything_in, meaning
 from tripletkd.errors import UserError
 from tripletkd.files import Json
-from tripletkd.meaning import Definition, everything_in, meaning
 
 NAME = re.compile(r"\w[\w.-]*")  # what a suite, a method, an ablation or a variant may be called
 
@@ -135,7 +135,7 @@ def code_of(method: str, choices: Sequence[Definition]) -> str:
     return meaning([*roots, *choices, *everything_in(f"tripletkd.methods.{method}")], without)
 
 
-# What computing begins with. tests/test_meaning.py compares what these reach with what is called while a run trains.
+# What computing begins with. tests/test_code_hash.py compares what these reach with what is called while a run trains.
 COMPUTES = (
     "tripletkd.config.schema:InputSettings",
     "tripletkd.data.batches:DeviceData",

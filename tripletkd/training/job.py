@@ -9,21 +9,24 @@ import torch
 from torch import nn
 
 from tripletkd import methods, models
+from tripletkd.code_hash import Definition, definition_of
 from tripletkd.data.batches import DeviceData
-from tripletkd.meaning import Definition, definition_of
 from tripletkd.provenance import fingerprint, versions
 from tripletkd.streams import torch_seed
-from tripletkd.training import mixing
+from tripletkd.training import mixup
 from tripletkd.training.compute import Compute
 from tripletkd.training.identity import RunIdentity, as_block, code_of
-from tripletkd.training.initial import start_from
+from tripletkd.training.initial_weights import start_from
 from tripletkd.training.optim import SGD, MultiStep, Recipe
 from tripletkd.training.trainer import Objective, Teacher, Trainer
 
 # Of a network that is taken as it is
 NO_TRAINING = Recipe(0, 1, SGD(lr=1, momentum=0, weight_decay=0), MultiStep(decay_epochs=(), decay_factor=1))
 # What makes inputs of photographs; it counts for no run on images of one size
-PHOTOGRAPHS = [Definition("tripletkd.data.views", "load"), Definition("tripletkd.config.schema", "SuiteInputs")]
+PHOTOGRAPHS = [
+    Definition("tripletkd.data.photograph_batches", "load"),
+    Definition("tripletkd.config.schema", "SuiteInputs"),
+]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def build_trainer(
     method = methods.load(job.identity.method)
     shape, classes = data.dataset.image_shape, len(data.dataset.classes)
     students = {seed: models.build(job.identity.network, shape, classes, seed) for seed in seeds}
-    mixing.check(job.identity.method, job.params, job.recipe)
-    draw = partial(mixing.draw, recipe=job.recipe) if job.recipe.mixes else None
+    mixup.check(job.identity.method, job.params, job.recipe)
+    draw = partial(mixup.draw, recipe=job.recipe) if job.recipe.mixes else None
     if draw is None and hasattr(method, "draw"):
         draw = partial(method.draw, params=job.params)
     objective = Objective(

@@ -145,7 +145,7 @@ class Recipe:
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0  # the share of a label that all classes divide among them
-    mixup: Annotated[float, Ge(0)] = 0.0  # alpha of the shares of two images, see training.mixing; 0: none
+    mixup: Annotated[float, Ge(0)] = 0.0  # alpha of the shares of two images, see training.mixup; 0: none
     cutmix: Annotated[float, Ge(0)] = 0.0
 
     @property

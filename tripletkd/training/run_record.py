@@ -42,7 +42,7 @@ class Record:
 
     identity: RunIdentity
     seed: int
-    code: str  # sha256 of what the code means that computed the weights, see meaning.py
+    code: str  # sha256 of what the code means that computed the weights, see code_hash.py
     versions: dict[str, str]  # of the packages that computed them
     image_shape: tuple[int, int, int]
     classes: int

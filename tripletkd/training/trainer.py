@@ -13,9 +13,9 @@ from torch.func import functional_call
 from tripletkd.data.batches import DeviceData, DeviceSplit, Drawing, Inputs, Plan, Sampler
 from tripletkd.errors import UserError
 from tripletkd.training.compute import Compute
-from tripletkd.training.ensemble import Ensemble, State, stack
-from tripletkd.training.mixing import mixed, shares
+from tripletkd.training.mixup import mixed, shares
 from tripletkd.training.optim import Optimizer, Recipe
+from tripletkd.training.stacked_seeds import Ensemble, State, stack
 from tripletkd.types import Batch, Outputs, Term, total
 
 EVALUATION_BATCH = 500

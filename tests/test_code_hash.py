@@ -14,7 +14,7 @@ from code_of import hashes
 from conftest import ROOT
 
 from tripletkd import models
-from tripletkd.meaning import Definition, definition_of, everything_in, reached_from
+from tripletkd.code_hash import Definition, definition_of, everything_in, reached_from
 from tripletkd.training.identity import COMPUTES, REGISTRIES
 
 MODELS, TRAINER = "tripletkd/models/__init__.py", "tripletkd/training/trainer.py"
@@ -195,7 +195,15 @@ def test_code_that_cannot_be_hashed_is_refused(
 
 def test_all_that_is_called_while_a_run_trains_is_in_the_hash() -> None:
     """Or is on the list of what only keeps, shows or limits what was computed."""
-    kept = ("errors", "files", "meaning", "provenance", "training.checkpoint", "training.progress", "training.identity")
+    kept = (
+        "errors",
+        "files",
+        "code_hash",
+        "provenance",
+        "training.checkpoint",
+        "training.progress",
+        "training.identity",
+    )
     allowed = (*kept, "data.sources")  # images have a hash of their own
     trained = small_run.Small(method="crd", inputs=small_run.AUGMENTED)
     job, called = trained.job([1, 2]), set[tuple[str, str]]()

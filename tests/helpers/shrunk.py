@@ -98,4 +98,4 @@ def with_faults(folder: Path, rank: str = "") -> str:
     """A PYTHONPATH with which FAULT and FAULT_IN work in every Python process, or in torchrun's of that number."""
     text = f"import os, faults\nif os.environ.get('RANK', '') == '{rank}':\n    faults.install_from_environment()\n"
     (folder / "sitecustomize.py").write_text(text)
-    return os.pathsep.join(map(str, (folder, ROOT / "tests")))
+    return os.pathsep.join(map(str, (folder, ROOT / "tests/helpers")))

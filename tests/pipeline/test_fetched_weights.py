@@ -20,8 +20,8 @@ from tripletkd import models
 from tripletkd.errors import UserError
 from tripletkd.models.paper import PaperStudent
 from tripletkd.pipeline.arguments import Options
+from tripletkd.pipeline.fetched_weights import download
 from tripletkd.pipeline.stage import Stage, open_stage
-from tripletkd.pipeline.weights import download
 from tripletkd.training.run_record import read_record
 
 SUITE, TEACHER, STUDENT = "suites.digits", "suites.digits.teacher", "suites.digits.student"

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from tripletkd.data.batches import ByClass, Drawing
 from tripletkd.errors import UserError
 from tripletkd.methods.functional import cross_entropy
-from tripletkd.training import mixing
+from tripletkd.training import mixup
 from tripletkd.training.distributed import ParallelTrainer, Processes
 from tripletkd.training.optim import MultiStep
 
@@ -25,7 +25,7 @@ BRIEF = replace(SHORT, epochs=2, schedule=MultiStep(decay_epochs=(1,), decay_fac
 
 def test_smoothed_labels_have_the_cross_entropy_of_pytorch() -> None:
     logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    soft = mixing.shares(LABELS[0], 4, 0.1, torch.float64)
+    soft = mixup.shares(LABELS[0], 4, 0.1, torch.float64)
     expected = F.cross_entropy(logits, LABELS[0], label_smoothing=0.1)
     torch.testing.assert_close(cross_entropy(logits, soft), expected)
 
@@ -49,7 +49,7 @@ def test_a_mixture_is_torchvision_s(
     params |= {"labels": own, "batch_size": 5}
     expected = [transform.transform(each, params) for each in (IMAGES[0], own)]
     drawn = torch.tensor([[boxed, share, row, column], [0, 1, 0, 0]], dtype=torch.float64)
-    images, labels = mixing.mixed(IMAGES, mixing.shares(LABELS, 4, 0.0, torch.float64), drawn)
+    images, labels = mixup.mixed(IMAGES, mixup.shares(LABELS, 4, 0.0, torch.float64), drawn)
     torch.testing.assert_close(images[0], expected[0])
     torch.testing.assert_close(labels[0], expected[1].double())
     assert torch.equal(images[1], IMAGES[1])
@@ -58,7 +58,7 @@ def test_a_mixture_is_torchvision_s(
 def test_what_is_drawn_is_of_either_kind_and_its_share_of_its_beta_distribution() -> None:
     recipe, random = replace(SHORT, mixup=0.2, cutmix=1.0), np.random.default_rng(0)
     context = Drawing(np.arange(3), ByClass(np.arange(3)), random)
-    drawn = torch.stack([mixing.draw(context, recipe) for _ in range(4000)])
+    drawn = torch.stack([mixup.draw(context, recipe) for _ in range(4000)])
     boxed = drawn[:, 0] == 1
     assert abs(boxed.double().mean() - 0.5) < 0.03
     for part, deviation in ((drawn[boxed, 1], 12**-0.5), (drawn[~boxed, 1], (4 * 1.4) ** -0.5)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tripletkd import models
 from tripletkd.models.cifar import VGG
 from tripletkd.training.compute import Compute
-from tripletkd.training.ensemble import Ensemble
+from tripletkd.training.stacked_seeds import Ensemble
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 SEEDS = (1, 2, 3)

@@ -1,6 +1,6 @@
 """Short trainings in the processes that torchrun starts; the first one writes what came of them.
 
-torchrun --standalone --nproc-per-node=2 tests/divided.py FILE
+torchrun --standalone --nproc-per-node=2 tests/helpers/divided.py FILE
 """
 
 import sys

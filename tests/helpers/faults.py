@@ -31,7 +31,7 @@ from typing import Any
 WRITES = os.O_WRONLY | os.O_RDWR
 PRELOADED = [
     "matplotlib.figure", "sklearn.datasets", "scipy.stats", "hydra", "hydra._internal.config_loader_impl", "pydantic",
-    "safetensors.torch", "ruamel.yaml", "filelock", "jinja2", "tripletkd.pipeline.train", "tripletkd.config.load",
+    "safetensors.torch", "ruamel.yaml", "filelock", "jinja2", "tripletkd.pipeline.train_seeds", "tripletkd.config.load",
     "tripletkd.evaluation.measure", "tripletkd.reporting.folder", "tripletkd.data.sources",
 ]  # fmt: skip
 FOR_EXPORT = [

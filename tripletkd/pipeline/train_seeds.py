@@ -24,22 +24,22 @@ from tripletkd import models
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.files import Json, whole
+from tripletkd.pipeline.fetched_weights import read_initial
 from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people, torchrun
-from tripletkd.pipeline.weights import read_initial
 from tripletkd.provenance import environment, fingerprint
 from tripletkd.tracking.live import SUFFIX, Live
 from tripletkd.training import run_record
 from tripletkd.training.checkpoint import Checkpoint, SavePolicy, is_complete, read_header
 from tripletkd.training.compute import CORES
 from tripletkd.training.distributed import CommonCheckpoint, ParallelTrainer, Processes, joined
-from tripletkd.training.ensemble import Ensemble
 from tripletkd.training.identity import as_block
 from tripletkd.training.job import Job
 from tripletkd.training.loop import Monitoring, TrainResult, fit
 from tripletkd.training.progress import ProgressBar, SeededOnly, Unseen, Watch
 from tripletkd.training.run_record import TrainedRun
+from tripletkd.training.stacked_seeds import Ensemble
 from tripletkd.training.trainer import Teacher, Trainer, accuracy, predict
 
 if TYPE_CHECKING:
