@@ -77,7 +77,7 @@ release: env ## weights, model cards, tables and hashes of SUITE, verified, as o
 test: env ## all tests but those marked slow, network or smoke, on all processors
 	pytest --numprocesses auto --dist loadfile
 
-smoke: env ## the whole pipeline, shrunk, in a clean copy
+smoke: env ## whole commands, and the pipeline, shrunk, in a clean copy
 	pytest -m smoke
 
 slow: env ## the tests marked slow, the reliability suite among them; an hour and a half

@@ -279,6 +279,7 @@ for stage in ("fetch", "train_teacher", "distill", "evaluate"):
 WORDS = ["suite=photos", "method=triplet"]
 
 
+@pytest.mark.smoke
 def test_from_fetch_to_export(
     tmp_path: Path, originals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

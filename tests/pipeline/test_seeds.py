@@ -167,6 +167,7 @@ def test_a_file_that_was_replaced_after_the_stage_had_read_it_is_noticed(project
     assert f"error: runs/{RUN}: changed from" in printed
 
 
+@pytest.mark.smoke
 def test_seeds_side_by_side_give_the_bytes_of_one_process_also_when_they_were_stopped(project: Path) -> None:
     """Each on a thread of its own, as images of 8 x 8 pixels have it in one process too."""
     record = project / f"runs/{RUN}/seed-2/record.json"
@@ -179,6 +180,7 @@ def test_seeds_side_by_side_give_the_bytes_of_one_process_also_when_they_were_st
     assert kept == {*project.glob("checkpoints/**/weights.*")}  # nothing was lost, so that nothing is kept
 
 
+@pytest.mark.smoke
 def test_two_processes_of_one_training_end_together_and_go_on_together(project: Path, tmp_path: Path) -> None:
     """One is killed in the second epoch of the second seed; the weights are those of one process but for rounding."""
     run = project / "runs" / RUN

@@ -125,6 +125,7 @@ def curve(root: Path, name: str, metric: str = "loss") -> dict[int, float]:
     return {each.step: each.value for each in points}
 
 
+@pytest.mark.smoke
 @pytest.mark.fault
 def test_a_run_is_seen_while_it_trains_and_goes_on_after_a_kill(project: Path) -> None:
     change(project, "suites", "digits", "student", "recipe", "epochs", value=150)
@@ -234,6 +235,7 @@ def test_a_failed_seed_is_marked_and_left_out_of_the_means(project: Path) -> Non
     assert "Seed 1 failed: " in runs(project)[CELL].data.tags["mlflow.note.content"]
 
 
+@pytest.mark.smoke
 @pytest.mark.fault
 def test_a_store_that_hangs_holds_up_nothing(project: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -325,6 +327,7 @@ def test_a_message_shows_no_password() -> None:
     assert first_line(OSError("postgresql://me:a@b@host/db is away\nmore")) == "postgresql://***@host/db is away"
 
 
+@pytest.mark.smoke
 def test_the_pages_are_named_and_served(finished: Path) -> None:
     relog(finished)
     [port] = free_ports(1)

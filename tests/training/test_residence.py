@@ -64,6 +64,7 @@ train(set_up(stage))
 MIB = 2**20
 
 
+@pytest.mark.smoke
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_training_from_the_host_takes_the_memory_of_a_few_batches(tmp_path: Path) -> None:
     """Written, checked, a validation split held out and trained beside, within a limit where the device has no room."""
