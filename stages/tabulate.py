@@ -2,18 +2,22 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
+from tripletkd.files import Json
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
     from tripletkd.evaluation.measurement import Measurement, VariantMeasurement
+    from tripletkd.methods import MethodParams
     from tripletkd.pipeline.jobs import Runs
     from tripletkd.training.job import Job
+    from tripletkd.training.optim import Recipe
 
 
 def main(stage: Stage) -> None:
@@ -54,6 +58,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
+        in_common={name: in_common(stage, name) for name in ablated},
         starts_elsewhere=any(network.weights is not None for network in (stage.suite.teacher, stage.suite.student)),
     )
     of_variants = [each.measurement for variants in ablated.values() for each in variants]
@@ -89,11 +94,13 @@ def read_methods(stage: Stage) -> dict[str, Measurement]:
 
 def read_ablations(stage: Stage) -> tuple[list[Measurement], dict[str, list[VariantMeasurement]]]:
     """Read what was measured of the ablations' teacher, if there is an ablation, and of their variants."""
-    stage, names = stage.on_split(stage.config.run.ablation_split), stage.config.run.ablations
+    table_split, names = stage.config.split, stage.config.run.ablations
+    stage = stage.on_split(stage.config.run.ablation_split)
     if not names:
         return [], {}
     teacher, runs = read_teacher(stage)
-    return [teacher], {name: read_ablation(stage, runs, name) for name in names}
+    is_of_the_table = stage.config.split == table_split  # and is counted there
+    return [] if is_of_the_table else [teacher], {name: read_ablation(stage, runs, name) for name in names}
 
 
 def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasurement]:
@@ -116,6 +123,20 @@ def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasuremen
     for each, variant in zip(measured, variants, strict=True):
         refuse_other_run(stage, path, each.measurement, runs.variant(name, variant))
     return measured
+
+
+def in_common(stage: Stage, ablation: str) -> Json:
+    """Say what all variants of an ablation have otherwise than params.yaml, which their labels leave out."""
+    from tripletkd.config.schema import ABLATED
+    from tripletkd.files import flat
+
+    def values(params: MethodParams, recipe: Recipe) -> list[tuple[str, object]]:
+        return [*flat(asdict(params)), *flat(asdict(recipe))]
+
+    suite, variants = stage.suite, stage.suite.ablations[ablation]
+    configured = values(suite.methods[ABLATED], suite.student.recipe)
+    told = [values(each.params, each.recipe) for each in variants]
+    return {key: x for key, x in told[0] if (key, x) not in configured and all((key, x) in of for of in told)}
 
 
 def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) -> None:

@@ -47,6 +47,9 @@ def test_what_the_table_does_not_have_is_not_loaded(copied: Path) -> None:
     table.write_text(json.dumps(content | {"rows": [row for row in content["rows"] if row["method"] != "pair"]}))
     found = results.load("digits", folder=copied)
     assert "pair" not in {*found.seeds["method"], *found.history["method"]} and len(found.claims) == 6
+    verdicts = [content["verdicts"][0] | {"difference_points": None}, *content["verdicts"][1:]]  # no seed in common
+    table.write_text(json.dumps(content | {"verdicts": verdicts}))
+    assert results.load("digits", folder=copied).claims["difference_points"].isna().tolist() == [True] + 5 * [False]
     table.write_text(json.dumps(content | {"split": "validation"}))
     assert results.load("digits", folder=copied).claims.empty
     held_out = results.load("digits", "validation", ROOT / "results")

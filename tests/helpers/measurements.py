@@ -77,7 +77,7 @@ def results(**changes: Any) -> comparison.Results:
     made |= {"histories": dict.fromkeys(methods, HISTORY), "maps": {name: [POINT] for name in methods}}
     made |= {"claims": CLAIMS, "published": PUBLISHED, "ablations": {"margin": ablation.lines(VARIANTS)}}
     curve = [{"epoch": 1, "test_accuracy": 50.0}, {"epoch": 2, "test_accuracy": 60.0}]
-    made |= {"published_curves": {"triplet": curve}, "ablation_split": "validation"}
+    made |= {"published_curves": {"triplet": curve}, "ablation_split": "validation", "in_common": {"margin": {}}}
     return comparison.Results(**(made | changes))
 
 

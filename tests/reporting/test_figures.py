@@ -8,6 +8,7 @@ import pytest
 from measurements import HISTORY, MEASURED, VARIANTS, drawn, of_seed, results
 
 from tripletkd.analysis import ablation
+from tripletkd.config.schema import Claim
 from tripletkd.reporting import figures, page
 
 
@@ -45,6 +46,7 @@ def test_a_published_curve_is_shown_to_its_top_and_many_methods_share_a_label() 
     ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", svg)]
     assert max(ticks) >= 90 and min(tick for tick in ticks if tick > 3) >= 55  # epochs are 3 at most
     assert [name for name in [*methods, "9 others"] if f">{name}</text>" in svg] == ["kd", "9 others"]
+    assert ">9 others</text>" in figures.curves(results(histories=dict.fromkeys(methods[1:], HISTORY)))
 
 
 def test_losses_are_drawn_beside_published_ones() -> None:
@@ -57,6 +59,13 @@ def test_losses_are_drawn_beside_published_ones() -> None:
     drawn = figures.losses(made) or ""
     assert "At the end, test images: triplet 1.833, published 2.500." in drawn and ">kd, published<" not in drawn
     assert {"losses"} < page.pictures(replace(made, published_curves={"triplet": curve})).keys()
+    older = {"triplet": [*history, {"seed": 3, "epoch": 1}]}  # trained by code that logged no losses
+    assert "triplet (2 of 3 seeds) 1.833" in (figures.losses(replace(made, histories=older)) or "")
+
+
+def test_the_baseline_itself_has_no_panel_of_classes() -> None:
+    made = results(claims=[Claim("scratch", ["kd"]), Claim("kd", ["scratch"])])
+    assert "scratch from" not in page.pictures(made)["classes"]
 
 
 def test_variants_are_side_by_side_where_not_just_one_number_is_varied() -> None:

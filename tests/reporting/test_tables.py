@@ -13,11 +13,11 @@ from tripletkd.analysis import ablation
 from tripletkd.config.schema import Claim, Published
 from tripletkd.evaluation.measurement import VariantMeasurement
 from tripletkd.reporting import figures, folder, tables
+from tripletkd.reporting.text import p_value
 
 
 def test_the_text_says_it_all() -> None:
     text = tables.markdown(results())
-    assert "| triplet | 4 | 81.10 ± 0.14 | ± 0.23 | **+1.02 ± 0.15** | **-1.00 ± 0.13** | 81.00 |" in text
     assert re.search(r"\| triplet over scratch \| \*\*undecided\*\* ‡ \| \+1.02 ± 0.15 \| ± 0.\d\d \| 4 \|", text)
     assert re.search(r"\| triplet over kd \| \*\*contradicted\*\* \| -1.00 ± 0.13 \| ± 0.\d\d \| 4 \|", text)
     assert "the table's 3 comparisons" in text and "the 2 claims that can be tested" in text
@@ -69,6 +69,9 @@ def test_students_at_chance_level_are_warned_of() -> None:
     guessing = measured({}, seeds=tuple(of_seed(seed, 50.1, **classes) for seed in (1, 2)))
     [line] = tables.warnings(results(measured=MEASURED | {"kd": guessing}))
     assert "At chance level (50.00 %): kd" in line
+    one = measured({1: 90.0}, seeds=(of_seed(1, 90.0), of_seed(2, 50.1, **classes)))
+    [line] = tables.warnings(results(measured=MEASURED | {"kd": one}))
+    assert "At chance level (50.00 %): kd (seed 2)" in line
     all_of_them = {name: each if name == "teacher" else guessing for name, each in MEASURED.items()}
     assert "All students are at chance level (50.00 %)" in tables.markdown(results(measured=all_of_them))
 
@@ -82,25 +85,64 @@ def test_columns_are_of_what_was_measured() -> None:
     assert (row["top 5, %"], row["cross-entropy"], row["parameters"]) == ("90.00", "0.50", "1,000")
 
 
+LOSING = {1: 60.0, 2: 90.0, 3: 90.3, 4: 90.1, 5: 90.2}  # the mean is low because of seed 1
+LOST = {seed: value - 2 for seed, value in LOSING.items() if seed != 1}  # below it on each, with a higher mean
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "expected"),
+    ("first", "second", "failed", "expected"),
     [
+        ({1: 70.0, 2: 70.5, 3: 71.0}, {1: 75.0, 2: 75.6, 3: 76.2}, "", "Best: **b**, +5.10 ± 0.25 points over a (corr"),
+        ({1: 70.0}, {1: 71.0}, "", "Best: **b**, not tested against a: too few seeds, or identical differences."),
+        ({1: 71.0}, {1: 70.0}, "", "Best: **a**, not tested: too few seeds, or identical differences."),
+        ({1: 71.0, 2: 71.0, 3: 71.5}, {1: 70.0, 2: 71.5, 3: 71.2}, "", "Best: **a**, the reference; no other differs"),
+        ({}, {1: 70.0}, "a", "Nothing to compare with: no seed of a came through."),
+        (LOSING, {seed: value + 0.1 * seed for seed, value in LOST.items()}, "b", "Best: **a**, the reference; signif"),
+        ({seed: value + 0.1 * seed for seed, value in LOST.items()}, LOSING, "a", "Best: **b**, +1.65 ± 0.21 points"),
         (
-            {1: 70.0, 2: 70.5, 3: 71.0},
-            {1: 75.0, 2: 75.6, 3: 76.2},
-            "Best: **b**, +5.10 ± 0.25 points over a (corrected",
+            LOSING,
+            {s: v + 4 + 0.1 * s for s, v in LOST.items()},
+            "b",
+            "Best: **b**, which is not judged: seeds of",
         ),
-        ({1: 70.0}, {1: 71.0}, "Best: **b**, not tested against a: too few seeds, or identical differences."),
-        ({1: 71.0}, {1: 70.0}, "Best: **a**, the reference; no other differs significantly."),
-        ({}, {}, "No seed of any variant came through."),
     ],
 )
-def test_what_an_ablation_comes_to(first: dict[int, float], second: dict[int, float], expected: str) -> None:
-    both = {"a": first, "b": second}
+def test_what_an_ablation_comes_to(
+    first: dict[int, float], second: dict[int, float], failed: str, expected: str
+) -> None:
+    """Pairs of seeds decide which is best; the mean of a variant that lost a bad seed is above its pairs."""
     variants = [
-        VariantMeasurement(label, {}, False, measured(values, failed={9: "nan"})) for label, values in both.items()
+        VariantMeasurement(label, {}, False, measured(values, failed={1: "nan"} if label in failed else {}))
+        for label, values in {"a": first, "b": second}.items()
     ]
     assert tables.outcome(ablation.lines(variants)).startswith(expected)
+
+
+def test_a_difference_that_decides_nothing_is_marked_and_says_its_seeds() -> None:
+    text = tables.markdown(results())
+    assert "| triplet | 4 | 81.10 ± 0.14 | ± 0.23 | +1.02 ± 0.15 ‡ | **-1.00 ± 0.13** | 81.00 |" in text
+    assert "‡: decides nothing, because seeds of the better of the two failed." in text
+    fewer = replace(MEASURED["kd"], seeds=MEASURED["kd"].seeds[:3])
+    [row] = [row for row in tables.comparison(results(measured=MEASURED | {"kd": fewer})).rows if row[0] == "triplet"]
+    assert row[5] == "**-1.00 ± 0.25** (n = 3)"
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0496, "0.0496"), (0.0504, "0.05"), (0.049999, "0.049999"), (0.0123, "0.012")]
+)
+def test_a_p_value_shows_on_which_side_of_the_level_it_lies(p: float, text: str) -> None:
+    assert p_value(p) == text
+
+
+def test_what_all_variants_of_an_ablation_have_in_common_is_said() -> None:
+    text = tables.markdown(results(in_common={"margin": {"triplet": 0, "optimizer.weight_decay": 0.01}}))
+    assert "## Ablation: margin\n\nAll variants have triplet 0, weight_decay 0.01.\n\n| variant |" in text
+
+
+def test_images_that_weights_from_elsewhere_may_have_seen_are_named() -> None:
+    said = "Weights that were trained elsewhere may have seen these images."
+    assert said in tables.markdown(results(split="validation", starts_elsewhere=True))
+    assert said not in tables.markdown(results(split="validation")) + tables.markdown(results(starts_elsewhere=True))
 
 
 def test_files_say_their_unit_and_have_no_uncorrected_p(tmp_path: Path) -> None:

@@ -177,3 +177,9 @@ def test_seeds_whose_log_is_not_there_are_counted(made: Path, monkeypatch: pytes
         "a processor, PyTorch 3: test/kd 1",
         "2 other seeds: no log says where they were computed",
     ]
+
+
+def test_the_teacher_of_the_table_s_split_is_one_run_with_that_of_the_ablations(project: Path) -> None:
+    for split, teachers in (("test", 2), ("validation", 1)):
+        _, found = tabulate.gather(stage_of(split))
+        assert [each.identity.name for each in found].count("teacher") == teachers

@@ -123,6 +123,7 @@ class Results:
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]
+    in_common: Mapping[str, Mapping[str, object]]  # by ablation, what all variants have otherwise than params.yaml
     starts_elsewhere: bool = False  # whether a network starts from weights that were trained elsewhere
 
     @cached_property
@@ -260,7 +261,7 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
     gap = difference(measured[method].percent(), measured[base].percent())
     if gap is None or not gap.mean:
         return None
-    if measured[method if gap.mean > 0 else base].failed:
+    if better_lost_seeds(measured, method, base, gap):
         return "failed seeds"
     if gap.mean < 0 or "scratch" in (method, base):
         return None
@@ -268,6 +269,11 @@ def bar(measured: Mapping[str, Measurement], method: str, base: str) -> Barred |
     if below is None or below.p is None:
         return "unknown baseline"
     return "failed baseline" if significant(below.p) and below.mean < 0 else None
+
+
+def better_lost_seeds(measured: Mapping[str, Measurement], method: str, base: str, gap: Difference) -> bool:
+    """Tell whether seeds failed of the better of two methods, which the remaining ones favor."""
+    return bool(gap.mean) and bool(measured[method if gap.mean > 0 else base].failed)
 
 
 def _gaps_by_image(first: Measurement, second: Measurement) -> NDArray[np.float64]:
@@ -282,7 +288,7 @@ def _gaps_by_image(first: Measurement, second: Measurement) -> NDArray[np.float6
 
 
 def at_chance(measured: Mapping[str, Measurement]) -> tuple[float, list[str]]:
-    """Name the students that are no better than guessing.
+    """Name the students that are no better than guessing, or those of their seeds that are not.
 
     The mean over classes of the accuracy on each, which is one over their number for whoever gives every image the
     same class, however many images each has, is held against that plus three standard errors.
@@ -291,15 +297,16 @@ def at_chance(measured: Mapping[str, Measurement]) -> tuple[float, list[str]]:
         measured: by method.
 
     Returns:
-        What guessing gives, in percent, and the methods.
+        What guessing gives, in percent, and the methods, with the seeds where it is not all of them.
     """
     students = {name: each for name, each in measured.items() if name != "teacher" and each.seeds}
     classes = {len(each.seeds[0].test_accuracy_by_class) for each in students.values()}
     chance, found = 1 / max(classes, default=1), []
     for name, each in students.items():
-        rate = np.mean([np.nanmean(seed.test_accuracy_by_class) for seed in each.seeds])
-        if rate <= chance + 3 * (chance * (1 - chance) / each.test_images) ** 0.5:
-            found.append(name)
+        most = chance + 3 * (chance * (1 - chance) / each.test_images) ** 0.5
+        seeds = [str(seed.seed) for seed in each.seeds if np.nanmean(seed.test_accuracy_by_class) <= most]
+        if seeds:
+            found.append(name if len(seeds) == len(each.seeds) else f"{name} (seed {', '.join(seeds)})")
     return 100 * chance, found
 
 

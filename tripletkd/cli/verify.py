@@ -195,9 +195,9 @@ def train_again(stage: Stage) -> str:
             elsewhere = replace(stage, options=Options(), instead=instead)
             again = replace(training, stage=elsewhere, job=replace(job, seeds=list(group)))
             train_run(again)
-            for path in [path for folder in folders for name in (WEIGHTS, HISTORY) for path in folder.glob(name)]:
+            for path in [folder / name for folder in folders for name in (WEIGHTS, HISTORY)]:
                 other = again.folder / path.relative_to(training.folder)
-                if not other.is_file() or not is_same(path, other):
+                if path.is_file() != other.is_file() or (path.is_file() and not is_same(path, other)):
                     raise UserError(
                         f"{path}: other bytes when trained again; the last bits depend on the machine: see "
                         f"{training.logs} for where it was trained"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tripletkd import models
 from tripletkd.errors import UserError
 from tripletkd.evaluation import metrics
-from tripletkd.evaluation.measurement import TOLERANCE, Measurement, SeedMeasurement
+from tripletkd.evaluation.measurement import Measurement, SeedMeasurement, are_close
 from tripletkd.files import Json
 from tripletkd.training.trainer import accuracy, predict
 
@@ -98,7 +98,7 @@ def measure_seed(
     logits, labels = predict(network, data.test), data.test.labels
     train_logits, train_labels = predict(network, data.train), data.train.labels
     test_accuracy = accuracy(logits, labels).item()
-    if abs(tested[-1]["test_accuracy"] - test_accuracy) > TOLERANCE:
+    if not are_close(tested[-1]["test_accuracy"], test_accuracy, len(labels)):
         raise UserError(
             f"seed {seed}: its weights reach {test_accuracy:.4f} on the test split, its history ends with "
             f"{tested[-1]['test_accuracy']:.4f}; they are not of one run: train again"

@@ -12,7 +12,7 @@ from tripletkd.provenance import sha256
 from tripletkd.training.identity import RunIdentity, as_block
 from tripletkd.training.run_record import read_history
 
-TOLERANCE = 0.005  # of an accuracy computed in another order or on another machine: a few borderline images
+BORDERLINE = 0.0005, 2  # the share of images, or their number, that another machine may classify otherwise
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,12 @@ class VariantMeasurement:
     measurement: Measurement
 
 
+def are_close(accuracy: float, other: float, images: int) -> bool:
+    """Tell whether two accuracies may be of the same weights, computed in another order or on another machine."""
+    share, number = BORDERLINE
+    return abs(accuracy - other) <= max(share, number / images) + 1e-9
+
+
 def _check_hits(seed: SeedMeasurement, images: int) -> None:
     """Raise ValueError if a seed's hits are not of as many images as were tested, or not its accuracy."""
     hits = int.from_bytes(bytes.fromhex(seed.test_correct))
@@ -211,6 +217,7 @@ def _refuse_other_history(path: Path, measured: Measurement, rows: list[dict[str
         tested = [row for row in rows if row["seed"] == seed.seed and "test_accuracy" in row]
         best = max(tested, key=lambda row: row["test_accuracy"], default={})
         found = (best.get("test_accuracy"), best.get("epoch"))
-        gaps = [abs(getattr(seed, name) - tested[-1][name]) for name in ("test_accuracy", "train_accuracy") if tested]
-        if found != (seed.best_test_accuracy, seed.best_epoch) or max(gaps) > TOLERANCE:
+        names, images = ("test_accuracy", "train_accuracy"), measured.test_images
+        is_its_end = tested and all(are_close(getattr(seed, name), tested[-1][name], images) for name in names)
+        if found != (seed.best_test_accuracy, seed.best_epoch) or not is_its_end:
             raise UserError(f"{path}: seed {seed.seed} has other accuracies there than beside it; run evaluate again")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripletkd.analysis.ablation import Line
-from tripletkd.analysis.comparison import CurvePoint, Results
+from tripletkd.analysis.comparison import CurvePoint, Results, better_lost_seeds
 from tripletkd.analysis.statistics import significant
 from tripletkd.evaluation.measurement import Measurement
 from tripletkd.reporting.text import one_line, printable
@@ -126,7 +126,7 @@ def curves(results: Results) -> str:
         for name, rows in published.items():
             there = ([row[key] for row in rows] for key in ("epoch", "test_accuracy"))
             axes.plot(*there, ":", color=INK, linewidth=1, label=_published(name), zorder=0)
-        emphasized = [point for point in points if "zorder" not in looks[point.method]]
+        emphasized = [point for point in points if "zorder" not in looks[point.method]] or points
         axes.set_ylim(*_end_of_training(emphasized, last, published.values()))
         axes.set(xlabel="epoch", ylabel=f"{results.split} accuracy, %")
         axes.legend(ncols=2, loc="lower right")
@@ -162,7 +162,9 @@ def losses(results: Results) -> str | None:
         ours = [row for row in results.histories.get(name, ()) if "test_loss" in row]
         theirs = [row for row in rows if "train_loss" in row and "test_loss" in row]
         if ours and theirs:
-            compared[name] = {split: _by_epoch(ours, f"{split}_loss") for split in ("train", "test")}, theirs
+            there, all_of_them = (len({row["seed"] for row in of}) for of in (ours, results.histories[name]))
+            label = name if there == all_of_them else f"{name} ({there} of {all_of_them} seeds)"
+            compared[label] = {split: _by_epoch(ours, f"{split}_loss") for split in ("train", "test")}, theirs
     if not compared:
         return None
 
@@ -206,7 +208,9 @@ def forest(results: Results) -> str:
         for axes, base in zip(panels, bases, strict=True):
             rows = [row for row in table if base in row.over_points][::-1]
             for y, row in enumerate(rows):
-                gap, face = row.over_points[base], blue if significant(row.corrected_p.get(base)) else "none"
+                gap, decides = row.over_points[base], significant(row.corrected_p.get(base))
+                decides = decides and not better_lost_seeds(results.measured, row.method, base, gap)
+                face = blue if decides else "none"
                 axes.errorbar(gap.mean, y, xerr=gap.half_width, fmt="s", color=blue, mfc=face, capsize=3)
             axes.set_yticks(range(len(rows)), [row.method for row in rows])
             axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -319,7 +323,7 @@ def outputs(name: str, points: Sequence[Mapping[str, float]]) -> str:
         name: The student's method.
         points: A row for each image, label and the coordinates teacher_x, teacher_y, before_x, ... after_y.
     """
-    titles = {"teacher": "teacher", "before": "student, untrained (enlarged)", "after": "student, trained"}
+    titles = {"teacher": "teacher", "before": "student before training (enlarged)", "after": "student after training"}
 
     def paint(*panels: Axes) -> None:
         for axes, (who, title) in zip(panels, titles.items(), strict=True):

@@ -21,7 +21,9 @@ def pictures(results: Results) -> dict[str, str]:
     made["triplets"] = figures.triplets(results.histories)
     if mapped := _mapped(results):
         made["outputs"] = figures.outputs(mapped, results.maps[mapped])
-    ours = [name for name in dict.fromkeys((*tables.PAPERS, *_claimed(results))) if name in measured]
+    ours = [
+        name for name in dict.fromkeys((*tables.PAPERS, *_claimed(results))) if name in measured.keys() - {"scratch"}
+    ]
     if "scratch" in measured and ours:
         made["classes"] = figures.by_class(measured, ours, "scratch", measured["teacher"].class_names or ())
     made["calibration"] = figures.calibration(students)

@@ -3,15 +3,16 @@
 Accuracies are shown in percent, differences in percentage points.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tripletkd.analysis.ablation import Line
-from tripletkd.analysis.comparison import BASELINES, Results, Verdict, at_chance, left_out
+from tripletkd.analysis.comparison import BASELINES, Results, Row, Verdict, at_chance, better_lost_seeds, left_out
 from tripletkd.analysis.statistics import Difference, Summary, significant, summarise
-from tripletkd.reporting.text import in_markdown, render
+from tripletkd.reporting.text import in_markdown, p_value, render
 
 TEMPLATE = "table.md.j2"
 PAPERS = ("triplet", "kd_triplet", "pair")  # the paper's own; of the first that was run is the figure of one method
@@ -61,7 +62,7 @@ def comparison(results: Results) -> Table:
     rows = []
     for row in results.rows:
         test, best = row.test_accuracy_percent, f"*{row.best_test_accuracy_percent:.2f}*"
-        differences = [with_interval(row.over_points.get(base), row.corrected_p.get(base)) for base in bases]
+        differences = [over_baseline(results, row, base) for base in bases]
         figures = ["" if row.published is None else f"{row.published.accuracy_percent:.2f}" for _ in beside]
         ours = [row.method, str(row.n), mean_and_deviation(test), interval(test)]
         rows.append([*ours, *differences, *figures, best, f"{row.train_accuracy_percent.mean:.2f}"])
@@ -69,6 +70,15 @@ def comparison(results: Results) -> Table:
         own = {"method": name, "published": f"{figure.accuracy:.2f}"}
         rows += [[own.get(column, "") for column in head]] if name not in results.measured else []
     return Table(head, rows)
+
+
+def over_baseline(results: Results, row: Row, base: str) -> str:
+    """Write a method's difference from a baseline: ‡ where it decides nothing, n where that is not the method's."""
+    if (gap := row.over_points.get(base)) is None:
+        return ""
+    is_barred = better_lost_seeds(results.measured, row.method, base, gap)
+    text = with_interval(gap, None if is_barred else row.corrected_p.get(base)) + " ‡" * is_barred
+    return text if gap.n == row.n else f"{text} (n = {gap.n})"
 
 
 def measures(results: Results) -> Table:
@@ -96,6 +106,12 @@ def ablation(split: str, found: Sequence[Line]) -> Table:
     return Table(head, rows)
 
 
+def in_common(results: Results, ablation: str) -> list[str]:
+    """Say what all variants of an ablation have otherwise than params.yaml, where there is something."""
+    said = [f"{key.rpartition('.')[2]} {value}" for key, value in results.in_common[ablation].items()]
+    return [f"All variants have {', '.join(said)}."] if said else []
+
+
 def families(results: Results) -> dict[str, int]:
     """Count how many comparisons of the table, and how many claims, are corrected together by Holm's procedure."""
     compared = {frozenset((row.method, base)) for row in results.rows for base in row.corrected_p}
@@ -113,7 +129,7 @@ def warnings(results: Results) -> list[str]:
     if not names:
         return []
     who, meaning = f"at chance level ({chance:.2f} %): {', '.join(names)}", "differences from them say little"
-    if len(names) == len(results.students):
+    if names == list(results.students):
         who, meaning = f"all students are at chance level ({chance:.2f} %)", "nothing here tells the methods apart"
     return [f"{who[0].upper()}{who[1:]}, which guessing gives too; {meaning}."]
 
@@ -171,7 +187,7 @@ def verdicts(results: Results) -> Table:
         gap, p, numbers = answer.difference_points, answer.corrected_p, [""] * 5
         if gap is not None and p is not None:
             other_images = f"± {answer.half_width_over_images_too_points:.2f}"
-            numbers = [with_interval(gap), other_images, str(gap.n), f"{p:.2g}", f"{answer.detectable_points:.2f}"]
+            numbers = [with_interval(gap), other_images, str(gap.n), p_value(p), f"{answer.detectable_points:.2f}"]
         rows.append([answer.claim, f"**{answer.verdict}**{mark}", *numbers])
     return Table(head, rows)
 
@@ -216,19 +232,23 @@ def listed(names: Sequence[str]) -> str:
 
 
 def outcome(found: Sequence[Line]) -> str:
-    """Say which variant is best, and whether it differs from the reference significantly."""
+    """Say which variant is best, by differences paired by seed, and whether it differs from the reference."""
     reference = next(line for line in found if line.reference)
-    ran = [line for line in found if line.accuracy_percent.n]
-    if not ran:
-        return "No seed of any variant came through."
-    best = max(ran, key=lambda line: line.accuracy_percent.mean)
-    gap, p, apart = best.over_reference_points, best.corrected_p, [x.label for x in ran if significant(x.corrected_p)]
-    if best is reference:
-        rest = f"significantly below it: {', '.join(apart)}" if apart else "no other differs significantly"
+    if not reference.accuracy_percent.n:
+        return f"Nothing to compare with: no seed of {reference.label} came through."
+    gains = {line.label: gap.mean for line in found if (gap := line.over_reference_points)}
+    best = max(found, key=lambda line: 0 if line is reference else gains.get(line.label, -math.inf))
+    gap, p, tested = best.over_reference_points, best.corrected_p, [x for x in found if x.corrected_p is not None]
+    below = [line.label for line in tested if significant(line.corrected_p) and gains[line.label] < 0]
+    if best.failed:
+        said = "which is not judged: seeds of it failed"
+    elif best is reference and tested:
+        rest = f"significantly below it: {', '.join(below)}" if below else "no other differs significantly"
         said = f"the reference; {rest}"
     elif gap is None or p is None:
-        said = f"not tested against {reference.label}: too few seeds, or identical differences"
+        against = "" if best is reference else f" against {reference.label}"
+        said = f"not tested{against}: too few seeds, or identical differences"
     else:
         known = "significant" if significant(p) else "not significant"
-        said = f"{with_interval(gap)} points over {reference.label} (corrected p = {p:.2g}): {known}"
+        said = f"{with_interval(gap)} points over {reference.label} (corrected p = {p_value(p)}): {known}"
     return f"Best: **{best.label}**, {said}."

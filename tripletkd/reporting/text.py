@@ -6,6 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tripletkd.analysis.statistics import significant
+
 NOTES = "notes.j2"  # macros for all templates
 # What XML does not allow, and control characters that it does.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -48,3 +50,9 @@ def render(template: str, **values: object) -> str:
     environment.filters["marked"] = marked
     notes = environment.get_template(NOTES).make_module(values)
     return printable(environment.get_template(template).render(**values, notes=notes))
+
+
+def p_value(p: float) -> str:
+    """Write a p-value with two significant digits, or as many as show on which side of 0.05 it lies."""
+    shown = (f"{p:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in shown if significant(float(text)) == significant(p)), str(p))
