@@ -53,13 +53,13 @@ def test_losses_are_drawn_beside_published_ones() -> None:
     """Two seeds of three epochs, evaluated at the first and the last."""
     assert figures.losses(results()) is None
     rows = [{"seed": s, "epoch": e, "train_loss": 0.5 * s, "test_loss": s + 1.0 / e} for e in (1, 3) for s in (1, 2)]
-    history = [{"seed": 1, "epoch": 2}, *rows]
+    history: list[dict[str, float]] = [{"seed": 1, "epoch": 2}, *rows]
     curve = [{"epoch": e, "test_accuracy": 50.0, "train_loss": 2.0, "test_loss": 2.5} for e in (1, 2, 3)]
     made = results(published_curves={"triplet": curve, "kd": curve}, histories={"triplet": history, "kd": HISTORY})
     drawn = figures.losses(made) or ""
     assert "At the end, test images: triplet 1.833, published 2.500." in drawn and ">kd, published<" not in drawn
     assert {"losses"} < page.pictures(replace(made, published_curves={"triplet": curve})).keys()
-    older: dict[str, list[dict[str, float]]] = {"triplet": [*history, {"seed": 3, "epoch": 1}]}  # logged no losses
+    older = {"triplet": [*history, {"seed": 3, "epoch": 1}]}  # logged no losses
     assert "triplet (2 of 3 seeds) 1.833" in (figures.losses(replace(made, histories=older)) or "")
 
 
