@@ -40,7 +40,8 @@ def main(stage: Stage) -> None:
         write_json(beside / FILE, asdict(Description(**found)))
     for kind, initial in found.items():
         mended = "".join(f"\n  {line}" for line in initial.mended)
-        stage.say(f"{folder / kind}.safetensors: {initial.source}, sha256 {initial.sha256[:12]}{mended}")
+        then = "taken as it is" if getattr(stage.suite, kind).recipe is None else f"from which the {kind} is trained"
+        stage.say(f"{folder / kind}.safetensors: {initial.source}, sha256 {initial.sha256[:12]}, {then}{mended}")
     if not found:
         stage.say(f"{folder}: this suite starts from no weights")
 
@@ -75,8 +76,6 @@ def obtain(stage: Stage, kind: Kind, settings: WeightsSettings, target: Path) ->
         to = pretrained.Fit(built, network.network, chosen, is_trained, settings.temperature)
         fitted = pretrained.fit(found, settings.source, to)
         if settings.temperature != 1:
-            if fitted.new_head:
-                raise UserError(f"{key}.temperature: found {settings.temperature:g} with a new last layer; expected 1")
             undivided = pretrained.fit(found, settings.source, replace(to, temperature=1.0))
             pretrained.check_temperature(to, undivided.tensors, fitted.tensors, shape, f"{key}.temperature")
         target.write_bytes(save(fitted.tensors))

@@ -140,24 +140,22 @@ def test_what_was_fetched_before_an_edit_of_params_is_refused() -> None:
     fetched(*words)
     train_teacher.main(stage("train_teacher", *words))
     distill.main(stage("distill", "method=scratch", *words))
-    warmer = [*words, f"{STUDENT}.weights.temperature=3"]
+    other = [*words, f"{STUDENT}.weights.classes=[1,0,2,3,4,5,6,7,8,9]"]
     with pytest.raises(UserError, match=r"digits.student, its weights or its network, was changed since"):
-        distill.main(stage("distill", "method=scratch", *warmer))
+        distill.main(stage("distill", "method=scratch", *other))
     fewer = [*words, f"{SUITE}.data.per_class=20"]
     with pytest.raises(UserError, match=r"made with all images as they are, params.yaml .* has per_class 20; run"):
         distill.main(stage("distill", "method=scratch", *fewer))
 
 
 def test_a_temperature_that_does_not_divide_the_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the last linear layer is not the one that makes the logits, or is a new one."""
+    """Where the last linear layer is not the one that makes the logits, or training makes them grow again."""
     content, _ = saved("paper_student_quarter")
-    words = f"{STUDENT}.weights={block('x.pth', content, temperature='2')}"
-    with monkeypatch.context() as patch:
-        patch.setattr(PaperStudent, "head_name", "fc1", raising=False)
-        assert "to divide fc1 does not divide the logits of paper_student_quarter" in refused(words)
-    content, _ = saved("paper_student_quarter", classes=30)
-    words = f"{STUDENT}.weights={block('x.pth', content, temperature='2')}"
-    assert "weights.temperature: found 2 with a new last layer" in refused(words)
+    softer = f"weights={block('x.pth', content, temperature='2')}"
+    assert "found 2 for a network that suites.digits.student.recipe trains further" in refused(f"{STUDENT}.{softer}")
+    monkeypatch.setattr(PaperStudent, "head_name", "fc1", raising=False)
+    words = [f"{TEACHER}.network=paper_student_quarter", f"{TEACHER}.recipe=null", f"{TEACHER}.{softer}"]
+    assert "to divide fc1 does not divide the logits of paper_student_quarter" in refused(*words)
 
 
 def test_every_seed_of_a_student_starts_from_its_weights() -> None:

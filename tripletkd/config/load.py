@@ -293,6 +293,11 @@ def _check_weights(key: str, network: TeacherSettings | StudentSettings) -> None
             f"{key}.weights.sha256: {found}; expected one of them: the file's sha256 (`sha256sum FILE`), or "
             "its hash in git (git_blob, `git hash-object FILE`)"
         )
+    if weights.temperature != 1 and network.recipe is not None:
+        raise UserError(
+            f"{key}.weights.temperature: found {weights.temperature:g} for a network that {key}.recipe trains further, "
+            "which makes its logits grow again; expected 1, or recipe: null"
+        )
     is_named = weights.source.startswith(models.COLLECTIONS)
     if is_named and weights.source != network.network.partition(":")[0]:
         raise UserError(

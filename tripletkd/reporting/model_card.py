@@ -69,6 +69,8 @@ class Description:
     classes: tuple[str, ...]
     images: dict[Literal["train", "test"], int]
     duplicates: dict[str, int]
+    orientation: str | None = None  # by which rule image files became pixels
+    resized: dict[str, object] | None = None  # image_size, and by which rule
 
 
 @dataclass(frozen=True)
