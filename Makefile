@@ -40,9 +40,12 @@ experiments: env ## experiments side by side: their metrics, and what of params.
 	@# without the columns of files, of lists and of the queue; in a pipe nothing is cut to 80 columns
 	@[ -t 1 ] || export COLUMNS=1000; dvc exp show --no-pager --only-changed --drop '^[^:]*/[^:]*$$|lock$$|^run\.|^claims|^(State|Executor)$$'
 
+# Not by `dvc exp run`, which first deletes the seeds that dvc.lock does not know, such as those of a run that was stopped
+SELECT = python -c 'import sys; from dvc.utils.hydra import apply_overrides; apply_overrides("params.yaml", sys.argv[1:])'
+
 resnets: env ## regenerate the suite digits_resnet, 17 methods on small ResNets: 17 minutes on two CPU cores
-	dvc exp run --set-param 'run.suites=[digits_resnet]' --set-param 'run.methods=$(RESNETS)' \
-		--set-param 'run.ablations=[]' --set-param 'run.splits=[test]'
+	@$(SELECT) 'run.suites=[digits_resnet]' 'run.methods=$(RESNETS)' 'run.ablations=[]' 'run.splits=[test]'
+	dvc repro
 	@$(LEFT)
 
 # Runs that were pulled need no images; a training that was begun here has them, and goes on
@@ -50,9 +53,8 @@ paper: env ## regenerate the paper's suite, CIFAR-10 at full length: for a GPU; 
 	@$(if $(filter-out authors sharp,$(TEACHER)),$(error TEACHER=$(TEACHER): expected authors, sharp, or nothing))
 	@$(if $(wildcard runs/$(CIFAR10)),,tripletkd plan $(CIFAR10) 'run.methods=$(PAPER)' 'run.ablations=[]' \
 		'run.splits=[test]' $(if $(YES),,--ask))
-	dvc exp run $(if $(wildcard data/$(CIFAR10)/images.npy),,$(if $(wildcard runs/$(CIFAR10)),--allow-missing)) \
-		--set-param 'run.suites=[$(CIFAR10)]' --set-param 'run.methods=$(PAPER)' --set-param 'run.ablations=[]' \
-		--set-param 'run.splits=[test]'
+	@$(SELECT) 'run.suites=[$(CIFAR10)]' 'run.methods=$(PAPER)' 'run.ablations=[]' 'run.splits=[test]'
+	dvc repro $(if $(wildcard data/$(CIFAR10)/images.npy),,$(if $(wildcard runs/$(CIFAR10)),--allow-missing))
 	@$(LEFT)
 
 cluster: env ## what is due as jobs of a Slurm cluster, SBATCH="--time=4:00:00 ..."; ARRAY=1: a job for each seed
@@ -96,7 +98,7 @@ restore: ## params.yaml, dvc.lock and results/ as they were committed, and the r
 	@git status --short params.yaml dvc.lock code.json results
 	@git diff --quiet HEAD params.yaml || { mkdir -p checkpoints && cp params.yaml checkpoints/params.$$$$.yaml && \
 		echo "params.yaml as it was: checkpoints/params.$$$$.yaml"; }
-	@git restore params.yaml dvc.lock code.json results
+	@git restore --source=HEAD --staged --worktree params.yaml dvc.lock code.json results
 	@# what is in no commit and not in the cache, such as a run that failed, is kept aside
 	@test -z "$$(git ls-files --others --exclude-standard results)" || { mkdir -p checkpoints/before-restore.$$$$ && \
 		git ls-files -z --others --exclude-standard results | tar --null -c -T - | tar -x -C checkpoints/before-restore.$$$$ && \
@@ -117,7 +119,7 @@ bench: env ## images per second, ours against a plain loop: see benchmarks/READM
 pictures: env ## the README's pictures of pages again, with Chromium
 	python docs/pictures.py
 
-clean: ## what the pipeline made, except results/ and DVC's cache
+clean: ## what the pipeline made, what was kept in checkpoints/ among it, except results/ and DVC's cache
 	rm -rf data weights runs logs checkpoints exports
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)

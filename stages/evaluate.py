@@ -25,7 +25,7 @@ def main(stage: Stage) -> None:
     history, mapped = place / f"{method}.csv", place / f"{method}_map.csv"
     write_csv(history, trained.history)
     write_csv(mapped, output_map(trained, teacher.test_logits, setup.data, read_initial(stage, "student")))
-    about = (methods.load(method).__doc__ or "").partition("\n")[0].rstrip(".") or None
+    about = methods.about(method)
     measured = replace(measured, history_sha256=sha256(history), map_sha256=sha256(mapped), about=about)
     measurement.write(place / f"{method}.json", measured)
     stage.made(f"{place / f'{method}.json'}: {measured.in_short}", "makes the table")

@@ -74,6 +74,12 @@ def read_teacher(stage: Stage) -> tuple[Measurement, Runs]:
     teacher = measurement.read(path, suite.name, "teacher")
     data, weights = teacher.identity.data_sha256, teacher.weights_sha256.get(suite.teacher.seed)
     refuse_other_run(stage, path, teacher, Runs(stage, data).teacher())
+    held_out = suite.holdout * len(teacher.class_names or ())
+    if stage.config.split == "validation" and teacher.test_images != held_out:
+        raise UserError(
+            f"{path}: measured on {teacher.test_images} images, suites.{suite.name}.holdout makes {held_out}; run its "
+            "stage again"
+        )
     return teacher, Runs(stage, data, weights)
 
 

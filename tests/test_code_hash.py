@@ -139,6 +139,15 @@ def test_a_method_that_another_takes_by_name_counts(copy: Path) -> None:
         hashes(copy)
 
 
+def test_a_method_that_is_taken_from_another_module_counts(copy: Path) -> None:
+    loss, elsewhere = copy / "tripletkd/methods/triplet.py", copy / "tripletkd/methods/elsewhere.py"
+    loss.rename(elsewhere)
+    loss.write_text("from tripletkd.methods.elsewhere import NEEDS, Params, loss, triplet_margin\n")
+    before = hashes(copy)
+    edit(elsewhere, r"near - far \+ margin", "2 * near - far + margin")
+    assert hashes(copy)[0] != before[0]
+
+
 def test_files_that_training_does_not_read_do_not_count(copy: Path, unchanged: tuple[str, str]) -> None:
     """A template of the report, an editor's swap file, published figures."""
     for name in ("reporting/page.html.j2", "methods/.swap", "published/more.csv"):
@@ -153,13 +162,16 @@ def test_files_that_training_does_not_read_do_not_count(copy: Path, unchanged: t
         ("Path(__file__).parent / 'a' / 'x.txt'", "tripletkd/methods/a/x.txt"),
         ("Path('tripletkd/methods/a/x.txt')", "tripletkd/methods/a/x.txt"),
         ("Path('priors/x.txt')", "priors/x.txt"),
+        ("Path('./priors/a x.txt')", "priors/a x.txt"),
+        ("(Path('priors') / 'x.txt')", "priors/x.txt"),
+        ("Path(os.path.join('priors', 'x.txt'))", "priors/x.txt"),
     ],
 )
 def test_a_file_that_is_read_counts(read: str, place: str, copy: Path) -> None:
     loss, file = copy / "tripletkd/methods/triplet.py", copy / place
     file.parent.mkdir()
     file.write_text("1")
-    edit(loss, "\nimport torch\n", "\nimport torch\nfrom pathlib import Path\n")
+    edit(loss, "\nimport torch\n", "\nimport torch\nimport os\nfrom pathlib import Path\n")
     edit(loss, r"near - far \+ margin", f"float(({read}).read_text()) * near - far + margin")
     before = hashes(copy)
     file.write_text("2")

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("tripletkd", "stages")
 OWN = ("tripletkd.methods.", "tripletkd.models.")  # packages to which people add files
 LOAD = "tripletkd.methods.load"
+PROTOCOL = ("loss", "Params", "NEEDS", "needs", "adapters", "by_class", "draw")  # what a method's module may have
 PRINTS = ("print", "tqdm.write", "warnings.warn")  # calls whose words are for people
 
 
@@ -189,6 +190,8 @@ class _Normalizer(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Follow a method that another one takes by its name, which must stand there."""
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("join", "joinpath"):
+            self._note_file("/".join(_texts_in(node)))
         first, _, rest = ast.unparse(node.func).partition(".")
         full = ".".join(filter(None, [self.imported.get(first), rest]))
         if self.module.name.startswith(OWN) and full == LOAD:
@@ -201,13 +204,23 @@ class _Normalizer(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, str) and re.fullmatch(r"[\w-][\w./-]{1,78}", node.value) and ".." not in node.value:
-            # A template beside the module, or a file that is read from the project's root
-            is_ours = node.value.startswith(tuple(f"{name}/" for name in PACKAGES))
-            folders = [ROOT] if is_ours else [self.module.path.parent]
-            folders += [ROOT] if self.module.name.startswith(OWN) else []
-            self.files |= {p for folder in folders if (p := folder / node.value).is_file() and p.suffix != ".py"}
+        self._note_file(node.value)
         return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Note a file whose path is put together, as in Path("assets") / "prior.npy"."""
+        if isinstance(node.op, ast.Div):
+            self._note_file("/".join(_texts_in(node)))
+        return self.generic_visit(node)
+
+    def _note_file(self, text: object) -> None:
+        """Note a template beside the module, or a file that is read from the project's root."""
+        if not isinstance(text, str) or not re.fullmatch(r"[\w./-][\w./ -]{1,78}", text) or ".." in text:
+            return
+        is_ours = text.startswith(tuple(f"{name}/" for name in PACKAGES))
+        folders = [ROOT] if is_ours else [self.module.path.parent]
+        folders += [ROOT] if self.module.name.startswith(OWN) else []
+        self.files |= {p for folder in folders if (p := folder / text).is_file() and p.suffix != ".py"}
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         full = self._full(node)
@@ -252,6 +265,12 @@ class _Normalizer(ast.NodeTransformer):
             return ".".join(parts[end:])
         self.packages.add(parts[0])
         return None if parts[0] in PACKAGES else ".".join(parts)
+
+
+def _texts_in(node: ast.AST) -> list[str]:
+    """List the texts in an expression, from left to right."""
+    found = [each for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    return [str(each.value) for each in sorted(found, key=lambda each: (each.lineno, each.col_offset))]
 
 
 def _dump(node: object) -> str:
@@ -314,8 +333,10 @@ def definition_of(thing: type | Callable[..., object]) -> Definition:
 def everything_in(module: str) -> list[Definition]:
     """List the definitions of a module, for code that is found by its module's name; none where there is no module."""
     _files()
-    found = _module(module)
-    return [Definition(module, name) for name in found.definitions] if found else []
+    if (found := _module(module)) is None:
+        return []
+    taken = [full for name in PROTOCOL if (full := found.imported.get(name))]  # from another module, as they are
+    return [*(Definition(module, name) for name in found.definitions), *(Definition(*f.rsplit(".", 1)) for f in taken)]
 
 
 def meaning(roots: Sequence[Definition], without: Sequence[Definition] = ()) -> str:

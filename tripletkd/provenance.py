@@ -35,6 +35,7 @@ INSTRUCTIONS_FROM = (
     "DNNL_MAX_CPU_ISA",
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
 )
 FLAGS = re.compile(r"fma|avx\w*|amx\w*|sse4_2|asimd\w*|sve\w*|i8mm|bf16")  # of a processor, on which kernels depend
 

@@ -1,5 +1,6 @@
 """The command line that all stages share: what it takes, and what it says when something is wrong."""
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from tripletkd.cli import push_pull, verify
 from tripletkd.config.load import load
-from tripletkd.errors import Paused
+from tripletkd.errors import Paused, UserError
 from tripletkd.pipeline import stage
 from tripletkd.pipeline.arguments import parse
 from tripletkd.pipeline.stage import EX_TEMPFAIL, errors_for_people
@@ -120,3 +122,36 @@ def test_code_that_was_edited_within_a_second_is_the_code_that_runs(tmp_path: Pa
             done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
             assert done.stdout == f"{text}\n"
     assert list(package.glob("__pycache__/probe.*"))
+
+
+def test_an_ablation_is_of_its_own_split_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert stage.open_stage("ablate", ["suite=digits", "ablation=margin"]).config.split == "validation"
+    assert stage.open_stage("distill", ["suite=digits", "method=kd"]).config.split == "test"
+
+
+def test_a_table_is_verified_whatever_splits_params_yaml_names_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make paper` leaves one split, and the digits' ablations are of another."""
+    monkeypatch.chdir(ROOT)
+    words = ["run.splits=[test]", "run.methods=[scratch]", *verify.as_tabulated("digits"), "suite=digits"]
+    tabulated = stage.open_stage("tabulate", words).config
+    assert (
+        tabulated.run.ablation_split == "validation" and tabulated.split == "test" and "pair" in tabulated.run.methods
+    )
+
+
+def test_a_suite_whose_name_begins_like_another_is_left_to_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    names = {"digits": "runs/digits/test/kd", "digits-small": "runs/digits-small/test/kd"}
+    stages = {f"distill@{suite}-kd": {"outs": [{"path": path, "md5": "a.dir"}]} for suite, path in names.items()}
+    stages |= {f"fetch@{suite}": {"outs": []} for suite in names}
+    Path("dvc.lock").write_text(json.dumps({"stages": stages}))
+    for suite, path in names.items():
+        assert [str(output.path) for output in push_pull.outputs(suite)[0]] == [path]
+    stages["distill@digits-kd"]["outs"][0]["path"] = "runs/elsewhere/test/kd"
+    Path("dvc.lock").write_text(json.dumps({"stages": stages}))
+    with pytest.raises(UserError, match="expected a path in runs/digits; do not share it"):
+        push_pull.outputs("digits")

@@ -40,7 +40,9 @@ def as_tabulated(suite: str) -> list[str]:
         return []
     params = made["params"]["params.yaml"]
     lists = [f"{key}=[{','.join(params[key])}]" for key in ("run.methods", "run.ablations")]
-    return [*lists, f"run.ablation_split={params['run.ablation_split']}", *made["cmd"].split()[3:]]
+    words, split = made["cmd"].split()[3:], params["run.ablation_split"]
+    splits = dict.fromkeys([split, *(word.removeprefix("split=") for word in words if word.startswith("split="))])
+    return [*lists, f"run.splits=[{','.join(splits)}]", f"run.ablation_split={split}", *words]
 
 
 def verify(tabulated: Stage, overrides: Sequence[str] = ()) -> str:

@@ -27,7 +27,8 @@ def compose(folder: Path, overrides: Sequence[str]) -> Json:
     for override in overrides:
         _apply(tree, override)
     if tree["split"] is None:
-        tree["split"] = tree["run"].get("split", "test") if isinstance(tree.get("run"), dict) else "test"
+        key = "split" if tree["ablation"] is None else "ablation_split"
+        tree["split"] = tree["run"].get(key, "test") if isinstance(tree.get("run"), dict) else "test"
     for key, value in _places(tree):
         _check_value(value, key)
     return tree

@@ -75,3 +75,8 @@ def needs(method: Method[P], params: P) -> frozenset[str]:
 def by_class(method: Method[P], params: P) -> bool:
     """Say whether a method compares images by their labels, beyond the cross-entropy."""
     return hasattr(method, "by_class") and method.by_class(params)
+
+
+def about(name: str) -> str | None:
+    """Say what a method is in the words of its own file; None where it does not say it."""
+    return (load(name).__doc__ or "").partition("\n")[0].rstrip(".") or None

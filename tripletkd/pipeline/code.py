@@ -34,7 +34,8 @@ def code_of_stage(stage: str, method: str | None = None) -> dict[str, str]:
     # What a stage calls through the objects that params.yaml makes
     roots += [Definition(*name.split(":")) for name in COMPUTES if stage not in FETCHES or "config" in name]
     without = [Definition(*name.split(":")) for name in COMPUTES_NOTHING]
-    return {"code": meaning(roots, without), **versions_of(roots, without)}
+    found = {"code": meaning(roots, without), **versions_of(roots, without)}
+    return found if stage != "evaluate" or by_name is None else {**found, "about": methods.about(by_name) or ""}
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from tripletkd import models
 from tripletkd.errors import Paused, UserError
 from tripletkd.evaluation.metrics import TripletMetrics
 from tripletkd.files import Json, whole
-from tripletkd.pipeline.fetched_weights import read_initial
-from tripletkd.pipeline.jobs import Setup, is_of, load_teacher, make_trainer, set_up
+from tripletkd.pipeline.fetched_weights import initial_of, read_initial
+from tripletkd.pipeline.jobs import Setup, is_of, kind_of, load_teacher, make_trainer, set_up
 from tripletkd.pipeline.locks import exclusive
 from tripletkd.pipeline.stage import EX_TEMPFAIL, Stage, errors_for_people, torchrun
 from tripletkd.provenance import environment, fingerprint
@@ -115,7 +115,13 @@ def train_run(training: Training) -> TrainedRun:
             _train(replace(training, processes=processes), wanted)
         if processes.rank:
             sys.exit()  # what is left to do, the first process does
-    return run_record.read_run(training.folder, wanted)
+    trained = run_record.read_run(training.folder, wanted)
+    if other := [record.seed for record in trained.records if not is_of(training.stage, job, record)]:
+        raise UserError(
+            f"{training.folder}: seed {other[0]} was trained with other parameters meanwhile, by another process; run "
+            "the same command again"
+        )
+    return trained
 
 
 def _train(training: Training, wanted: Sequence[int]) -> None:
@@ -378,8 +384,8 @@ def _keep_earlier(training: Training, seeds: Sequence[int]) -> None:
     """Copy finished seeds that are about to be replaced to the checkpoints: what was finished is never lost."""
     kept = []
     for seed in seeds:
-        with suppress(UserError, OSError):  # there is none, or nothing that could be used
-            [record] = run_record.read_run(training.folder, [seed]).records
+        with suppress(UserError, OSError):  # there is none; the network may be another by now
+            record = run_record.read_record(run_record.seed_folder(training.folder, seed))
             kept.append(_aside(training, record))
             if not kept[-1].exists():
                 with whole(kept[-1]) as beside:
@@ -456,7 +462,14 @@ def _train_alone(stage: Stage, job: Job, code: str, seed: int, epochs: "Synchron
         if replace(job).code != code:
             raise UserError(f"{job.identity}, seed {seed}: the code was changed before its process began; run it again")
         setup = set_up(stage)
-        teacher = load_teacher(stage, setup)[0] if job.teacher_network else None
+        teacher, teacher_sha256 = load_teacher(stage, setup) if job.teacher_network else (None, None)
+        initial = initial_of(stage, kind_of(job.identity.name))
+        here = (setup.data_sha256, teacher_sha256, initial.sha256 if initial else None)
+        if here != (job.identity.data_sha256, job.identity.teacher_sha256, job.identity.initial_sha256):
+            raise UserError(
+                f"{job.identity}, seed {seed}: the data, the teacher or the initial weights were changed before its "
+                "process began; run it again"
+            )
         _train_group(Training(stage, setup, job, teacher), [seed], _Counter(epochs))
 
 

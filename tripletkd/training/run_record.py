@@ -197,8 +197,9 @@ def load_network(folder: Path, record: Record) -> nn.Module:
     with nullcontext() if is_small else torch.device("meta"):  # which takes no memory, but a second of imports
         network = make(seed=0)
     expected = network.state_dict()
-    if other := [name for name in expected if name not in found or found[name].shape != expected[name].shape]:
-        raise UserError(f"{path}: {other[0]} is not of the shape that {RECORD} says; run the stage again")
+    shapes, expected_shapes = ({name: t.shape for name, t in of.items()} for of in (found, expected))
+    if other := [name for name in shapes | expected_shapes if shapes.get(name) != expected_shapes.get(name)]:
+        raise UserError(f"{path}: {other[0]} is not of the network that {RECORD} says; run the stage again")
     network = network if is_small else make(seed=0)
     network.load_state_dict(found, assign=True)
     return network
