@@ -272,7 +272,7 @@ def test_every_example_suite_is_valid(tmp_path: Path) -> None:
     (tmp_path / "tripletkd").symlink_to(ROOT / "tripletkd")  # with the published figures
     settings = load(tmp_path, [f"run.suites=[{','.join(examples['suites'])}]", "run.ablations=[margin]"])
     suites = {name: settings.for_suite(name) for name in settings.suites}
-    assert sum(len(suites[name].published) for name in examples["suites"]) == 4 * 14 + 1 + 4
+    assert sum(len(suites[name].published) for name in examples["suites"]) == 4 * 15 + 1 + 4
     nckd = [getattr(suites[name].methods["dkd"], "nckd") for name in ("digits", "cifar100_vgg13_vgg8")]  # noqa: B009
     assert nckd == [8.0, 6.0]
 

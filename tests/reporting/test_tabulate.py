@@ -25,7 +25,13 @@ from tripletkd.reporting import folder
 from tripletkd.training.job import Job
 
 METHODS = ("scratch", "kd", "triplet")
-WORDS = ["suite=digits", f"run.methods=[{','.join(METHODS)}]", "run.ablations=[margin]", "suites.digits.seeds=[1,2,3]"]
+WORDS = [
+    "suites.digits.holdout=500",
+    "suite=digits",
+    f"run.methods=[{','.join(METHODS)}]",
+    "run.ablations=[margin]",
+    "suites.digits.seeds=[1,2,3]",
+]
 WORDS += ["suites.digits.published=tripletkd/published/cifar10.csv"]
 MEASURED_AT = Path("results/digits/measured")
 
