@@ -2,22 +2,18 @@
 
 from __future__ import annotations  # the types' module imports SciPy
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tripletkd.errors import UserError
-from tripletkd.files import Json
 from tripletkd.pipeline import environments
 from tripletkd.pipeline.stage import Stage, run
 
 if TYPE_CHECKING:
     from tripletkd.analysis.comparison import Results
     from tripletkd.evaluation.measurement import Measurement, VariantMeasurement
-    from tripletkd.methods import MethodParams
     from tripletkd.pipeline.jobs import Runs
     from tripletkd.training.job import Job
-    from tripletkd.training.optim import Recipe
 
 
 def main(stage: Stage) -> None:
@@ -58,7 +54,7 @@ def gather(stage: Stage) -> tuple[Results, list[Measurement]]:
         published_curves={name: read_history(Path(each.curve)) for name, each in published.items() if each.curve},
         ablation_split=config.run.ablation_split,
         ablations={name: ablation.lines(variants) for name, variants in ablated.items()},
-        in_common={name: in_common(stage, name) for name in ablated},
+        in_common={name: stage.suite.ablations[name][0].in_common for name in ablated},
         starts_elsewhere=any(network.weights is not None for network in (stage.suite.teacher, stage.suite.student)),
     )
     of_variants = [each.measurement for variants in ablated.values() for each in variants]
@@ -129,20 +125,6 @@ def read_ablation(stage: Stage, runs: Runs, name: str) -> list[VariantMeasuremen
     for each, variant in zip(measured, variants, strict=True):
         refuse_other_run(stage, path, each.measurement, runs.variant(name, variant))
     return measured
-
-
-def in_common(stage: Stage, ablation: str) -> Json:
-    """Say what all variants of an ablation have otherwise than params.yaml, which their labels leave out."""
-    from tripletkd.config.schema import ABLATED
-    from tripletkd.files import flat
-
-    def values(params: MethodParams, recipe: Recipe) -> list[tuple[str, object]]:
-        return [*flat(asdict(params)), *flat(asdict(recipe))]
-
-    suite, variants = stage.suite, stage.suite.ablations[ablation]
-    configured = values(suite.methods[ABLATED], suite.student.recipe)
-    told = [values(each.params, each.recipe) for each in variants]
-    return {key: x for key, x in told[0] if (key, x) not in configured and all((key, x) in of for of in told)}
 
 
 def refuse_other_run(stage: Stage, path: Path, measured: Measurement, job: Job) -> None:

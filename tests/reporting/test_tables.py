@@ -135,7 +135,7 @@ def test_a_p_value_shows_on_which_side_of_the_level_it_lies(p: float, text: str)
 
 
 def test_what_all_variants_of_an_ablation_have_in_common_is_said() -> None:
-    text = tables.markdown(results(in_common={"margin": {"triplet": 0, "optimizer.weight_decay": 0.01}}))
+    text = tables.markdown(results(in_common={"margin": {"triplet": 0, "weight_decay": 0.01}}))
     assert "## Ablation: margin\n\nAll variants have triplet 0, weight_decay 0.01.\n\n| variant |" in text
 
 

@@ -123,7 +123,7 @@ class Results:
     published_curves: Mapping[str, Sequence[Mapping[str, float]]]
     ablation_split: str
     ablations: Mapping[str, Sequence[Line]]
-    in_common: Mapping[str, Mapping[str, object]]  # by ablation, what all variants have otherwise than params.yaml
+    in_common: Mapping[str, Mapping[str, object]]  # by ablation, what all variants change alike
     starts_elsewhere: bool = False  # whether a network starts from weights that were trained elsewhere
 
     @cached_property

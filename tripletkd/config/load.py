@@ -356,7 +356,9 @@ def _variants(key: str, entries: Sequence[Block], params: MethodParams, recipe: 
     shared = {name for name in first if all(name in v.changed and v.changed[name] == first[name] for v in variants)}
     if any(variant.changed and variant.changed.keys() <= shared for variant in variants):
         shared = set()  # of one nothing would be left, and it is not as configured
-    told = [replace(v, changed={name: x for name, x in v.changed.items() if name not in shared}) for v in variants]
+    common = {name: first[name] for name in first if name in shared}
+    own = [{name: value for name, value in v.changed.items() if name not in shared} for v in variants]
+    told = [replace(v, changed=changed, in_common=common) for v, changed in zip(variants, own, strict=True)]
     labels = [variant.label for variant in told]
     for label in labels:
         if labels.count(label) > 1:

@@ -4,7 +4,7 @@ A choice is a Literal, a range is one of annotated_types, and a key without a de
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -253,6 +253,7 @@ class Variant:
     changed: Block
     params: MethodParams  # of the method ABLATED
     recipe: Recipe
+    in_common: Block = field(default_factory=dict)  # what all lines change alike, and `changed` leaves out
 
     @property
     def label(self) -> str:

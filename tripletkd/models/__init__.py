@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tripletkd.errors import UserError
 from tripletkd.models.cifar import VGG, ResNet, WideResNet
-from tripletkd.models.library_networks import STAGES, parse
+from tripletkd.models.external import STAGES, parse
 from tripletkd.models.paper import PaperStudent, PaperTeacher, SecondStudent
 from tripletkd.models.timm import TimmNetwork, is_known
 from tripletkd.models.torchvision import TorchvisionNetwork

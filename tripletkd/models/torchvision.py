@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from tripletkd.errors import UserError
 from tripletkd.models.dropout import StochasticDepth
-from tripletkd.models.library_networks import ForeignNetwork, parse
+from tripletkd.models.external import ForeignNetwork, parse
 
 
 class TorchvisionNetwork(ForeignNetwork):

@@ -85,7 +85,7 @@ class Stage:
             print(text, flush=True)
 
     def made(self, text: str, remains: str) -> None:
-        """Print what was made, and what `dvc repro` would do with it, where it is not at work."""
+        """Print what was made; outside `dvc repro`, also what that would do with it."""
         self.say(text if "DVC_STAGE" in os.environ else f"{text}; `dvc repro` {remains}")
 
     def log(self, since: float | None = None, **more: object) -> Json:

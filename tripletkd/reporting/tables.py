@@ -107,8 +107,8 @@ def ablation(split: str, found: Sequence[Line]) -> Table:
 
 
 def in_common(results: Results, ablation: str) -> list[str]:
-    """Say what all variants of an ablation have otherwise than params.yaml, where there is something."""
-    said = [f"{key.rpartition('.')[2]} {value}" for key, value in results.in_common[ablation].items()]
+    """Say what all variants of an ablation change alike, which their labels leave out, where there is something."""
+    said = [f"{key} {value}" for key, value in results.in_common[ablation].items()]
     return [f"All variants have {', '.join(said)}."] if said else []
 
 
